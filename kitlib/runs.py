@@ -1,0 +1,204 @@
+"""One run, one directory: params.json first, guesses in between, metrics.json last.
+
+A directory without metrics.json is unfinished and can be resumed with the same settings; other settings are refused
+with the difference shown, because a run trained half with one setting and half with another is nobody's result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import importlib.metadata
+import json
+import logging
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kitlib import __version__, paths
+from kitlib.guesses import Guesses
+from kitlib.paths import KitError, atomic_write
+
+log = logging.getLogger(__name__)
+
+LIBRARIES = ("numpy", "pandas", "torch", "timm", "transformers", "pytorch-lightning", "scikit-learn")
+HEADLINE_MIME = "application/vnd.kitlib.headline+json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's directory and what is in it; made by `start`, opened again by `open_run`."""
+
+    name: str
+    dir: Path
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Everything recorded when the run was started; the caller's settings are under "settings"."""
+        return json.loads((self.dir / "params.json").read_text())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the run was started with."""
+        return self.params["settings"]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where training keeps what it needs to resume, and the trained weights."""
+        return self.dir / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        """Pictures and maps made of this run."""
+        (self.dir / "figures").mkdir(parents=True, exist_ok=True)
+        return self.dir / "figures"
+
+    @property
+    def finished(self) -> bool:
+        """Whether metrics.json, the last file, is there."""
+        return (self.dir / "metrics.json").is_file()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What `finish` wrote. Raises KitError for a run that is not finished."""
+        if not self.finished:
+            raise KitError(f"run {self.name} is not finished: it has no metrics.json; run its training again to go on")
+        return json.loads((self.dir / "metrics.json").read_text())
+
+    def save_guesses(self, split: str, guesses: Guesses) -> Path:
+        """Write oof.npz (held-out training places) or test.npz."""
+        path = self._guesses_path(split)
+        guesses.save(path)
+        return path
+
+    def guesses(self, split: str) -> Guesses:
+        """The run's guesses for "oof" or "test"."""
+        path = self._guesses_path(split)
+        if not path.is_file():
+            raise KitError(f"run {self.name} has no {path.name}: run its training notebook to the end first")
+        return Guesses.load(path)
+
+    def finish(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Write metrics.json, which marks the run as finished, and return the metrics."""
+        write_json(self.dir / "metrics.json", metrics)
+        return metrics
+
+    def _guesses_path(self, split: str) -> Path:
+        if split not in ("oof", "test"):
+            raise KitError(f"guesses of {split!r}: allowed are 'oof' and 'test'")
+        return self.dir / f"{split}.npz"
+
+
+def start(name: str, settings: dict[str, Any], *, data: dict[str, str], overwrite: bool = False) -> Run:
+    """Start a run, or resume it when it was started with the same settings and data.
+
+    `settings` holds every resolved value that decides the result, `data` the checksums of what it is trained on.
+    Raises KitError with the difference when a run of that name was started with others, unless `overwrite`, which
+    deletes the old run.
+    """
+    run = Run(name, paths.run_dir(name))
+    decides = json.loads(json.dumps({"settings": settings, "data": data}))
+    if overwrite and run.dir.is_dir():
+        log.info("run %s: starting over, the old one is deleted", name)
+        shutil.rmtree(run.dir)
+    if (run.dir / "params.json").is_file():
+        recorded = run.params
+        changes = [
+            f"{key} was {was!r}, now {now!r}"
+            for part in decides
+            for key, was, now in difference(recorded[part], decides[part])
+        ]
+        if changes:
+            raise KitError(
+                f"run {name} was started with other settings ({'; '.join(changes)}): "
+                "take another run name, the old settings, or overwrite the run"
+            )
+        return run
+    write_json(
+        run.dir / "params.json",
+        decides
+        | {
+            "run": name,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "kitlib": __version__,
+            "git": git_commit(),
+            "python": platform.python_version(),
+            "libraries": library_versions(),
+        },
+    )
+    return run
+
+
+def open_run(name: str) -> Run:
+    """An existing run. Raises KitError listing the runs there are."""
+    run = Run(name, paths.run_dir(name))
+    if not (run.dir / "params.json").is_file():
+        raise KitError(f"there is no run {name!r}; there are: {', '.join(list_runs()) or 'none yet'}")
+    return run
+
+
+def list_runs() -> list[str]:
+    """Names of all runs, finished or not."""
+    return sorted(file.parent.name for file in paths.runs_dir().glob("*/params.json"))
+
+
+def difference(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, old value, new value) for each key whose values differ; an absent key counts as None.
+
+    >>> difference({"epochs": 3, "seed": 0}, {"epochs": 5, "seed": 0})
+    [('epochs', 3, 5)]
+    """
+    keys = dict.fromkeys([*was, *now])
+    return [(key, was.get(key), now.get(key)) for key in keys if was.get(key) != now.get(key)]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write readable JSON, atomically."""
+    with atomic_write(path) as beside:
+        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, "+" behind it when files were changed since, or None outside a git checkout."""
+    try:
+        command = ["git", "-C", str(paths.checkout()), "describe", "--always", "--abbrev=12", "--dirty=+"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that decide a result."""
+    versions = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A notebook's last value: what came out, and the files it wrote. Plans and the report read it."""
+
+    label: str
+    value: str
+    wrote: tuple[str, ...]
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        wrote = "".join(f"<li><code>{html.escape(path)}</code></li>" for path in self.wrote)
+        return {
+            HEADLINE_MIME: {"label": self.label, "value": self.value, "wrote": list(self.wrote)},
+            "text/html": f"<p>{html.escape(self.label)}: <b>{html.escape(self.value)}</b></p><ul>{wrote}</ul>",
+            "text/plain": f"{self.label}: {self.value}\n" + "\n".join(self.wrote),
+        }
+
+
+def headline(label: str, value: object, wrote: Sequence[Path] = ()) -> Headline:
+    """The last value of a notebook; a float is shown with four decimals, paths below home relative to it."""
+    shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return Headline(label, shown, tuple(paths.relative(path) for path in wrote))

@@ -1,0 +1,75 @@
+"""Paths: where data is looked for, atomic writes, digests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kitlib import paths
+from kitlib.paths import KitError
+
+
+def test_home_is_the_checkout_unless_named(home, monkeypatch):
+    assert paths.home() == home.resolve()
+    monkeypatch.delenv("KITLIB_HOME")
+    assert (paths.home() / "kitlib/paths.py").is_file()
+
+
+def test_data_is_found_by_path_and_by_name(home):
+    inner = home / "data/raw/us/kaggle_dataset"
+    inner.mkdir(parents=True)
+    assert paths.find_data("us") == paths.find_data(inner.parent) == paths.find_data(inner) == inner.resolve()
+    (home / "data/raw/packed.zip").touch()
+    assert paths.find_data("packed").name == "packed.zip"
+    with pytest.raises(KitError, match="'eu' is not there; looked for"):
+        paths.find_data("eu")
+
+
+def test_kaggle_mounts_are_tried(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "KAGGLE_INPUT", tmp_path / "input")
+    for mount in ("competitions/a", "b", "datasets/someone/c"):
+        (tmp_path / "input" / mount / "kaggle_dataset").mkdir(parents=True)
+        found = paths.find_data(mount.split("/")[-1])
+        assert found.parts[-1] == "kaggle_dataset" and mount in found.as_posix()
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("/d/us/kaggle_dataset", "us"), ("/x/data/raw/kaggle_dataset", "kaggle"), ("/d/My data.zip", "my-data")],
+)
+def test_data_sets_get_short_names(folder, name):
+    assert paths.data_name(Path(folder)) == name
+
+
+def test_an_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
+    target = tmp_path / "new" / "a.txt"
+    with paths.atomic_write(target) as beside:
+        beside.write_text("old")
+    with pytest.raises(RuntimeError), paths.atomic_write(target) as beside:
+        beside.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old" and list(target.parent.iterdir()) == [target]
+
+
+def test_digests_tell_content_dtype_shape_and_boundaries_apart(tmp_path):
+    (tmp_path / "a").write_bytes(b"ab")
+    zeros = np.zeros(4, np.float32)
+    different = [
+        paths.digest("ab"),
+        paths.digest("a", "b"),
+        paths.digest(tmp_path / "a"),
+        paths.digest(zeros),
+        paths.digest(zeros.reshape(2, 2)),
+        paths.digest(zeros.astype(np.int32)),
+    ]
+    assert len(set(different)) == len(different)
+    assert paths.digest("ab") == paths.digest(b"ab") and len(different[0]) == 16
+
+
+@pytest.mark.parametrize(("name", "value"), [("KITLIB_DEVICE", "tpu"), ("KITLIB_WORKERS", "0")])
+def test_impossible_settings_of_the_machine_are_refused(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(KitError, match=name):
+        paths.device_name() if name == "KITLIB_DEVICE" else paths.workers()
