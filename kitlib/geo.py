@@ -16,7 +16,7 @@ EARTH_RADIUS_KM = 6371.0
 BLOCK = 2**17  # elements worked on at once: temporaries of 1 MB stay in the cache
 SAME_PLACE_RAD = 1e-8  # 6 cm: closer points count as one, and a median that moves less has arrived
 MEDIAN_STEPS = 1000  # a bound that only rows with a nearly flat objective meet
-MEDIAN_STARTS = 16  # input points tried as the start of a median
+MEDIAN_STARTS = 64  # input points tried as the start of a median, heaviest first
 
 Array = NDArray[np.floating]
 
@@ -179,46 +179,86 @@ def _normalised(vectors: Array) -> Array:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def _angles_rad(from_: Array, x: Array, y: Array, z: Array) -> tuple[Array, Array]:
-    """Squared chords and angles (n, K) between vectors from_ (n, 3) and those with coordinates x, y, z (n, K)."""
-    squared = (x - from_[:, :1]) ** 2
-    for axis, other in ((1, y), (2, z)):
-        squared += (other - from_[:, axis : axis + 1]) ** 2
-    return squared, 2 * np.arcsin(np.minimum(np.sqrt(squared) / 2, 1))
-
-
 def _median_vectors(vectors: Array, weights: Array) -> Array:
     """The geometric medians (n, 3) of unit vectors (n, K, 3) with weights (n, K) that sum to 1."""
-    n = len(weights)
-    x, y, z = (np.ascontiguousarray(vectors[..., axis]) for axis in range(3))
-
-    median, least = np.empty((n, 3)), np.full(n, np.inf)
-    heaviest = np.argsort(-weights, axis=1, kind="stable")[:, :MEDIAN_STARTS]
-    starts = [vectors[np.arange(n), k] for k in heaviest.T] + [_normalised(_mean_vector(vectors, weights))]
-    for start in starts:
-        total = np.einsum("nk,nk->n", weights, _angles_rad(start, x, y, z)[1])
-        median[total < least] = start[total < least]
-        least = np.minimum(least, total)
-
-    moving = np.arange(n)
+    columns = np.ascontiguousarray(np.swapaxes(vectors, 1, 2))  # (n, 3, K)
+    median = _best_start(vectors, columns, weights)
+    rows, trial = np.arange(len(median)), median  # the rows that still move, and where they are looked at next
+    least, fallback, fallback_rad = np.full(len(median), np.inf), median, np.full(len(median), np.inf)
     for _ in range(MEDIAN_STEPS):
-        here = median[moving]
-        squared, angle_rad = _angles_rad(here, x, y, z)
-        at_point = angle_rad < SAME_PLACE_RAD
-        sine = np.sqrt(squared * np.maximum(1 - squared / 4, 0))
-        # A point at the antipode pulls in no direction; one right here only holds the median back.
-        pull = np.where(at_point | (sine < SAME_PLACE_RAD), 0, weights / np.maximum(sine, SAME_PLACE_RAD))
-        held = np.einsum("nk,nk->n", weights, at_point)
-        slope = np.stack([np.einsum("nk,nk->n", pull, c) for c in (x, y, z)], axis=1)
-        slope -= np.einsum("nd,nd->n", slope, here)[:, None] * here
-        steep = np.linalg.norm(slope, axis=1)
-        stiffness = np.where(at_point, 0, weights / np.maximum(angle_rad, SAME_PLACE_RAD)).sum(axis=1)
-        step_rad = np.maximum(steep - held, 0) / np.where(stiffness > 0, stiffness, 1)
-        direction = slope / np.where(steep > 0, steep, 1)[:, None]
-        median[moving] = _normalised(here * np.cos(step_rad)[:, None] + direction * np.sin(step_rad)[:, None])
-        keep = step_rad > SAME_PLACE_RAD
+        frame = _frames(trial)
+        total, weiszfeld, newton = _median_steps(frame @ columns, weights)
+        worse = total >= least * (1 - 1e-15)  # Newton went too far: take Weiszfeld's step, then look again
+        trial = np.where(worse[:, None], fallback, _step(frame, newton))
+        moved_rad = np.where(worse, fallback_rad, np.linalg.norm(newton, axis=1))
+        least = np.where(worse, np.inf, total)
+        median[rows] = trial
+        keep = moved_rad > SAME_PLACE_RAD
         if not keep.any():
             break
+        rows, trial, least = rows[keep], trial[keep], least[keep]
+        fallback, fallback_rad = _step(frame, weiszfeld)[keep], np.linalg.norm(weiszfeld, axis=1)[keep]
         if not keep.all():
-            moving, x, y, z, weights = moving[keep], x[keep], y[keep], z[keep], weights[keep]
+            columns, weights = columns[keep], weights[keep]
     return median
+
+
+def _best_start(vectors: Array, columns: Array, weights: Array) -> Array:
+    """Of the mean and the MEDIAN_STARTS heaviest points, the vector (n, 3) with the least sum of distances."""
+    best, least = _normalised(_mean_vector(vectors, weights)), np.full(len(vectors), np.inf)
+    heaviest = np.argsort(-weights, axis=1, kind="stable")[:, :MEDIAN_STARTS]
+    for start in [best.copy(), *(vectors[np.arange(len(vectors)), k] for k in heaviest.T)]:
+        angle_rad = np.arccos(np.clip(np.einsum("nd,ndk->nk", start, columns), -1, 1))
+        total = np.einsum("nk,nk->n", weights, angle_rad)
+        best[total < least] = start[total < least]
+        least = np.minimum(least, total)
+    return best
+
+
+def _frames(vectors: Array) -> Array:
+    """Orthonormal axes (n, 3, 3) at unit vectors (n, 3): two in the tangent plane, then the vector itself."""
+    away = np.zeros_like(vectors)
+    away[np.arange(len(vectors)), np.abs(vectors).argmin(axis=1)] = 1
+    first = _normalised(np.cross(away, vectors))
+    return np.stack([first, np.cross(vectors, first), vectors], axis=1)
+
+
+def _step(frame: Array, tangent: Array) -> Array:
+    """Where one comes (n, 3) by going along `tangent` (n, 2), in radians, from the vectors of `frame` (n, 3, 3)."""
+    length = np.linalg.norm(tangent, axis=1, keepdims=True)
+    local = np.concatenate([tangent * np.sinc(length / np.pi), np.cos(length)], axis=1)
+    return _normalised(np.einsum("na,nad->nd", local, frame))
+
+
+def _median_steps(local: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """The sum of distances (n,) seen from the origin of local coordinates (n, 3, K), and two ways to lessen it.
+
+    Weiszfeld's step (n, 2) always does, but converges slowly; Newton's (n, 2) converges in a few steps where the
+    sum is smooth and convex, and is replaced by Weiszfeld's where it is not.
+    """
+    a, b, c = local[:, 0], local[:, 1], local[:, 2]
+    sine = np.sqrt(a * a + b * b)
+    angle_rad = np.arctan2(sine, c)
+    total = np.einsum("nk,nk->n", weights, angle_rad)
+    at_point = angle_rad < SAME_PLACE_RAD
+    held = np.einsum("nk,nk->n", weights, at_point)
+
+    stiffness = np.divide(weights, angle_rad, out=np.zeros_like(sine), where=~at_point).sum(axis=1)
+    pull = np.divide(weights, sine, out=np.zeros_like(sine), where=sine >= SAME_PLACE_RAD)  # none from the antipode
+    slope = np.stack([np.einsum("nk,nk->n", pull, a), np.einsum("nk,nk->n", pull, b)], axis=1)
+    steep = np.linalg.norm(slope, axis=1)
+    # A point right here holds the median with its weight (Vardi and Zhang).
+    scale = np.maximum(steep - held, 0) / np.where(steep > 0, steep, 1) / np.where(stiffness > 0, stiffness, 1)
+    weiszfeld = slope * scale[:, None]
+
+    # The Hessian of a distance is cot(angle) across its direction and nothing along it.
+    across = np.einsum("nk,nk->n", pull, c)
+    bend = np.divide(pull * c, sine * sine, out=np.zeros_like(sine), where=pull > 0)
+    aa = across - np.einsum("nk,nk,nk->n", bend, a, a)
+    bb = across - np.einsum("nk,nk,nk->n", bend, b, b)
+    ab = -np.einsum("nk,nk,nk->n", bend, a, b)
+    curvature, axes = np.linalg.eigh(np.stack([aa, ab, ab, bb], axis=1).reshape(-1, 2, 2))
+    along = np.einsum("nd,nde->ne", slope, axes) / np.maximum(np.abs(curvature), 1e-12)
+    newton = np.einsum("ne,nde->nd", along, axes)
+    newton /= np.maximum(np.linalg.norm(newton, axis=1, keepdims=True), 1)
+    return total, weiszfeld, np.where((held > 0)[:, None], weiszfeld, newton)

@@ -152,6 +152,17 @@ def test_median_agrees_with_a_minimiser():
         )
 
 
+def test_median_of_many_points_is_drawn_to_a_heavy_one_and_to_a_city():
+    rng = np.random.default_rng(5)
+    cloud = np.stack([rng.uniform(25, 48, 3000), rng.uniform(-124, -67, 3000)], 1)
+    weights = np.r_[np.ones(2999), 2500.0]
+    assert geo.distance_km(geo.geometric_median(cloud, weights), cloud[-1]) < METRE
+    city = np.r_[cloud[:1000], rng.normal([36.17, -115.14], 0.05, (1500, 2))]
+    median = geo.geometric_median(city)
+    assert geo.distance_km(median, [36.17, -115.14]) < 10
+    assert objective(city, np.ones(2500), median) <= by_search(city, np.ones(2500), 1).fun + 1e-6
+
+
 def test_medians_of_many_rows_are_those_of_single_rows(monkeypatch):
     rng = np.random.default_rng(2)
     cloud = np.stack([rng.uniform(20, 60, (40, 7)), rng.uniform(-130, -60, (40, 7))], -1)
