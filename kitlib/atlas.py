@@ -1,0 +1,161 @@
+"""The blank map: the United States with Alaska and Hawaii in insets, elsewhere a plain grid of longitude and latitude.
+
+Points are [lat, lon] in degrees. A map holds every point it is given: its frame is made from them and from the
+states they lie in, and an inset is there when a point lies in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.colors import LogNorm
+from matplotlib.path import Path as Outline
+from matplotlib.ticker import FuncFormatter
+from numpy.typing import ArrayLike
+
+from kitlib import outlines
+from kitlib.figures import GREY, LAND, Figure, finish, new
+from kitlib.geo import EARTH_RADIUS_KM
+
+
+@dataclass(frozen=True)
+class Albers:
+    """Albers' equal-area conic projection of the sphere in km, drawn at `scale` around `at` (Snyder 1987, p. 100)."""
+
+    parallels: tuple[float, float]
+    origin: tuple[float, float]  # lat, lon
+    scale: float = 1.0
+    at: tuple[float, float] = (0.0, 0.0)
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """[lat, lon] (..., 2) to map coordinates (..., 2), x to the east and y to the north."""
+        first, second, lat0 = np.sin(np.radians((*self.parallels, self.origin[0])))
+        n = (first + second) / 2
+        lat, lon = np.radians(points[..., 0]), points[..., 1]
+        angle = n * np.radians((lon - self.origin[1] + 180) % 360 - 180)
+        rho, rho0 = (np.sqrt(1 - first**2 + 2 * n * (first - s)) / n for s in (np.sin(lat), lat0))
+        xy = np.stack([rho * np.sin(angle), rho0 - rho * np.cos(angle)], -1)
+        return xy * EARTH_RADIUS_KM * self.scale + np.array(self.at)
+
+
+CONTIGUOUS = Albers((29.5, 45.5), (37.5, -96.0))
+ALASKA = Albers((55.0, 65.0), (62.0, -154.0), scale=0.34, at=(-1860.0, -1060.0))
+HAWAII = Albers((8.0, 18.0), (20.5, -157.5), at=(-850.0, -1240.0))
+
+
+def inset_of(points: np.ndarray) -> np.ndarray:
+    """Which piece of the United States map each point (..., 2) is drawn on: 0 contiguous, 1 Alaska, 2 Hawaii."""
+    lat, lon = points[..., 0], points[..., 1]
+    alaska = (lat > 50) & ((lon < -129.5) | (lon > 165))
+    return np.where(alaska, 1, np.where((lat < 30) & (lon < -145), 2, 0))
+
+
+def united_states(points: np.ndarray) -> np.ndarray:
+    """[lat, lon] (..., 2) to the composite map (..., 2) in km; Alaska at a third of its size, as atlases do."""
+    piece = inset_of(points)[..., None]
+    return np.where(piece == 1, ALASKA(points), np.where(piece == 2, HAWAII(points), CONTIGUOUS(points)))
+
+
+def world(points: np.ndarray) -> np.ndarray:
+    """[lat, lon] (..., 2) to [lon, lat]."""
+    return points[..., ::-1]
+
+
+def is_united_states(points: np.ndarray) -> bool:
+    """Whether all points (N, 2) lie in or near the United States, so that their map is the composite one."""
+    lat, lon = points[:, 0], points[:, 1]
+    return bool(len(points) and np.all((lat > 15) & (lat < 73) & ((lon < -60) | (lon > 165))))
+
+
+@lru_cache(maxsize=1)
+def state_rings() -> dict[str, list[np.ndarray]]:
+    """Every ring of every state, as [lat, lon] (M, 2)."""
+    shapes = outlines.state_shapes()
+    return {
+        name: [np.array(ring.coords)[:, ::-1] for part in shape.geoms for ring in (part.exterior, *part.interiors)]
+        for name, shape in shapes.items()
+    }
+
+
+class Map:
+    """A figure with land drawn and a frame that holds `points`; `xy` turns [lat, lon] into its coordinates."""
+
+    def __init__(self, *points: ArrayLike, states: Sequence[str] = (), axes: Axes | None = None):
+        everything = np.concatenate([np.asarray(p, float).reshape(-1, 2) for p in points])
+        everything = everything[np.isfinite(everything).all(1)]
+        self.is_us = is_united_states(everything)
+        self.xy: Callable[[np.ndarray], np.ndarray] = united_states if self.is_us else world
+        self.figure: Figure = new(5.6) if axes is None else axes.figure  # type: ignore[assignment]
+        self.axes = axes if axes is not None else self.figure.subplots()
+        self.axes.set_anchor("N")
+        inside = {*states, *outlines.state_of(everything)} - {""} if self.is_us else set()
+        corners = [self.xy(everything)]
+        for name, rings in state_rings().items():
+            paths = [Outline(self.xy(ring), closed=True) for ring in rings if not self.is_us or shown(ring)]
+            if not paths:
+                continue
+            colour = "#e3e8eb" if name in inside else LAND
+            land = PathCollection([Outline.make_compound_path(*paths)], facecolor=colour, edgecolor="white", lw=0.7)
+            self.axes.add_collection(land, autolim=False).set_zorder(0)
+            if name in inside:
+                corners += [np.asarray(path.vertices) for path in paths]
+        self._frame(np.concatenate(corners), everything)
+
+    def _frame(self, corners: np.ndarray, points: np.ndarray) -> None:
+        boxes = [_inset_box(piece, points) for piece in np.unique(inset_of(points)) if piece] if self.is_us else []
+        corners = np.concatenate([corners, *boxes])
+        low, high = (corners.min(0), corners.max(0)) if len(corners) else (np.array([-180, -90]), np.array([180, 90]))
+        pad = 0.02 * max(*(high - low), 1.0)
+        self.axes.set(xlim=(low[0] - pad, high[0] + pad), ylim=(low[1] - pad, high[1] + pad))
+        for box in boxes:
+            self.axes.plot(box[:, 0], box[:, 1], color=GREY, lw=0.6)
+        if self.is_us:
+            self.axes.set_aspect("equal")
+            self.axes.set_axis_off()
+        else:
+            self.axes.set_aspect(1 / max(np.cos(np.radians((low[1] + high[1]) / 2)), 0.3))
+            self.axes.set(xlabel="longitude", ylabel="latitude")
+
+    def scatter(self, points: ArrayLike, **style):
+        """Mark points (N, 2) with matplotlib's scatter, as pixels where there are many."""
+        xy = self.xy(np.asarray(points, float))
+        return self.axes.scatter(xy[:, 0], xy[:, 1], **{"lw": 0, "rasterized": True, "zorder": 2} | style)
+
+    def colour_bar(self, marks, label: str, **style) -> None:
+        """A slim colour bar right of the map."""
+        if isinstance(marks.norm, LogNorm):
+            low, high = marks.get_clim()
+            steps = np.outer(10.0 ** np.arange(-2, 6), (1, 2, 5) if high < 200 * low else (1,))
+            style = {"ticks": steps[(steps >= low) & (steps <= high)]} | style
+        bar = self.figure.colorbar(marks, ax=self.axes, shrink=0.7, pad=0.01, aspect=28, label=label, **style)
+        bar.outline.set_visible(False)
+        bar.ax.minorticks_off()
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
+
+    def finish(self, title: str = "", note: str = "") -> Figure:
+        """Title, note, and a height that leaves no empty band above or below the map."""
+        (left, right), (bottom, top) = self.axes.get_xlim(), self.axes.get_ylim()
+        aspect = (top - bottom) / (right - left) * float(self.axes.get_aspect())
+        bars = 0.95 if len(self.figure.axes) > 1 else 0.1
+        self.figure.set_size_inches(9, min(8.0, (8.9 - bars) * aspect + 0.2 + 0.4 * bool(title) + 0.3 * bool(note)))
+        return finish(self.figure, title, note)
+
+
+def shown(ring: np.ndarray) -> bool:
+    """Hawaii's and Alaska's far islands and the Pacific territories would push the insets off the map."""
+    lat, lon = ring.mean(0)
+    return bool((lat > 15 and -161 < lon < -60) or (lat > 50 and -172 < lon < -60))
+
+
+def _inset_box(piece: int, points: np.ndarray) -> np.ndarray:
+    """The inset's frame (5, 2) on the map, around its state and every point drawn in it."""
+    rings = [ring for state in state_rings().values() for ring in state if shown(ring)]
+    land = [ring for ring in rings if inset_of(ring.mean(0)) == piece]
+    xy = united_states(np.concatenate([*land, points[inset_of(points) == piece]]))
+    (left, bottom), (right, top) = xy.min(0) - 40, xy.max(0) + 40
+    return np.array([(left, bottom), (left, top), (right, top), (right, bottom), (left, bottom)])

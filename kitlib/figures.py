@@ -1,0 +1,263 @@
+"""Figures: charts, matrices and picture panels in one house style. Arrays in, a Figure out; no file is read here.
+
+Maps are in `maps`. Every function takes `note`, printed small at the bottom: figures of drawn data say so there.
+A Figure is a cell's value: it is shown once, and `save` writes it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import ArrayLike
+
+from kitlib import paths
+
+INK, GREY, LIGHT, LAND = "#25313b", "#6f7d88", "#dfe4e8", "#eef1f3"
+# Okabe and Ito's colours, told apart with every common colour vision; the weak yellow comes last.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#b8a900")
+
+HOUSE: Any = {
+    "font.size": 10, "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.titleweight": "bold",
+    "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY,
+    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.linewidth": 0.8, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": LIGHT, "grid.linewidth": 0.8,
+    "axes.prop_cycle": cycler(color=PALETTE), "lines.linewidth": 2.0, "image.cmap": "viridis",
+}  # fmt: skip
+house = matplotlib.rc_context(HOUSE)  # a decorator: the caller's own settings are left alone
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure outside pyplot, so that a notebook shows it once and forgets it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", bbox_inches="tight")
+        return buffer.getvalue()
+
+
+def new(height: float, width: float = 9.0) -> Figure:
+    """An empty figure, in inches; the default width fills a notebook's column."""
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def finish(figure: Figure, title: str = "", note: str = "") -> Figure:
+    """Put the title above and the small note below, and give the figure back."""
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    if note:
+        figure.supxlabel(note, x=0.99, ha="right", fontsize=8, color=GREY)
+    return figure
+
+
+def save(figure: matplotlib.figure.Figure, path: str | Path) -> Path:
+    """Write a figure (the suffix names the format) and give its path back."""
+    with paths.atomic_write(path) as beside:
+        figure.savefig(beside, dpi=150, bbox_inches="tight", facecolor="white")
+    return Path(path)
+
+
+def barh(axes: Axes, names: Sequence[str], values: ArrayLike, label: str, **style) -> None:
+    """Horizontal bars (S,), the first name on top."""
+    axes.barh(range(len(names)), np.asarray(values, float), **style)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+@house
+def counts(names: Sequence[str], by_split: Mapping[str, ArrayLike], title: str = "", note: str = "") -> Figure:
+    """Bars of places per state, one panel a split; {"train": (S,), "test": (S,)}."""
+    figure = new(1.1 + 0.19 * len(names))
+    panels = figure.subplots(1, len(by_split), sharey=True, squeeze=False)[0]
+    for axes, (split, values), colour in zip(panels, by_split.items(), PALETTE, strict=False):
+        barh(axes, names, values, "places", color=colour, height=0.7)
+        axes.set_title(f"{split}: {int(np.sum(values)):,} places")
+    return finish(figure, title, note)
+
+
+def geographic_order(distance_km: ArrayLike) -> np.ndarray:
+    """An order (S,) of states in which neighbours on the globe are neighbours in the list, from distances (S, S).
+
+    Leaves of an average-linkage tree, turned so that adjacent leaves are as close as can be (Bar-Joseph et al. 2001).
+
+    >>> km = np.abs(np.subtract.outer([0.0, 900.0, 10.0, 910.0], [0.0, 900.0, 10.0, 910.0]))
+    >>> sorted(geographic_order(km)[:2].tolist()) in ([0, 2], [1, 3])
+    True
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    distance = np.asarray(distance_km, float)
+    if len(distance) < 3:
+        return np.arange(len(distance))
+    condensed = squareform((distance + distance.T) / 2 * (1 - np.eye(len(distance))), checks=False)
+    return leaves_list(linkage(condensed, "average", optimal_ordering=True))
+
+
+def heat(axes: Axes, matrix: np.ndarray, names: Sequence[str], label: str, **style) -> None:
+    """A square heat map (S, S) with every name legible, rows and columns in the order given."""
+    import seaborn
+
+    seaborn.heatmap(matrix, ax=axes, square=True, xticklabels=names, yticklabels=names, linewidths=0.3,
+                    linecolor="white", cbar_kws={"label": label, "shrink": 0.6, "pad": 0.02}, **style)  # fmt: skip
+    axes.tick_params(labelsize=8.5 if len(names) <= 40 else 6, length=0)
+    axes.tick_params(axis="x", rotation=90)
+
+
+@house
+def distance_matrix(distance_km: ArrayLike, names: Sequence[str], title: str = "", note: str = "") -> Figure:
+    """Heat map of the distances (S, S) between states, in an order that puts neighbours side by side."""
+    distance = np.asarray(distance_km, float)
+    order = geographic_order(distance)
+    figure = new(max(4.0, 1.6 + 0.21 * len(names)))
+    labels = [names[i] for i in order]
+    heat(figure.subplots(), distance[np.ix_(order, order)], labels, "km", cmap="viridis_r", norm=PowerNorm(0.5))
+    return finish(figure, title, note)
+
+
+@house
+def soft_labels(
+    rows: Mapping[float, ArrayLike], names: Sequence[str], state: str, most: int = 10, title: str = "", note: str = ""
+) -> Figure:
+    """Target mass of one true state's places over the states, one colour a temperature; {km: (S,)}."""
+    mass = {km: np.asarray(row, float) for km, row in rows.items()}
+    order = np.argsort(-max(mass.items())[1], kind="stable")[:most]
+    figure = new(1.3 + 0.3 * len(order))
+    axes = figure.subplots()
+    true = list(names).index(state)
+    for i, (km, row) in enumerate(sorted(mass.items())):
+        place = np.arange(len(order)) + (i - (len(mass) - 1) / 2) * 0.8 / len(mass)
+        label = f"{km:g} km: {row[true]:.0%} stays with {state}"
+        axes.barh(place, row[order], height=0.75 / len(mass), color=PALETTE[i % len(PALETTE)], label=label)
+    axes.set_yticks(range(len(order)), [names[i] for i in order])
+    axes.set(xlabel="share of the target", ylim=(len(order) - 0.4, -0.6))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="lower right", title="temperature", alignment="left")
+    return finish(figure, title or f"Soft label of a place in {state}", note)
+
+
+@house
+def true_mass(
+    temperatures_km: ArrayLike, mass: ArrayLike, mark_km: Sequence[float] = (75, 300), title: str = "", note: str = ""
+) -> Figure:
+    """How much of the target the true state keeps, against the temperature: (T,) and (T, S), over the states."""
+    km, kept = np.asarray(temperatures_km, float), np.asarray(mass, float)
+    figure = new(3.6)
+    axes = figure.subplots()
+    axes.fill_between(km, kept.min(1), kept.max(1), color=PALETTE[0], alpha=0.15, lw=0, label="all states")
+    axes.plot(km, np.median(kept, 1), color=PALETTE[0], label="median state")
+    for mark in mark_km:
+        value = float(np.interp(mark, km, np.median(kept, 1)))
+        axes.plot(mark, value, "o", color=PALETTE[1])
+        axes.annotate(f"{mark:g} km: {value:.0%}", (mark, value), (8, 6), textcoords="offset points", color=PALETTE[1])
+    axes.set(xlabel="temperature (km)", ylabel="true state's share of the target", ylim=(0, 1.03), xlim=(0, km.max()))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(loc="upper right")
+    return finish(figure, title, note)
+
+
+@house
+def histogram(values: ArrayLike, label: str, bins: int = 40, title: str = "", note: str = "") -> Figure:
+    """How a quantity is spread over cells or places, with its median marked."""
+    finite = np.asarray(values, float)
+    finite = finite[np.isfinite(finite)]
+    figure = new(3.0)
+    axes = figure.subplots()
+    axes.hist(finite, bins=bins, color=PALETTE[0], edgecolor="white", linewidth=0.5)
+    median = float(np.median(finite))
+    axes.axvline(median, color=PALETTE[1], label=f"median {median:,.4g}")
+    axes.set(xlabel=label, ylabel="count")
+    axes.grid(axis="x", visible=False)
+    axes.legend()
+    return finish(figure, title, note)
+
+
+@house
+def training_curves(history: pd.DataFrame, title: str = "", note: str = "") -> Figure:
+    """Curves of a training, one panel a quantity; the index is the step or epoch, its name the axis label.
+
+    Columns `train_X` and `val_X` share the panel X; missing values are skipped, so each column may have its own rhythm.
+    """
+    panels: dict[str, list[str]] = {}
+    for column in history.columns:
+        panels.setdefault(str(column).removeprefix("train_").removeprefix("val_"), []).append(column)
+    rows = -(-len(panels) // 3)
+    figure = new(0.5 + 2.5 * rows)
+    grid = figure.subplots(rows, min(3, len(panels)), squeeze=False).ravel()
+    for axes, (name, columns) in zip(grid, panels.items(), strict=False):
+        for column in columns:
+            curve = history[column].dropna()
+            colour = PALETTE[1] if str(column).startswith("val_") else PALETTE[0]
+            kind = "validation" if str(column).startswith("val_") else "training"
+            axes.plot(curve.index, curve, color=colour, label=kind, marker="o" if len(curve) <= 20 else None, ms=4)
+        axes.set(title=name.replace("_", " "), xlabel=str(history.index.name or "step"))
+        if len(columns) > 1:
+            axes.legend()
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    return finish(figure, title, note)
+
+
+@house
+def fold_scores(table: pd.DataFrame, title: str = "", note: str = "") -> Figure:
+    """One panel a metric (columns), one dot a fold (rows), with the mean as a line: how far folds differ by luck."""
+    figure = new(2.8)
+    for axes, column in zip(figure.subplots(1, len(table.columns), squeeze=False)[0], table.columns, strict=True):
+        mean, spread = float(table[column].mean()), float(table[column].std(ddof=1)) if len(table) > 1 else 0.0
+        axes.axhspan(mean - spread, mean + spread, color=PALETTE[0], alpha=0.12, lw=0)
+        axes.axhline(mean, color=PALETTE[0], lw=1.4)
+        axes.plot(range(len(table)), table[column], "o", color=PALETTE[1], ms=7)
+        axes.set_xticks(range(len(table)), [str(fold) for fold in table.index])
+        axes.set(title=f"{str(column).replace('_', ' ')}\n{mean:.4g} ± {spread:.2g}", xlabel="fold")
+        axes.margins(0.2, 0.25)
+    return finish(figure, title, note)
+
+
+@house
+def picture_rows(
+    pictures: ArrayLike, columns: Sequence[str] = (), captions: Sequence[str] = (), together: int = 0, title: str = "",
+    note: str = "",
+) -> Figure:  # fmt: skip
+    """Pictures (R, C, H, W, 3) uint8: a row a place, a column a view; captions stand left.
+
+    A line is drawn after every `together` rows (0: none).
+    """
+    grid = np.asarray(pictures)
+    rows, width = grid.shape[:2]
+    gap, text, head = 0.05, 2.0 if any(captions) else 0.0, 0.3 * bool(columns) + 0.35 * bool(title) + 0.02
+    side = min(1.9, (9.0 - text) / width - gap)
+    group = np.arange(rows) // (together or rows)
+    size = text + width * (side + gap), head + rows * (side + gap) + 0.2 * int(group[-1]) + 0.25 * bool(note)
+    figure = Figure(figsize=size, dpi=110)
+    for r, c in np.ndindex(rows, width):
+        left, bottom = text + c * (side + gap), size[1] - head - r * (side + gap) - 0.2 * group[r] - side
+        axes = figure.add_axes((left / size[0], bottom / size[1], side / size[0], side / size[1]))
+        axes.imshow(grid[r, c], aspect="auto")
+        axes.set_axis_off()
+        if r == 0 and columns:
+            axes.set_title(columns[c], loc="center", fontsize=10, fontweight="normal", pad=5)
+        if c == 0 and r < len(captions):
+            figure.text(0, (bottom + side / 2) / size[1], captions[r], va="center", fontsize=9, linespacing=1.4)
+        if c == 0 and r and group[r] != group[r - 1]:
+            height = (bottom + side + 0.125) / size[1]
+            figure.add_artist(Line2D([0, 1], [height, height], color=INK, lw=1.5))
+    if title:
+        figure.text(0, 1 - 0.12 / size[1], title, va="top", fontsize=12, fontweight="bold")
+    if note:
+        figure.text(1, 0.02 / size[1], note, ha="right", fontsize=8, color=GREY)
+    return figure

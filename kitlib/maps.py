@@ -1,0 +1,193 @@
+"""Maps of places, density, values per state, geocells, errors and embeddings; arrays in, a Figure out.
+
+Points are [lat, lon] in degrees. As in `figures`, every function takes `note`, printed small at the bottom.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import LogNorm, Normalize, to_rgb
+from matplotlib.path import Path as Outline
+from numpy.typing import ArrayLike
+
+from kitlib.atlas import Map, shown, state_rings
+from kitlib.figures import GREY, PALETTE, Figure, finish, house, new
+
+if TYPE_CHECKING:
+    import folium
+
+ERROR_COLOURS = "plasma_r"
+MAX_MARKS = 20_000  # more points or lines than this are a blot; a seeded sample is drawn and its size is stated
+
+
+def _sample(n: int, most: int) -> tuple[np.ndarray, str]:
+    """Rows to draw, and what to say when they are not all."""
+    if n <= most:
+        return np.arange(n), ""
+    return np.sort(np.random.default_rng(0).choice(n, most, replace=False)), f"{most:,} of {n:,} drawn"
+
+
+def _notes(*notes: str) -> str:
+    return " · ".join(note for note in notes if note)
+
+
+@house
+def places(points: ArrayLike, labels: ArrayLike | None = None, title: str = "", note: str = "") -> Figure:
+    """Where the places (N, 2) are, coloured by label (N,): a split, or a state.
+
+    Up to eight labels get a legend; more share the colours in turn, which is enough to see where one ends.
+    """
+    points = np.asarray(points, float)
+    labels = np.full(len(points), "") if labels is None else np.asarray(labels, dtype=object)
+    names, code = np.unique(labels.astype(str), return_inverse=True)
+    canvas = Map(points)
+    shuffled = np.random.default_rng(0).permutation(len(points))  # so that no label hides another
+    colours = np.array(PALETTE)[code % len(PALETTE)]
+    size = float(np.clip(12_000 / max(len(points), 1), 1.5, 22))
+    canvas.scatter(points[shuffled], c=colours[shuffled], s=size, alpha=0.75)
+    if 1 < len(names) <= len(PALETTE):
+        for i, name in enumerate(names):
+            canvas.axes.scatter([], [], c=PALETTE[i], s=28, label=f"{name} ({(code == i).sum():,})")
+        canvas.figure.legend(loc="outside lower left", ncols=4, handletextpad=0.2)
+    return canvas.finish(title, note)
+
+
+@house
+def density(points: ArrayLike, title: str = "", note: str = "") -> Figure:
+    """How many places (N, 2) lie where, in hexagons on a logarithmic scale; fast for any number of places."""
+    points = np.asarray(points, float)
+    canvas = Map(points)
+    xy = canvas.xy(points)
+    limits = (*canvas.axes.get_xlim(), *canvas.axes.get_ylim())
+    aspect = (limits[3] - limits[2]) / (limits[1] - limits[0]) * float(canvas.axes.get_aspect())
+    hexes = canvas.axes.hexbin(xy[:, 0], xy[:, 1], gridsize=(80, max(round(80 * aspect / 3**0.5), 1)), bins="log",
+                               mincnt=1, extent=limits, cmap="viridis_r", lw=0.1, zorder=2)  # fmt: skip
+    canvas.axes.set(xlim=limits[:2], ylim=limits[2:])
+    canvas.colour_bar(hexes, "places in a hexagon")
+    return canvas.finish(title, note)
+
+
+@house
+def states(values: Mapping[str, float], label: str, points: ArrayLike = (), cmap: str = "viridis", title: str = "",
+           note: str = "") -> Figure:  # fmt: skip
+    """States shaded by a value, {state name: value}; names without an outline are counted in the note.
+
+    `points` (N, 2) only widen the frame; without them the frame holds the named states.
+    """
+    known = {name: float(value) for name, value in values.items() if name in state_rings()}
+    rings = [ring for name in known for ring in state_rings()[name] if shown(ring)]
+    canvas = Map(np.asarray(points, float).reshape(-1, 2), *rings, states=list(known))
+    norm = Normalize(min(known.values()), max(known.values()))
+    shapes = [
+        Outline.make_compound_path(*[Outline(canvas.xy(r), closed=True) for r in state_rings()[name] if shown(r)])
+        for name in known
+    ]
+    shades = PathCollection(shapes, array=list(known.values()), cmap=cmap, norm=norm, edgecolor="white", zorder=1)
+    canvas.axes.add_collection(shades, autolim=False)
+    canvas.colour_bar(shades, label)
+    missing = len(values) - len(known)
+    return canvas.finish(title, _notes(f"{missing} without an outline" if missing else "", note))
+
+
+@house
+def cells(
+    points: ArrayLike, centres: ArrayLike, counts: ArrayLike, radius_km: ArrayLike, title: str = "", note: str = ""
+) -> Figure:
+    """Geocells: centres (C, 2), area by their number of places (C,), colour by radius (C,); the places in grey."""
+    points, centres = np.asarray(points, float), np.asarray(centres, float)
+    rows, drawn = _sample(len(points), MAX_MARKS)
+    canvas = Map(points, centres)
+    canvas.scatter(points[rows], c=GREY, s=2, alpha=0.35)
+    counts, radius = np.asarray(counts, float), np.maximum(np.asarray(radius_km, float), 0.1)
+    marks = canvas.scatter(centres, c=radius, s=10 + 90 * counts / counts.max(), cmap="viridis_r", norm=_log(radius),
+                           edgecolor="white", lw=0.5, zorder=3)  # fmt: skip
+    canvas.colour_bar(marks, "radius of the cell (km)")
+    return canvas.finish(title, _notes(f"places: {drawn}" if drawn else "", note))
+
+
+def _log(values: np.ndarray) -> LogNorm:
+    low, high = float(values.min()), float(values.max())
+    return LogNorm(low, max(high, low * 1.01))
+
+
+@house
+def errors(
+    true: ArrayLike, guess: ArrayLike, km: ArrayLike, most: int = 1500, title: str = "", note: str = ""
+) -> Figure:
+    """A line from every true place (N, 2) to its guess (N, 2), a dot at the truth, coloured by the error (N,) in km."""
+    true, guess, km = np.asarray(true, float), np.asarray(guess, float), np.asarray(km, float)
+    rows, drawn = _sample(len(km), most)
+    rows = rows[np.argsort(km[rows])]
+    canvas = Map(true, guess)
+    norm = LogNorm(25, 2500, clip=True)
+    ends = np.stack([canvas.xy(true[rows]), canvas.xy(guess[rows])], 1)
+    lines = LineCollection(list(ends), array=km[rows], cmap=ERROR_COLOURS, norm=norm, lw=0.6, alpha=0.35, zorder=2)
+    canvas.axes.add_collection(lines, autolim=False)
+    style = {"c": km[rows], "cmap": ERROR_COLOURS, "norm": norm, "edgecolor": "white", "lw": 0.3, "zorder": 3}
+    dots = canvas.scatter(true[rows], s=14, **style)
+    canvas.colour_bar(dots, "error (km)", ticks=[25, 200, 750, 2500], extend="both")
+    return canvas.finish(title, _notes("dot: the truth, line: to the guess", drawn, note))
+
+
+def position_colours(points: ArrayLike) -> np.ndarray:
+    """A colour (N, 3) for every place: four corner colours, blended by its rank in latitude and in longitude."""
+    points = np.asarray(points, float)
+    up, right = (np.argsort(np.argsort(points[:, k])) / max(len(points) - 1, 1) for k in (0, 1))
+    corners = np.array([[to_rgb("#7a2f8f"), to_rgb("#d55e00")], [to_rgb("#0a5fa5"), to_rgb("#8cc63f")]])
+    weight = np.stack([np.stack([1 - up, 1 - up]), np.stack([up, up])]) * np.stack([1 - right, right])
+    return np.einsum("ijn,ijc->nc", weight, corners)
+
+
+@house
+def embedding(plane: ArrayLike, points: ArrayLike, axis_labels: Sequence[str] = ("", ""), title: str = "",
+              note: str = "") -> Figure:  # fmt: skip
+    """Embeddings in a plane (N, 2) beside the map of their places (N, 2), both coloured by where the place lies."""
+    plane, points = np.asarray(plane, float), np.asarray(points, float)
+    rows, drawn = _sample(len(points), MAX_MARKS)
+    colours = position_colours(points)[rows]
+    figure = new(4.2)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    size = float(np.clip(12_000 / len(rows), 1.5, 16))
+    left.scatter(plane[rows, 0], plane[rows, 1], c=colours, s=size, lw=0, alpha=0.8, rasterized=True)
+    left.set(xlabel=axis_labels[0], ylabel=axis_labels[1], title="in embedding space")
+    canvas = Map(points, axes=right)
+    canvas.scatter(points[rows], c=colours, s=size)
+    right.set_title("on the map")
+    return finish(figure, title, _notes(drawn, note))
+
+
+def error_page(
+    true: ArrayLike, guess: ArrayLike, km: ArrayLike, labels: Sequence[str], most: int = 1000, note: str = ""
+) -> folium.Map:
+    """An HTML map to zoom and click: truth, guess and the line between, with `labels` (N,) as pop-ups.
+
+    Above `most` places the worst fifth and a seeded sample of the rest are kept. The page fetches its scripts and tiles
+    from the net; `errors` draws the same as a picture.
+    """
+    import folium
+    from branca.colormap import LinearColormap
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    true, guess, km = np.asarray(true, float), np.asarray(guess, float), np.asarray(km, float)
+    worst = np.argsort(-km, kind="stable")
+    rest, _ = _sample(max(len(km) - most // 5, 0), most - most // 5)
+    rows = np.concatenate([worst[: most // 5], worst[most // 5 :][rest]])
+    page = folium.Map(prefer_canvas=True)
+    shade = LinearColormap([to_hex(c) for c in colormaps[ERROR_COLOURS](np.linspace(0, 1, 6))], vmin=0, vmax=2500,
+                           caption=_notes("error (km)", f"{len(rows):,} of {len(km):,} places", note))  # fmt: skip
+    shade.add_to(page)
+    for i in rows[::-1]:
+        ends, colour = [true[i].tolist(), guess[i].tolist()], shade(min(km[i], 2500))
+        folium.PolyLine(ends, color=colour, weight=1, opacity=0.5).add_to(page)
+        popup = folium.Popup(html.escape(labels[i]).replace("\n", "<br>"), max_width=280)
+        dot = folium.CircleMarker(ends[0], radius=4, color=colour, fill=True, fill_opacity=0.9, weight=1, popup=popup)
+        dot.add_to(page)
+    corners = np.concatenate([true[rows], guess[rows]])
+    page.fit_bounds([corners.min(0).tolist(), corners.max(0).tolist()])
+    return page

@@ -1,0 +1,149 @@
+"""Figures of how right and wrong guesses are: scores, error curves, confusion, calibration; arrays in, Figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import PowerNorm
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+from numpy.typing import ArrayLike
+
+from kitlib.figures import GREY, INK, PALETTE, Figure, barh, finish, geographic_order, heat, house, new
+
+# The distances at which the field counts guesses as right (IM2GPS and everyone since).
+LEVELS_KM = {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
+
+
+@house
+def scores(
+    table: pd.Series, chance: float | None = None, baselines: Sequence[str] = (), label: str = "competition score",
+    title: str = "", note: str = "",
+) -> Figure:  # fmt: skip
+    """Bars of one score per member (the index), baselines in grey, chance as a dashed line."""
+    figure = new(1.2 + 0.36 * len(table))
+    axes = figure.subplots()
+    colours = [GREY if name in baselines else PALETTE[0] for name in table.index]
+    barh(axes, [str(name) for name in table.index], table.to_numpy(), label, color=colours, height=0.66)
+    for i, value in enumerate(table):
+        axes.annotate(f"{value:.4f}", (value, i), (4, 0), textcoords="offset points", va="center", fontsize=9)
+    if chance is not None:
+        axes.axvline(chance, color=PALETTE[1], ls="--", lw=1.4)
+        axes.annotate(f"chance {chance:.3f}", (chance, -0.6), (0, 3), textcoords="offset points", ha="center",
+                      color=PALETTE[1], fontsize=9, annotation_clip=False)  # fmt: skip
+    axes.set_xlim(0, 1.12 * max(float(table.max()), chance or 0))
+    return finish(figure, title, note)
+
+
+@house
+def cumulative_error(km: Mapping[str, ArrayLike], title: str = "", note: str = "") -> Figure:
+    """Share of places within a distance of the truth, one line a method {"name": (N,) km}; the usual levels marked."""
+    figure = new(4.0)
+    axes = figure.subplots()
+    for name, errors in km.items():
+        ordered = np.sort(np.asarray(errors, float))
+        share = np.arange(1, len(ordered) + 1) / len(ordered)
+        axes.step(np.maximum(ordered, 0.1), share, where="post", label=f"{name} (median {np.median(ordered):,.0f} km)")
+    for level, name in LEVELS_KM.items():
+        axes.axvline(level, color=GREY, lw=0.8, ls=":")
+        axes.annotate(f"{name}\n{level:,} km", (level, 1), (0, 4), xycoords=("data", "axes fraction"), ha="center",
+                      textcoords="offset points", fontsize=8.5, color=GREY)  # fmt: skip
+    first = np.asarray(next(iter(km.values())), float)
+    for level in LEVELS_KM:
+        share_within = float((first <= level).mean())
+        axes.plot(level, share_within, "o", color=PALETTE[0], ms=5)
+        axes.annotate(f"{share_within:.0%}", (level, share_within), (-6, 5), textcoords="offset points", ha="right",
+                      color=PALETTE[0], fontsize=9)  # fmt: skip
+    axes.set(xscale="log", xlim=(0.4, 12_000), ylim=(0, 1.02), xlabel="error of the guess (km)", ylabel="places within")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(loc="upper left")
+    return finish(figure, title, note)
+
+
+@house
+def by_nearest(
+    nearest_km: ArrayLike, correct: ArrayLike, error_km: ArrayLike, bins: int = 6, title: str = "", note: str = ""
+) -> Figure:
+    """Accuracy and median error against the distance (N,) to the nearest training place, in bins of equal counts."""
+    near, right, error = (np.asarray(a, float) for a in (nearest_km, correct, error_km))
+    parts = [part for part in np.array_split(np.argsort(near, kind="stable"), min(bins, len(near))) if len(part)]
+    labels = [" to\n".join(f"{km:,.1f}" if km < 10 else f"{km:,.0f}" for km in near[part[[0, -1]]]) for part in parts]
+    figure = new(3.4)
+    left, right_axes = figure.subplots(1, 2)
+    shares = np.array([right[part].mean() for part in parts])
+    size = np.array([len(part) for part in parts])
+    half = np.sqrt(np.maximum(shares * (1 - shares), 0.25 / size) / size)
+    left.bar(range(len(parts)), shares, color=PALETTE[0], width=0.7, yerr=half, ecolor=INK, capsize=3)
+    left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    left.set(title="state right (± 1 standard error)", ylim=(0, None))
+    right_axes.bar(range(len(parts)), [np.median(error[part]) for part in parts], color=PALETTE[1], width=0.7)
+    right_axes.set(title="median error (km)")
+    for axes in (left, right_axes):
+        axes.set_xticks(range(len(parts)), labels, fontsize=8)
+        axes.set(xlabel=f"km to the nearest training place ({size.min():,} places a bar)")
+        axes.grid(axis="x", visible=False)
+    return finish(figure, title, note)
+
+
+@house
+def state_errors(
+    names: Sequence[str], accuracy: ArrayLike, median_km: ArrayLike, count: ArrayLike, title: str = "", note: str = ""
+) -> Figure:
+    """Per state, best first: share of places whose state is right, and the median error; lines are the means."""
+    accuracy, median, count = np.asarray(accuracy, float), np.asarray(median_km, float), np.asarray(count)
+    order = np.lexsort((median, -accuracy))
+    labels = [f"{names[i]} ({count[i]:,})" for i in order]
+    figure = new(1.1 + 0.2 * len(order))
+    left, right = figure.subplots(1, 2, sharey=True)
+    barh(left, labels, accuracy[order], "state right", color=PALETTE[0], height=0.7)
+    left.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    left.axvline(np.average(accuracy, weights=count), color=INK, lw=1, ls="--")
+    barh(right, labels, median[order], "median error (km)", color=PALETTE[1], height=0.7)
+    right.axvline(np.average(median, weights=count), color=INK, lw=1, ls="--")
+    return finish(figure, title, note)
+
+
+@house
+def confusion(
+    true: ArrayLike, guess: ArrayLike, names: Sequence[str], distance_km: ArrayLike, title: str = "", note: str = ""
+) -> Figure:
+    """Share of each true state's places (rows) guessed as each state (columns), ordered so that neighbours meet.
+
+    `true` and `guess` are positions (N,) in `names`; `distance_km` (S, S) gives the order; empty rows stay blank.
+    """
+    table = np.zeros((len(names), len(names)))
+    np.add.at(table, (np.asarray(true), np.asarray(guess)), 1)
+    share = table / np.where(table.sum(1, keepdims=True), table.sum(1, keepdims=True), np.nan)
+    order = geographic_order(distance_km)
+    figure = new(max(4.0, 1.6 + 0.21 * len(names)))
+    axes = figure.subplots()
+    labels = [names[i] for i in order]
+    heat(axes, share[np.ix_(order, order)], labels, "share of the true state's places", cmap="Blues",
+          norm=PowerNorm(0.5, 0, 1))  # fmt: skip
+    axes.set(xlabel="guessed state", ylabel="true state")
+    return finish(figure, title, note)
+
+
+@house
+def calibration(probability: ArrayLike, correct: ArrayLike, bins: int = 10, title: str = "", note: str = "") -> Figure:
+    """Reliability: how often the first guess is right (N,) against how probable it was held (N,), with the counts."""
+    held, right = np.asarray(probability, float), np.asarray(correct, float)
+    bin_of = np.minimum((held * bins).astype(int), bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    share, mean = (np.bincount(bin_of, a, minlength=bins) / np.maximum(count, 1) for a in (right, held))
+    gap = float(np.sum(count * np.abs(share - mean)) / count.sum())
+    figure = new(4.4, width=6.0)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+    top.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
+    some = count > 0
+    half = np.sqrt(np.maximum(share * (1 - share), 0.25 / np.maximum(count, 1)) / np.maximum(count, 1))
+    top.errorbar(mean[some], share[some], half[some], fmt="o-", color=PALETTE[0], capsize=3, label="this model")
+    top.set(ylabel="share right", xlim=(0, 1), ylim=(0, 1), title=f"expected calibration error {gap:.3f}")
+    top.legend(loc="upper left")
+    bottom.bar((np.arange(bins) + 0.5) / bins, count, width=0.9 / bins, color=GREY)
+    bottom.set(ylabel="places", xlabel="probability of the first guess")
+    for axis in (top.xaxis, top.yaxis, bottom.xaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return finish(figure, title, note)

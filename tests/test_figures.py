@@ -1,0 +1,85 @@
+"""Figures: every one draws, and says its numbers and its note."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from kitlib import figures, geo
+
+RNG = np.random.default_rng(0)
+CITIES = {
+    "Alaska": (61.2, -149.9), "California": (34.0, -118.2), "Florida": (25.8, -80.2), "Hawaii": (19.6, -155.5),
+    "Kansas": (37.7, -97.3), "Maine": (43.7, -70.3), "Texas": (29.8, -95.4), "Washington": (47.6, -122.3),
+}  # fmt: skip
+NAMES = list(CITIES)
+POINTS = np.array(list(CITIES.values()))
+DISTANCE = geo.distance_matrix_km(POINTS)
+NOTE = "drawn sample, not photographs"
+
+
+def texts(figure) -> str:
+    return " ".join(t.get_text() for t in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+
+
+def png(figure) -> bytes:
+    picture = figure._repr_png_()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 4000
+    return picture
+
+
+def test_geographic_order_puts_neighbours_side_by_side():
+    order = [NAMES[i] for i in figures.geographic_order(DISTANCE)]
+    assert sorted(order) == NAMES
+    assert abs(order.index("Texas") - order.index("Kansas")) == 1
+    assert figures.geographic_order(DISTANCE[:2, :2]).tolist() == [0, 1]
+
+
+def test_soft_labels_state_what_the_true_state_keeps():
+    rows = {km: np.exp(-DISTANCE[4] / km) / np.exp(-DISTANCE[4] / km).sum() for km in (75, 300)}
+    figure = figures.soft_labels(rows, NAMES, "Kansas", note=NOTE)
+    assert f"300 km: {rows[300][4]:.0%} stays with Kansas" in texts(figure)
+    assert NOTE in texts(figure)
+    png(figures.true_mass([10, 75, 300], np.array([[1, 1], [0.9, 0.8], [0.5, 0.4]]), note=NOTE))
+
+
+def test_charts_of_data_draw():
+    png(figures.counts(NAMES, {"train": np.arange(8), "test": np.ones(8)}, title="Places", note=NOTE))
+    png(figures.distance_matrix(DISTANCE, NAMES, note=NOTE))
+    assert "median 2" in texts(figures.histogram([1, 2, np.nan, 3], "km"))
+
+
+def test_training_curves_share_a_panel_and_skip_missing_values():
+    history = pd.DataFrame({"train_loss": [3.0, 2.0, 1.0], "val_loss": [np.nan, np.nan, 1.5], "lr": [1e-3, 1e-3, 1e-4]})
+    figure = figures.training_curves(history, note=NOTE)
+    assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()] == ["loss", "lr"]
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [3, 1]
+    png(figure)
+
+
+def test_fold_scores_name_mean_and_spread():
+    figure = figures.fold_scores(pd.DataFrame({"final": [0.4, 0.6]}), note=NOTE)
+    assert "0.5 ± 0.14" in texts(figure)
+    png(figures.fold_scores(pd.DataFrame({"final": [0.4]})))
+
+
+def test_picture_rows_show_every_picture_once():
+    pictures = RNG.integers(0, 255, (4, 3, 16, 16, 3), dtype=np.uint8)
+    captions = ["one", "two", "three", "four"]
+    figure = figures.picture_rows(pictures, ["a", "b", "c"], captions, together=2, title="Pairs", note=NOTE)
+    assert len(figure.axes) == 12
+    np.testing.assert_array_equal(figure.axes[7].images[0].get_array(), pictures[2, 1])
+    assert all(word in texts(figure) for word in [*captions, "a", "b", "c", "Pairs", NOTE])
+    assert len(figure.artists) == 1
+    png(figures.picture_rows(pictures[:1]))
+
+
+def test_save_is_atomic_and_settings_of_the_caller_stay(tmp_path):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    path = figures.save(figures.histogram([1, 2, 3], "km"), tmp_path / "figures/km.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [p.name for p in path.parent.iterdir()] == ["km.png"]
+    assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,99 @@
+"""Maps hold every point they are given, and say what they leave out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.collections import LineCollection, PathCollection
+
+from kitlib import geo, maps
+
+RNG = np.random.default_rng(0)
+CITIES = {
+    "Alaska": (61.2, -149.9), "California": (34.0, -118.2), "Florida": (25.8, -80.2), "Hawaii": (19.6, -155.5),
+    "Kansas": (37.7, -97.3), "Maine": (43.7, -70.3), "Texas": (29.8, -95.4), "Washington": (47.6, -122.3),
+}  # fmt: skip
+NAMES = list(CITIES)
+POINTS = np.array(list(CITIES.values()))
+NOTE = "drawn sample, not photographs"
+
+
+def texts(figure) -> str:
+    return " ".join(t.get_text() for t in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+
+
+def png(figure) -> bytes:
+    picture = figure._repr_png_()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 4000
+    return picture
+
+
+def limits_hold(axes, xy: np.ndarray) -> bool:
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    return bool(np.all((xy >= (left, bottom)) & (xy <= (right, top))))
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        POINTS,
+        POINTS[:1],
+        POINTS[[5]],
+        np.array([(52.8, 173.2), (40.0, -100.0)]),
+        np.array([(48.9, 2.4), (-33.9, 151.2)]),
+    ],
+    ids=["all", "Alaska", "Maine", "Aleutians", "world"],
+)
+def test_every_point_is_inside_the_frame(points):
+    figure = maps.places(points, note=NOTE)
+    axes = figure.axes[0]
+    (marks,) = [c for c in axes.collections if c.get_zorder() == 2]
+    drawn = np.asarray(marks.get_offsets())
+    assert len(drawn) == len(points)
+    assert limits_hold(axes, drawn)
+    assert NOTE in texts(figure)
+    png(figure)
+
+
+def test_insets_are_there_only_for_points_that_need_them():
+    assert len(maps.places(POINTS).axes[0].lines) == 2
+    assert len(maps.places(POINTS[[1, 2]]).axes[0].lines) == 0
+
+
+def test_maps_draw_many_places_and_say_how_many_they_drew():
+    points = np.column_stack([RNG.uniform(30, 45, 66_000), RNG.uniform(-110, -80, 66_000)])
+    png(maps.density(points, note=NOTE))
+    cells = maps.cells(points, points[:50], RNG.integers(20, 60, 50), RNG.uniform(1, 90, 50))
+    assert "20,000 of 66,000 drawn" in texts(cells)
+    errors = maps.errors(points, points[::-1], geo.distance_km(points, points[::-1]), most=500)
+    assert "500 of 66,000 drawn" in texts(errors)
+    assert sum(len(c.get_segments()) for c in errors.axes[0].collections if isinstance(c, LineCollection)) == 500
+
+
+def test_states_map_shades_every_named_state_and_counts_the_unknown():
+    figure = maps.states({"Texas": 1.0, "Alaska": 2.0, "Ontario": 3.0}, "places")
+    shades = [c for c in figure.axes[0].collections if isinstance(c, PathCollection) and c.get_array() is not None]
+    assert [len(c.get_paths()) for c in shades] == [2]
+    assert "1 without an outline" in texts(figure)
+    png(figure)
+
+
+def test_embedding_colours_follow_the_map():
+    colours = maps.position_colours(POINTS)
+    assert colours.shape == (len(POINTS), 3)
+    assert colours.min() >= 0
+    assert colours.max() <= 1
+    north_west, south_west = colours[NAMES.index("Washington")], colours[NAMES.index("Hawaii")]
+    assert np.abs(north_west - south_west).max() > 0.2
+    png(maps.embedding(POINTS[:, ::-1], POINTS, ("PC 1", "PC 2"), note=NOTE))
+
+
+def test_error_page_is_html_with_escaped_labels_and_its_note(tmp_path):
+    page = maps.error_page(POINTS, POINTS[::-1], geo.distance_km(POINTS, POINTS[::-1]), ["<b>x</b>"] * 8, note=NOTE)
+    text = page.get_root().render()
+    assert "&lt;b&gt;x&lt;/b&gt;" in text
+    assert NOTE in text
+    many = np.repeat(POINTS, 40, 0)
+    shorter = maps.error_page(many, many[::-1], geo.distance_km(many, many[::-1]), [""] * len(many), most=100)
+    assert shorter.get_root().render().count("L.polyline(") == 100

@@ -1,0 +1,64 @@
+"""Figures of right and wrong: their numbers are the arrays' numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kitlib import geo, results
+
+RNG = np.random.default_rng(0)
+CITIES = {
+    "Alaska": (61.2, -149.9), "California": (34.0, -118.2), "Florida": (25.8, -80.2), "Hawaii": (19.6, -155.5),
+    "Kansas": (37.7, -97.3), "Maine": (43.7, -70.3), "Texas": (29.8, -95.4), "Washington": (47.6, -122.3),
+}  # fmt: skip
+NAMES = list(CITIES)
+POINTS = np.array(list(CITIES.values()))
+DISTANCE = geo.distance_matrix_km(POINTS)
+NOTE = "drawn sample, not photographs"
+
+
+def texts(figure) -> str:
+    return " ".join(t.get_text() for t in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+
+
+def png(figure) -> bytes:
+    picture = figure._repr_png_()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 4000
+    return picture
+
+
+def test_confusion_rows_are_shares_and_empty_states_stay_blank():
+    figure = results.confusion([0, 0, 1], [0, 1, 1], NAMES, DISTANCE, note=NOTE)
+    shares = figure.axes[0].collections[0].get_array().reshape(8, 8)
+    rows = np.ma.filled(shares, np.nan)
+    assert np.nansum(rows) == pytest.approx(2)
+    assert np.isnan(rows).all(1).sum() == 6
+    png(figure)
+
+
+def test_scores_grey_the_baselines_and_name_chance():
+    table = pd.Series({"blend": 0.5, "commonest": 0.2})
+    figure = results.scores(table, chance=0.18, baselines=["commonest"], note=NOTE)
+    assert "chance 0.180" in texts(figure)
+    assert len({patch.get_facecolor() for patch in figure.axes[0].patches}) == 2
+    png(figure)
+
+
+def test_error_charts_draw_and_say_their_numbers():
+    km = np.array([0.5, 20, 180, 600, 2000, 9000.0])
+    figure = results.cumulative_error({"mine": km, "theirs": km * 2}, note=NOTE)
+    assert "mine (median 390 km)" in texts(figure)
+    assert "50%" in texts(figure)  # three of six within 200 km
+    png(figure)
+    assert "2 places a bar" in texts(results.by_nearest(km, km < 200, km, bins=3))
+    png(results.state_errors(NAMES, RNG.random(8), RNG.uniform(1, 900, 8), np.arange(1, 9), note=NOTE))
+    png(results.by_nearest(km[:1], [True], km[:1]))
+
+
+def test_calibration_is_zero_for_an_honest_forecast_and_large_for_a_boaster():
+    held = np.repeat(0.75, 100)
+    assert "error 0.000" in texts(results.calibration(held, np.arange(100) < 75))
+    assert "error 0.750" in texts(results.calibration(held, np.zeros(100)))
