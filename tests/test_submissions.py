@@ -1,0 +1,150 @@
+"""Every way in which a submission file can be wrong."""
+
+from __future__ import annotations
+
+import doctest
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kitlib import competition, submissions
+from kitlib.paths import KitError
+from kitlib.places import PREDICTED
+
+VIEWS = ("north", "east", "south", "west")
+STATES = pd.DataFrame({"state_idx": [0, 1, 3, 4, 5, 7, 8], "state": list("ABCDEFG")})
+
+
+def make_template(n):
+    images = {f"image_{view}": [f"img_{i:06d}_{view}.jpg" for i in range(n)] for view in VIEWS}
+    ranks = dict.fromkeys(PREDICTED[:5], -1)
+    return pd.DataFrame({"sample_id": range(n)} | images).assign(**ranks, **dict.fromkeys(PREDICTED[5:], np.nan))
+
+
+def make_submission(n=6):
+    table = make_template(n).astype(dict.fromkeys(PREDICTED, object))
+    table[PREDICTED[:5]] = [[1, 0, 3, 4, 5], [3, 4, 5, 7, 8]] * (n // 2)
+    table["predicted_latitude"] = np.linspace(30, 45, n)
+    table["predicted_longitude"] = np.linspace(-120, -70, n)
+    return table
+
+
+def test_example_in_docstring():
+    assert doctest.testmod(submissions).failed == 0
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Validate a table as a file, against a template of as many rows as the untouched submission."""
+
+    def run(table, n=6, mapping=STATES, **options):
+        path = tmp_path / "mine.csv"
+        table.to_csv(path, index=False)
+        return competition.validate(path, make_template(n), mapping, **options)
+
+    return run
+
+
+def test_a_good_submission_has_no_warnings_in_any_order_of_rows_and_columns(check):
+    table = make_submission()
+    assert check(table) == []
+    assert check(table[table.columns[::-1]].sample(frac=1, random_state=0)) == []
+    assert check(table.assign(predicted_state_idx_1=table["predicted_state_idx_1"].astype(float))) == []
+
+
+def changed(column, row, value):
+    table = make_submission().astype({column: object})
+    table.loc[row, column] = value
+    return table
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "value", "told"),
+    [
+        ("predicted_state_idx_1", 2, -1, r"predicted_state_idx_1 is no state in 1 row: line 4 \(sample_id 2: '-1'\)"),
+        ("predicted_state_idx_1", 2, "", r"idx_1 is not a whole number in 1 row: line 4 .*neither -1 nor empty"),
+        ("predicted_state_idx_1", 0, 50, r"idx_1 is no state in 1 row: line 2 .*0 to 49"),
+        ("predicted_state_idx_1", 0, "inf", r"idx_1 is no state"),
+        ("predicted_state_idx_3", 0, -2, r"idx_3 is no state .*-1 or empty"),
+        ("predicted_state_idx_3", 0, 2.5, r"idx_3 is not a whole number in 1 row: line 2 \(sample_id 0: '2\.5'\)"),
+        ("predicted_state_idx_2", 5, "Ohio", r"idx_2 is not a whole number in 1 row: line 7 \(sample_id 5: 'Ohio'\)"),
+        ("predicted_state_idx_2", 5, 2, r"idx_2 is not in the mapping of 7 states in 1 row: line 7"),
+        ("predicted_latitude", 1, np.nan, r"predicted_latitude is not a finite number in 1 row: line 3 .*-90 to 90"),
+        ("predicted_latitude", 1, "inf", r"predicted_latitude is not a finite number"),
+        ("predicted_latitude", 1, -90.1, r"predicted_latitude is out of range"),
+        ("predicted_longitude", 1, "12 W", r"predicted_longitude is not a finite number in 1 row: .*'12 W'"),
+        ("predicted_longitude", 1, 181, r"predicted_longitude is out of range in 1 row: .*-180 to 180"),
+        ("sample_id", 3, 2, r"sample_id stands there before in 1 row: line 5 \(sample_id 2\)"),
+        ("sample_id", 3, 6, r"sample_id is not in the template in 1 row: line 5 \(sample_id 6\)"),
+        ("sample_id", 3, "", r"sample_id is not in the template"),
+    ],
+)
+def test_a_value_that_kaggle_refuses_is_an_error(check, column, row, value, told):
+    with pytest.raises(KitError, match=r"^mine\.csv: " + ".*" + told):
+        check(changed(column, row, value))
+
+
+def test_the_first_three_of_many_bad_rows_are_named(check):
+    with pytest.raises(KitError, match=r"in 6 rows: line 2 \(sample_id 0: '-1'\), line 3 .*, line 4 [^,]*, …"):
+        check(make_submission().assign(predicted_state_idx_1=-1))
+
+
+def test_rows_and_columns_must_be_the_templates(check):
+    with pytest.raises(KitError, match="has 4 of 6 rows of the template; missing are sample_id 4, 5"):
+        check(make_submission(4))
+    with pytest.raises(KitError, match="sample_id is not in the template in 2 rows: line 8"):
+        check(make_submission(8))
+    with pytest.raises(KitError, match="lacks the columns predicted_state_idx_5, predicted_latitude; found: sample_id"):
+        check(make_submission().drop(columns=["predicted_latitude", "predicted_state_idx_5"]))
+    with pytest.raises(KitError, match="unknown columns state; allowed are sample_id"):
+        check(make_submission().assign(state="Ohio"))
+    with pytest.raises(KitError, match=r"lacks the columns image_north, .*copy them from the template, joined on samp"):
+        check(make_submission().drop(columns=[f"image_{view}" for view in VIEWS]))
+
+
+def test_a_file_that_is_no_table_is_an_error(tmp_path):
+    template = make_template(2)
+    for content, told in {
+        "": "not a CSV table",
+        "sample_id;a\n1;2\n": "lacks the columns",
+        ",".join(template.columns) + "\n" + "1," * 12 + "1\n": "more fields than the header",
+        ",".join(template.columns) + "\n": "has 0 of 2 rows",
+    }.items():
+        (tmp_path / "x.csv").write_text(content)
+        with pytest.raises(KitError, match=told):
+            competition.validate(tmp_path / "x.csv", template)
+    with pytest.raises(KitError, match=r"y\.csv is missing"):
+        competition.validate(tmp_path / "y.csv", template)
+
+
+def test_what_only_scores_badly_is_a_warning(check):
+    def warning(table, **options):
+        (only,) = check(table, **options)
+        return only
+
+    assert "repeated (only the first counts) in 1 row: line 2 (sample_id 0)" in warning(
+        changed("predicted_state_idx_4", 0, 1)
+    )
+    assert "fewer than 5 states" in warning(changed("predicted_state_idx_5", 0, ""))
+    assert "fewer than 5 states" in warning(changed("predicted_state_idx_5", 0, -1))
+    same = make_submission()
+    same[PREDICTED[:5]] = [[0, 1, 3, 4, 5]] * 6
+    assert "all 6 rows name the same first state 0" in warning(same)
+    constant = make_submission().assign(predicted_latitude=40.0, predicted_longitude=-100.0)
+    assert "all 6 rows have the same point [40.0, -100.0]" in warning(constant)
+    assert "far from the US in 1 row: line 4" in warning(changed("predicted_longitude", 2, 100))
+    assert "picture names are not the template's" in warning(changed("image_east", 2, "img_000003_east.jpg"))
+    unknown = warning(changed("predicted_state_idx_2", 5, 2), allow_unknown_states=True)
+    assert "predicted_state_idx_2 is not in the mapping" in unknown
+    assert check(changed("predicted_state_idx_2", 5, 2), mapping=None) == []
+
+
+def test_swapped_coordinates_are_suspected(check):
+    table = make_submission().rename(
+        columns={"predicted_latitude": "predicted_longitude", "predicted_longitude": "predicted_latitude"}
+    )
+    with pytest.raises(KitError, match=r"out of range.*look swapped"):
+        check(table)
+    (warning,) = check(table.assign(predicted_latitude=-80 + np.arange(6)))
+    assert "far from the US; latitude and longitude look swapped in 6 rows" in warning
