@@ -129,6 +129,23 @@ def geometric_median(points: ArrayLike, weights: ArrayLike | None = None) -> Arr
     return from_unit_vectors(vectors).reshape(*shape, 2)
 
 
+def group_medians(points: ArrayLike, group: ArrayLike, n_groups: int) -> Array:
+    """The geometric median (G, 2) of each group's points; points (N, 2), group (N,) in 0..G-1, NaN for an empty one.
+
+    >>> group_medians([[0, 1], [5, 5], [0, 1]], [0, 2, 0], 3).round(6).tolist()
+    [[0.0, 1.0], [nan, nan], [5.0, 5.0]]
+    """
+    points, group = np.asarray(points, float), np.asarray(group)
+    count = np.bincount(group, minlength=n_groups)
+    order = np.argsort(group, kind="stable")
+    place = np.arange(len(group)) - np.repeat(np.cumsum(count) - count, count)  # within its group
+    padded, weights = np.zeros((n_groups, count.max(initial=1), 2)), np.zeros((n_groups, count.max(initial=1)))
+    padded[group[order], place], weights[group[order], place] = points[order], 1.0
+    medians = np.full((n_groups, 2), np.nan)
+    medians[count > 0] = geometric_median(padded[count > 0], weights[count > 0])
+    return medians
+
+
 def nearest(points: ArrayLike, of: ArrayLike, k: int = 1) -> tuple[Array, NDArray[np.intp]]:
     """Distances (N, k) in km and indices (N, k) of the k nearest of `of` (M, 2) to points (N, 2), nearest first.
 

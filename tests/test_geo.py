@@ -173,6 +173,16 @@ def test_medians_of_many_rows_are_those_of_single_rows(monkeypatch):
     assert geo.geometric_median(cloud.reshape(8, 5, 7, 2)).shape == (8, 5, 2)
 
 
+def test_group_medians_are_those_of_each_group():
+    rng = np.random.default_rng(6)
+    cloud = np.stack([rng.uniform(20, 60, 50), rng.uniform(-130, -60, 50)], 1)
+    group = rng.choice([0, 1, 3], 50)
+    medians = geo.group_medians(cloud, group, 5)
+    assert np.isnan(medians[[2, 4]]).all()
+    for g in (0, 1, 3):
+        assert geo.distance_km(medians[g], geo.geometric_median(cloud[group == g])) < METRE
+
+
 def test_weights_that_mean_nothing_are_refused():
     for bad in ([0, 0], [-1, 2], [np.nan, 1]):
         with pytest.raises(KitError, match="weight"):

@@ -1,0 +1,127 @@
+"""Geocells: each state cut into cells of about equally many training places, so that a guess can be a few cells.
+
+Cells are k-means clusters of unit vectors within a state, as places are far from evenly spread: a state's centroid is
+often where nobody is. A cell stands at the geometric median of its places.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from kitlib import geo, paths
+from kitlib.paths import KitError
+from kitlib.places import Places
+
+log = logging.getLogger(__name__)
+
+
+def make(
+    points: ArrayLike, state_position: ArrayLike, places_per_cell: int = 50, min_places: int = 5, seed: int = 0
+) -> pd.DataFrame:
+    """Cut training places into cells that respect states.
+
+    Args:
+        points: (N, 2) [lat, lon].
+        state_position: (N,) each place's row in the table of states.
+        places_per_cell: how many places a cell holds on average; a state has at least one cell.
+        min_places: a smaller cell is given to its neighbours, unless it is the state's only one.
+        seed: of k-means.
+
+    Returns cell (0..C-1), latitude, longitude, state_position, count (places nearest to it) and radius_km (the
+    distance within which 90 % of them lie).
+    """
+    points, state = geo.check_points(points, "places for geocells"), np.asarray(state_position)
+    if len(points) == 0 or places_per_cell < 1 or (state < 0).any():
+        raise KitError(
+            f"geocells of {len(points)} places, {places_per_cell} a cell, lowest state_position "
+            f"{state.min(initial=0)}: wanted are at least one place, one place a cell, and known states"
+        )
+    label = np.empty(len(points), np.int64)
+    n_cells = 0
+    for members in _members(state):
+        label[members] = n_cells + _clusters(points[members], places_per_cell, seed)
+        n_cells = label[members].max() + 1
+    cells = _table(points, state, label)
+    # Small cells go all at once: their places move to cells that only grow.
+    largest = cells.groupby("state_position")["count"].transform("max")
+    kept = cells[(cells["count"] >= min_places) | (cells["count"] == largest)]
+    return _table(points, state, assign(points, kept.reset_index(drop=True), state))
+
+
+def assign(points: ArrayLike, cells: pd.DataFrame, state_position: ArrayLike | None = None) -> np.ndarray:
+    """The nearest cell (N,) to each of points (N, 2), as a row of `cells`.
+
+    With `state_position` (N,) only cells of the place's own state count, as long as it has any.
+    """
+    points, centres = np.asarray(points, float), cells[["latitude", "longitude"]].to_numpy()
+    nearest = geo.nearest(points, centres)[1][:, 0]
+    if state_position is not None:
+        state = np.asarray(state_position)
+        for members in _members(state):
+            own = np.flatnonzero(cells["state_position"] == state[members[0]])
+            if len(own):
+                nearest[members] = own[geo.nearest(points[members], centres[own])[1][:, 0]]
+    return nearest
+
+
+def load_or_make(
+    places: Places, places_per_cell: int = 50, min_places: int = 5, seed: int = 0, rows: ArrayLike | None = None
+) -> pd.DataFrame:
+    """The cells of the training places, made once and kept under `places.derived`.
+
+    `rows` (mask or row numbers) restricts them to a fold's training rows; the file's name stands for what made it.
+    """
+    points, state = places.points("train"), places.state_position("train")
+    if rows is not None:
+        points, state = points[np.asarray(rows)], state[np.asarray(rows)]
+    key = paths.digest(points, state, f"{places_per_cell} {min_places} {seed}")
+    path: Path = places.derived / f"cells-{key}.parquet"
+    if path.is_file():
+        return pd.read_parquet(path)
+    cells = make(points, state, places_per_cell, min_places, seed)
+    with paths.atomic_write(path) as beside:
+        cells.to_parquet(beside, index=False)
+    log.info("%d geocells of %d places: %s", len(cells), len(points), path.name)
+    return cells
+
+
+def _members(group: np.ndarray) -> list[np.ndarray]:
+    """The row numbers of each group that has any, in ascending order of group."""
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+
+
+def _clusters(points: np.ndarray, places_per_cell: int, seed: int) -> np.ndarray:
+    """k-means labels (n,) of one state's points (n, 2)."""
+    from sklearn.cluster import KMeans
+
+    vectors = geo.unit_vectors(points)
+    n_clusters = min(max(1, round(len(points) / places_per_cell)), len(np.unique(vectors, axis=0)))
+    if n_clusters == 1:
+        return np.zeros(len(points), np.int64)
+    return KMeans(n_clusters, n_init=3, random_state=seed).fit_predict(vectors)
+
+
+def _table(points: np.ndarray, state: np.ndarray, label: np.ndarray) -> pd.DataFrame:
+    """Cells of places with labels (N,): their medians first, then what is nearest to each."""
+    label = np.unique(label, return_inverse=True)[1]
+    centres = geo.group_medians(points, label, label.max() + 1)
+    first = np.unique(label, return_index=True)[1]
+    cells = pd.DataFrame(
+        {
+            "cell": np.arange(len(centres)),
+            "latitude": centres[:, 0],
+            "longitude": centres[:, 1],
+            "state_position": state[first],
+        }
+    )
+    nearest = assign(points, cells, state)
+    km = geo.distance_km(points, centres[nearest])
+    cells["count"] = np.bincount(nearest, minlength=len(cells))
+    cells["radius_km"] = pd.Series(km).groupby(nearest).quantile(0.9).reindex(cells["cell"]).to_numpy()
+    return cells
