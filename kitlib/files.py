@@ -6,6 +6,7 @@ import io
 import os
 import posixpath
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -59,13 +60,15 @@ class Files:
         return sorted(set(self._listing(folder).values()))
 
     def read(self, path: str) -> bytes:
-        """The bytes of one file; FileNotFoundError where there is none."""
+        """The bytes of one file; FileNotFoundError where there is none, OSError where they cannot be read."""
         if self._zip is None:
             return (self.root / path).read_bytes()
         try:
             return self._zip.read(self._prefix + path)
         except KeyError:
             raise FileNotFoundError(path) from None
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise OSError(f"{path} in {self.root.name}: {error}") from error
 
     def stamps(self, paths: Iterable[str]) -> list[str]:
         """What changes when a file changes: size and modification time, or size and CRC in a zip; "" where missing."""
@@ -81,21 +84,21 @@ class Files:
         except (OSError, KeyError):
             return ""
 
-    def resolve(self, names: pd.Series, folders: Sequence[str]) -> tuple[pd.Series, np.ndarray, str]:
+    def resolve(self, names: pd.Series, folders: Sequence[str]) -> tuple[pd.Series, np.ndarray]:
         """Find pictures named in a table: in the one of `folders` that holds most of them, whatever the letters' case.
 
-        Returns the paths as they are on disk (for a missing file: where it should be), which are there (bool), and the
-        folder chosen. An empty name stays empty.
+        Returns the paths as they are on disk (for a missing file: where it should be) and which are there (bool). An
+        empty name stays empty.
         """
         best = None
         for folder in folders:
             paths = names.where(names == "", names.map(lambda n, f=folder: posixpath.normpath(posixpath.join(f, n))))
             found = paths.map(self._on_disk)
             if best is None or (found != "").sum() > (best[0] != "").sum():
-                best = found, paths, folder
-        found, paths, folder = best  # type: ignore[misc]
+                best = found, paths
+        found, paths = best  # type: ignore[misc]
         there = (found != "").to_numpy()
-        return found.where(there, paths), there, folder
+        return found.where(there, paths), there
 
     def _on_disk(self, path: str) -> str:
         folder, name = posixpath.split(path)

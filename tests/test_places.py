@@ -176,7 +176,7 @@ def test_missing_picture_folder_is_refused_and_a_missing_picture_noted(tmp_path,
     read = places.read(folder)
     assert found(read, "missing picture") == {
         "check": "missing picture",
-        "where": "train_images",
+        "where": "train pictures",
         "count": 2,
         "examples": ["2 east", "4 south"],
         "action": "another view of the place stands in",
@@ -238,8 +238,8 @@ def test_save_writes_the_table_and_the_findings(tmp_path, home):
     folder = competition(tmp_path)
     (folder / "train_images/img_000004_south.jpg").unlink()
     read = places.read(folder)
-    seen = places.finding("missing picture", "train_images", ["4 south", "5 south"], "from the pack")
-    derived = read.save([seen, places.finding("blank picture", "test_images", ["0 east"], "kept")])
+    seen = places.finding("missing picture", "train pictures", ["4 south", "5 south"], "from the pack")
+    derived = read.save([seen, places.finding("blank picture", "test pictures", ["0 east"], "kept")])
     assert derived == read.derived
     pd.testing.assert_frame_equal(pd.read_parquet(derived / "places.parquet"), read.table, check_dtype=False)
     entries = json.loads((derived / "integrity.json").read_text())

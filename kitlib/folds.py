@@ -1,0 +1,144 @@
+"""Saved folds of the training places: stratified by state (like the leaderboard) and by spatial blocks (honest).
+
+Near-duplicates, places some metres apart or a little further with pictures that look alike, never straddle a fold.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from kitlib import geo, paths
+from kitlib.paths import KitError
+from kitlib.tables import Places
+
+KINDS = ("stratified", "spatial")
+KM_PER_DEGREE = float(np.radians(1.0)) * geo.EARTH_RADIUS_KM
+
+
+def near_duplicate_groups(
+    points: np.ndarray,
+    hashes: np.ndarray | None = None,
+    within_km: float = 0.05,
+    within_bits: int = 6,
+    same_km: float = 0.02,
+) -> np.ndarray:
+    """Group ids (N,) 0…G-1 of points (N, 2) such that near-duplicates, and theirs in turn, share one.
+
+    Two places are near-duplicates within `same_km` whatever they show (two drives past one corner differ in 14 bits
+    and more), and within `within_km` when the perceptual `hashes` (N, V) of one view at least differ in at most
+    `within_bits` of 64 bits, or no view can be compared (a hash of 0, or no hashes at all).
+
+    >>> near_duplicate_groups(np.array([[40.0, -75.0], [50.0, -75.0], [40.0001, -75.0]])).tolist()
+    [0, 1, 0]
+    """
+    pairs = geo.pairs_within_km(points, within_km)
+    if hashes is not None and len(pairs):
+        a, b = hashes[pairs[:, 0]], hashes[pairs[:, 1]]  # (P, V)
+        comparable = (a != 0) & (b != 0)
+        alike = comparable & (np.bitwise_count(a ^ b) <= within_bits)
+        same = geo.distance_km(points[pairs[:, 0]], points[pairs[:, 1]]) <= same_km
+        pairs = pairs[alike.any(axis=1) | ~comparable.any(axis=1) | same]
+    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(points), len(points)))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def far_twins(points: np.ndarray, hashes: np.ndarray, apart_km: float = 1.0) -> np.ndarray:
+    """Row pairs (P, 2) of places over `apart_km` apart that show the very same picture, as equal hashes (N, V) tell.
+
+    Each place is paired with the first that shows its picture; a hash of 0 is none; places at NaN are left out.
+    """
+    row, view = np.nonzero((hashes != 0) & ~np.isnan(points).any(axis=1)[:, None])
+    _, first, same = np.unique(hashes[row, view], return_index=True, return_inverse=True)
+    pairs = np.stack([row[first[same]], row], axis=1)
+    return np.unique(pairs[geo.distance_km(points[pairs[:, 0]], points[pairs[:, 1]]) > apart_km], axis=0)
+
+
+def blocks(points: np.ndarray, block_km: float) -> np.ndarray:
+    """Block ids (N,) 0…B-1 of points (N, 2): rows of latitude `block_km` high, cut into pieces about as wide."""
+    row = np.floor((points[:, 0] + 90) * KM_PER_DEGREE / block_km).astype(np.int64)
+    middle_rad = np.radians((row + 0.5) * block_km / KM_PER_DEGREE - 90)
+    pieces = np.maximum(1, np.round(360 * KM_PER_DEGREE * np.cos(middle_rad) / block_km)).astype(np.int64)
+    piece = np.floor((points[:, 1] + 180) / 360 * pieces).astype(np.int64) % pieces
+    return np.unique(np.stack([row, piece], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def make(
+    places: Places, hashes: np.ndarray | None = None, n_folds: int = 5, block_km: float = 50.0, seed: int = 0
+) -> pd.DataFrame:
+    """Folds of the training places: sample_id, group (of near-duplicates), stratified and spatial (fold 0…n_folds-1).
+
+    `hashes` (N, V) are those of the training pack. Stratified folds deal whole groups, spatial folds whole blocks, both
+    so that each fold gets its share of every state as well as the pieces allow. Raises KitError where there are fewer
+    pieces than folds.
+    """
+    if n_folds < 2 or block_km <= 0:
+        raise KitError(f"n_folds={n_folds}, block_km={block_km}: at least 2 folds and blocks of more than 0 km")
+    points, states = places.points("train"), places.state_position("train")
+    group = near_duplicate_groups(points, hashes)
+    first = np.unique(group, return_index=True)[1]
+    block = blocks(points, block_km)[first[group]]  # a group on a border goes where its first place is
+    for pieces, told in ((group, "groups of near-duplicates"), (block, f"blocks of {block_km:g} km")):
+        if (found := len(np.unique(pieces))) < n_folds:
+            raise KitError(f"{places.name}: the training places form only {found} {told}, too few for {n_folds} folds")
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame({"sample_id": places.sample_id("train"), "group": group})
+    return table.assign(stratified=_deal(group, states, n_folds, rng), spatial=_deal(block, states, n_folds, rng))
+
+
+def _deal(piece: np.ndarray, state: np.ndarray, n_folds: int, rng: np.random.Generator) -> np.ndarray:
+    """Fold (N,) of each row: whole pieces, largest first, each to the fold that has least of its states so far."""
+    piece = np.unique(piece, return_inverse=True)[1]
+    counts = coo_array((np.ones(len(piece)), (piece, state))).tocsr()  # (pieces, S)
+    size, per_state = counts.sum(axis=1), counts.sum(axis=0)
+    shuffled = rng.permutation(len(size))
+    dealt, total = np.zeros((n_folds, len(per_state))), np.zeros(n_folds)
+    fold = np.empty(len(size), np.int64)
+    for p in shuffled[np.argsort(-size[shuffled], kind="stable")]:
+        one = slice(counts.indptr[p], counts.indptr[p + 1])
+        states, n = counts.indices[one], counts.data[one]
+        # The state's share counts first; of equal shares the smaller fold is filled.
+        f = fold[p] = np.argmin(dealt[:, states] @ (n / per_state[states]) + total * (size[p] / len(piece)))
+        dealt[f, states] += n
+        total[f] += size[p]
+    return fold[piece]
+
+
+def load_or_make(
+    places: Places, hashes: np.ndarray | None = None, n_folds: int = 5, block_km: float = 50.0, seed: int = 0
+) -> pd.DataFrame:
+    """The saved folds of these places, made as by `make` the first time.
+
+    They are made once: `hashes` given later change nothing. Raises KitError where the file was changed since, or was
+    made with other settings than those asked for.
+    """
+    csv, meta = places.derived / "folds.csv", places.derived / "folds.json"
+    asked = {"n_folds": n_folds, "block_km": float(block_km), "seed": seed}
+    mend = f"delete {paths.relative(csv)} and .json to make new folds"
+    if not (csv.exists() and meta.exists()):
+        table = make(places, hashes, n_folds, block_km, seed)
+        with paths.atomic_write(csv) as path:
+            table.to_csv(path, index=False, lineterminator="\n")
+        with paths.atomic_write(meta) as path:
+            path.write_text(json.dumps({**asked, "hashes": hashes is not None, "checksum": paths.digest(csv)}) + "\n")
+        return table
+    saved = json.loads(meta.read_text())
+    if saved["checksum"] != paths.digest(csv):
+        raise KitError(f"{paths.relative(csv)} was changed since it was made (its checksum is in folds.json): {mend}")
+    if other := {name: saved[name] for name in asked if saved[name] != asked[name]}:
+        raise KitError(f"{paths.relative(csv)} was made with {other}, asked for are {asked}: {mend}")
+    table = pd.read_csv(csv, dtype={"sample_id": str})
+    ids = places.sample_id("train")
+    return table.assign(sample_id=table["sample_id"].astype(ids.dtype))
+
+
+def folds_checksum(places: Places) -> str:
+    """The checksum under which the folds of these places were saved; KitError where there are none yet."""
+    meta = places.derived / "folds.json"
+    if not meta.exists():
+        raise KitError(f"{places.name} has no folds yet: folds.load_or_make(places, hashes) makes them")
+    return json.loads(meta.read_text())["checksum"]

@@ -1,0 +1,96 @@
+"""What one picture file holds: an undamaged RGB JPEG or something else, one colour, a blur, and its perceptual hash."""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+BLURRED = 45.0  # sharpness below which a person sees nothing either: 9 of 5,625 real street views
+BLANK = 4.0  # grey levels of standard deviation below which a picture is one colour
+QUALITY = 95  # of pictures that have to be encoded again
+COSINES = np.cos(np.pi / 64 * np.arange(8)[:, None] * (2 * np.arange(32) + 1))  # (8, 32) of the DCT-II
+
+
+class Picture(NamedTuple):
+    """One picture, looked at."""
+
+    data: bytes = b""  # RGB JPEG; empty where it cannot be used
+    height: int = 0  # pixels
+    width: int = 0
+    blank: bool = False  # one colour
+    blurred: bool = False  # to nothing
+    sharpness: float = 0.0
+    hash: int = 0  # 64 bits; 0 where there is nothing to compare: unusable, blank or blurred
+    found: tuple[tuple[str, str], ...] = ()  # (check, detail) of what is wrong with the file
+
+
+def examine(data: bytes, size: tuple[int, int] | None = None) -> Picture:
+    """Decode a picture file completely and say what it holds; with `size` (height, width) one of another is resized.
+
+    A file that is truncated, corrupt or no picture comes back without data. What is no RGB JPEG is converted to one.
+    """
+    try:
+        jpeg, found = _as_rgb_jpeg(data, size)
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+        # Strict, so that a truncated file fails. Large pictures are judged at a scale near the competition's 256 px.
+        grey = simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=256, min_width=256)[..., 0]
+    except Exception as error:  # a decoder may raise anything on broken bytes, and each is the finding
+        return Picture(found=(("damaged picture", f": {error}" if data else ": empty file"),))
+    small = np.asarray(Image.fromarray(grey).resize((32, 32), Image.Resampling.BOX))
+    sharp = sharpness(grey)
+    blank = sharp < BLURRED and float(small.std()) < BLANK
+    blurred = sharp < BLURRED and not blank
+    seen = 0 if blank or blurred else int(perceptual_hash(small))
+    return Picture(jpeg, height, width, blank, blurred, sharp, seen, found)
+
+
+def _as_rgb_jpeg(data: bytes, size: tuple[int, int] | None) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+    """`data` as an RGB JPEG, of `size` if given, and what had to be changed."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        height, width, colours = 0, 0, ""  # no JPEG, or one that only PIL can read
+    if colours == "YCbCr" and size in (None, (height, width)):
+        return data, ()
+    if colours:
+        simplejpeg.decode_jpeg(data)  # strict where PIL is lenient
+    found = []
+    with Image.open(io.BytesIO(data)) as image:
+        if colours != "YCbCr":
+            found.append(("picture not an RGB JPEG", f": {image.format} {image.mode}"))
+        picture = image.convert("RGB")
+    if size and picture.size != size[::-1]:
+        found.append(("picture of another size", f": {picture.width}x{picture.height}"))
+        picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
+    return simplejpeg.encode_jpeg(np.asarray(picture), QUALITY, colorsubsampling="444"), tuple(found)
+
+
+def sharpness(grey: np.ndarray) -> float:
+    """How sharp the sharper parts of a grey picture (H, W) uint8 are, in squared grey levels; 0 is flat.
+
+    The 80th percentile, over a grid of about 8 x 8 blocks, of the variance of the Laplacian: the sky may be smooth, and
+    a sharp watermark in the bottom rows saves no blurred picture. Street views at 256 px have 140 to 15,000.
+    """
+    if min(grey.shape) < 3:
+        return 0.0
+    g = grey.astype(np.int16)
+    laplacian = 4 * g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:]
+    block = max(1, min(laplacian.shape) // 8)
+    H, W = laplacian.shape[0] // block, laplacian.shape[1] // block
+    blocks = laplacian[: H * block, : W * block].reshape(H, block, W, block)
+    return float(np.percentile(blocks.var(axis=(1, 3), dtype=np.float32), 80))
+
+
+def perceptual_hash(small: np.ndarray) -> np.ndarray:
+    """64-bit hashes (...) of grey pictures (..., 32, 32): which of the 8 x 8 lowest frequencies exceed their median.
+
+    Pictures that look alike differ in few bits: np.bitwise_count(a ^ b). This is the pHash of Zauner 2010,
+    "Implementation and Benchmarking of Perceptual Image Hash Functions".
+    """
+    low = (COSINES @ small @ COSINES.T).reshape(*small.shape[:-2], 64)
+    bits = low > np.median(low, axis=-1, keepdims=True)
+    return np.packbits(bits, axis=-1).view(np.uint64)[..., 0]

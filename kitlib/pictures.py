@@ -1,0 +1,278 @@
+"""One pass over a split's picture files: each is read, checked, hashed and packed into one blob with an offset table.
+
+Loose files through PIL lose to one blob decoded by simplejpeg by a wide factor (benchmarks/pictures.py), and a pass
+that reads everything anyway is the moment to look at it. `Pack.problems` lists for integrity.json what was missing,
+damaged, not RGB, of another size, blank or blurred to nothing; no picture turns black in silence.
+
+    pack = pictures.pack(places, "train")
+    pack.decode(np.arange(64))      # (64, 4, 256, 256, 3) uint8
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+from tqdm.auto import tqdm
+
+from kitlib import folds, paths
+from kitlib.files import Files
+from kitlib.inspection import Picture, examine
+from kitlib.paths import KitError
+from kitlib.tables import Places, finding
+
+FORMAT = 1  # of the pack and its checks: another one packs again
+SHARD = 1024  # places after which the work so far is safe
+GREY = 128  # what decode() shows of a place without any usable picture
+
+FIELDS = ("length", "height", "width", "blank", "blurred", "sharpness", "hash", "content")
+RECORD = np.dtype(list(zip(FIELDS, ("i8", "i4", "i4", "?", "?", "f4", "u8", "u8"), strict=True)))
+ACTIONS = {
+    "missing picture": "another view of the place stands in",
+    "damaged picture": "another view of the place stands in",
+    "picture not an RGB JPEG": "converted",
+    "picture of another size": "resized to the common size",
+    "blank picture": "kept",
+    "picture blurred to nothing": "kept",
+    "place without a usable picture": "shown as plain grey: its guess knows nothing",
+    "same picture at places far apart": "kept: at least one place is wrong",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """All pictures of one split in one file, in the order of `places.rows(split)`; made by `pack`."""
+
+    split: str
+    sample_id: np.ndarray  # (N,)
+    views: tuple[str, ...]  # V names
+    offsets: np.ndarray  # (N, V, 2) int64 start and length in the blob
+    usable: np.ndarray  # (N, V) bool: there and undamaged
+    height: np.ndarray  # (N, V) pixels
+    width: np.ndarray  # (N, V) pixels
+    blank: np.ndarray  # (N, V) bool: one colour
+    blurred: np.ndarray  # (N, V) bool: to nothing
+    sharpness: np.ndarray  # (N, V) float32, as in `inspection.sharpness`
+    hashes: np.ndarray  # (N, V) uint64 perceptual, 0 where there is nothing to compare: unusable, blank or blurred
+    checksum: str  # of the pictures' content, their order and ids
+    blob: Path
+    found: list[dict] = field(repr=False)
+
+    @property
+    def unusable_places(self) -> np.ndarray:
+        """(N,) bool: places without a single usable picture."""
+        return np.logical_not(self.usable.any(axis=1))
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The (height, width) there are among the usable pictures, sorted."""
+        return sorted(set(zip(self.height[self.usable].tolist(), self.width[self.usable].tolist(), strict=True)))
+
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """(N, V) which view is shown for each: itself where usable, else the next usable one clockwise, -1 for none."""
+        V = len(self.views)
+        turned = (np.arange(V)[:, None] + np.arange(V)) % V  # (V, V) candidates for each view
+        usable = self.usable[:, turned]  # (N, V, V)
+        first = np.take_along_axis(turned[None], usable.argmax(axis=2)[..., None], axis=2)[..., 0]
+        return np.where(usable.any(axis=2), first, -1)
+
+    @cached_property
+    def _bytes(self) -> np.ndarray:
+        return np.memmap(self.blob, np.uint8, mode="r") if self.usable.any() else np.empty(0, np.uint8)
+
+    def read(self, i: int, v: int) -> bytes:
+        """The JPEG of place `i`, view `v`; empty where that view is unusable."""
+        start, length = self.offsets[i, v]
+        return self._bytes[start : start + length].tobytes()
+
+    def decode(self, rows: np.ndarray, size: int | None = None) -> np.ndarray:
+        """Pictures (B, V, H, W, 3) uint8 RGB of the places in `rows` (B,).
+
+        An unusable view shows another view of the same place (`shown`); a place without any is plain grey, and is told
+        by `unusable_places`. With `size` the middle square of each picture comes at that many pixels. Raises
+        KitError for pictures of several sizes without `size`.
+        """
+        if size is None and len(self.sizes) != 1:
+            told = " to ".join(f"{w}x{h}" for h, w in self.sizes[:: len(self.sizes) - 1]) or "none is usable"
+            raise KitError(f"{self.split} pictures have no common size ({told}): ask for one with size=")
+        rows = np.asarray(rows)
+        H, W = (size, size) if size else self.sizes[0]
+        out = np.empty((len(rows), len(self.views), H, W, 3), np.uint8)
+        slices = np.array_split(np.arange(len(rows)), max(1, min(len(rows), paths.workers())))
+        list(_threads(os.getpid()).map(partial(self._decode_into, out, rows), slices))
+        return out
+
+    def _decode_into(self, out: np.ndarray, rows: np.ndarray, batch: np.ndarray) -> None:
+        H, W = out.shape[2:4]
+        for b in batch:
+            for v, shown in enumerate(self.shown[rows[b]]):
+                if shown < 0:
+                    out[b, v] = GREY
+                    continue
+                place = rows[b], shown
+                start, length = self.offsets[place]
+                data = self._bytes[start : start + length]
+                if (self.height[place], self.width[place]) == (H, W):
+                    simplejpeg.decode_jpeg(data, "RGB", buffer=out[b, v])
+                else:
+                    out[b, v] = _square(simplejpeg.decode_jpeg(data, "RGB", min_height=H, min_width=W), H)
+
+    def problems(self) -> list[dict]:
+        """What the pass found, as entries for `Places.save`."""
+        return self.found
+
+
+def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
+    """Read, check, hash and pack the pictures of one split; straight from a .zip as well.
+
+    Writes pictures/<split>.bin and .npz below `places.derived` (or into `out_dir`). Packs again only when the list of
+    files, a size or a time of change differs from last time; a killed pass goes on where it was. Competition pictures
+    of another size than the rest are resized, those of other sources keep their size.
+    """
+    out_dir = out_dir or places.derived / "pictures"
+    files, names = Files(places.folder), places.rows(split)[places.image_columns].to_numpy(str)  # (N, V)
+    signature = paths.digest(f"{FORMAT} {split}", "\n".join(names.flat), "\n".join(files.stamps(names.flat)))
+    blob, table = out_dir / f"{split}.bin", out_dir / f"{split}.npz"
+    saved = _load(table) if table.is_file() and blob.is_file() else None
+    if saved is None or saved["signature"] != signature or saved["records"]["length"].sum() != blob.stat().st_size:
+        work = out_dir / f".{split}-{signature}"
+        records, found = _write(places, split, files, names, work)
+        content = paths.digest(split, places.sample_id(split).astype(str), records["content"])
+        entries = json.dumps(_findings(places, split, records, found))
+        saved = {"records": records, "signature": signature, "checksum": content, "found": entries}
+        (work / "blob").replace(blob)
+        _save(table, saved)
+        shutil.rmtree(work)
+    records = saved["records"]
+    length = records["length"].ravel()
+    return Pack(
+        split=split,
+        sample_id=places.sample_id(split),
+        views=places.views,
+        offsets=np.stack([np.cumsum(length) - length, length], axis=-1).reshape(*records.shape, 2),
+        usable=records["length"] > 0,
+        hashes=records["hash"],
+        **{name: records[name] for name in ("height", "width", "blank", "blurred", "sharpness")},
+        checksum=str(saved["checksum"]),
+        blob=blob,
+        found=json.loads(str(saved["found"])),
+    )
+
+
+def _write(places: Places, split: str, files: Files, names: np.ndarray, work: Path) -> tuple[np.ndarray, list]:
+    """Pack shard by shard into work/blob; the records (N, V), and all (check, "sample_id view: detail") found."""
+    for stale in set(work.parent.glob(f".{split}-*")) - {work}:
+        shutil.rmtree(stale)
+    work.mkdir(parents=True, exist_ok=True)
+    size = _common_size(files, names) if places.template is not None else None
+    labels = places.sample_id(split).astype(str)[:, None] + np.array([f" {view}" for view in places.views])
+    records, found, end = np.zeros(names.shape, RECORD), [], 0
+    with (work / "blob").open("ab") as out, tqdm(total=names.size, desc=f"packing {split}", unit=" pictures") as bar:
+        for start in range(0, len(names), SHARD):
+            part, rows = work / f"{start:08d}.npz", slice(start, start + SHARD)
+            shard = _load(part) if part.exists() else None
+            if shard is None or shard["end"] > out.tell():
+                out.truncate(end)  # a killed pass may have written beyond its last whole shard
+                shard = _shard(partial(_examine_place, files, size), names[rows], labels[rows], out, bar)
+                _save(part, shard)
+            else:
+                bar.initial += names[rows].size  # the rate shown is that of this pass
+                bar.update(names[rows].size)
+            end = shard["end"]
+            records[rows] = shard["records"]
+            found += json.loads(str(shard["found"]))
+    return records, found
+
+
+def _shard(
+    examine_place: Callable[[np.ndarray], list[Picture]],
+    names: np.ndarray,
+    labels: np.ndarray,
+    out: BinaryIO,
+    bar: tqdm,
+) -> dict[str, Any]:
+    """Append the pictures of some places to the blob."""
+    records, found = np.zeros(names.shape, RECORD), []
+    for i, place in enumerate(_threads(os.getpid()).map(examine_place, names)):
+        for v, picture in enumerate(place):
+            out.write(picture.data)
+            content = int.from_bytes(hashlib.blake2b(picture.data, digest_size=8).digest(), "little")
+            records[i, v] = (len(picture.data), *picture[1:-1], content)
+            found += [(check, labels[i, v] + detail) for check, detail in picture.found]
+        bar.update(len(place))
+    out.flush()
+    return {"records": records, "found": json.dumps(found), "end": out.tell()}
+
+
+def _examine_place(files: Files, size: tuple[int, int] | None, names: np.ndarray) -> list[Picture]:
+    return [_examine(files, size, name) for name in names]
+
+
+def _examine(files: Files, size: tuple[int, int] | None, name: str) -> Picture:
+    try:
+        return examine(files.read(name), size) if name else Picture(found=(("missing picture", ""),))
+    except FileNotFoundError:
+        return Picture(found=(("missing picture", ""),))
+    except OSError as error:  # a bad sector, a bad checksum in the .zip
+        return Picture(found=(("damaged picture", f": {error}"),))
+
+
+def _common_size(files: Files, names: np.ndarray) -> tuple[int, int] | None:
+    """The commonest (height, width) among pictures from all over the split."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for name in np.random.default_rng(0).permutation(names.ravel())[:100]:
+        with contextlib.suppress(OSError, ValueError):
+            sizes[simplejpeg.decode_jpeg_header(files.read(name))[:2]] += 1
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _findings(places: Places, split: str, records: np.ndarray, found: list[tuple[str, str]]) -> list[dict]:
+    """Entries of integrity.json: what was found picture by picture, and what only all of them show."""
+    by_check: dict[str, list[str]] = {check: [] for check in ACTIONS}
+    for check, example in found:
+        by_check[check].append(example)
+    ids, usable = places.sample_id(split), records["length"] > 0
+    for check, name in (("blank picture", "blank"), ("picture blurred to nothing", "blurred")):
+        by_check[check] = [f"{ids[i]} {places.views[v]}" for i, v in zip(*np.nonzero(records[name]), strict=True)]
+    by_check["place without a usable picture"] = ids[~usable.any(axis=1)].astype(str).tolist()
+    twins = folds.far_twins(places.points(split), records["hash"])
+    by_check["same picture at places far apart"] = [f"{ids[a]} and {ids[b]}" for a, b in twins]
+    return [finding(c, f"{split} pictures", e, ACTIONS[c]) for c, e in by_check.items() if e]
+
+
+def _square(picture: np.ndarray, size: int) -> np.ndarray:
+    """The middle square of a picture (H, W, 3) at `size` pixels."""
+    H, W = picture.shape[:2]
+    side = min(H, W)
+    box = ((W - side) / 2, (H - side) / 2, (W + side) / 2, (H + side) / 2)
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Threads that read and decode, one set a process as they do not survive a fork. The decoders release the GIL."""
+    return ThreadPoolExecutor(paths.workers(), thread_name_prefix="pictures")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as saved:
+        return {name: saved[name] for name in saved.files}
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    with paths.atomic_write(path) as beside:
+        np.savez(beside, **arrays)
