@@ -1,0 +1,204 @@
+"""One notebook executed by papermill: in a kernel of this very Python, its progress shown, stopped without loss.
+
+Imports papermill, which takes a second: `pipeline` imports this module only when a step really runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import papermill
+import psutil
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning import LocalProvisioner
+from nbclient.exceptions import DeadKernelError
+from traitlets import default
+
+from kitlib import paths
+from kitlib.notebooks import Value, without_machine
+from kitlib.runs import HEADLINE_MIME
+
+log = logging.getLogger(__name__)
+
+SHOW_PROGRESS = (
+    "import logging; logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S'); "
+    "logging.getLogger('kitlib').setLevel('INFO')"
+)
+
+
+@dataclass
+class Outcome:
+    """How an execution ended; `cell` is the number of the last code cell that was started, as in In [n]."""
+
+    status: str  # done, failed or interrupted
+    seconds: float
+    cell: int
+    headline: dict[str, Any] = field(default_factory=lambda: {"label": "", "value": "", "wrote": []})
+    error: str = ""
+    user_error: bool = False  # a KitError: `error` is its one sentence
+
+
+def threads() -> int:
+    """Threads a kernel computes with: OMP_NUM_THREADS if it is set, else the physical cores this process may use."""
+    if asked := os.environ.get("OMP_NUM_THREADS"):
+        return int(asked)
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(psutil.cpu_count(logical=False) or allowed, allowed)
+
+
+class ThisPython(KernelSpecManager):
+    """Offers one kernel, this interpreter, whatever kernels are installed under the same name."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        """The kernel's command and environment."""
+        environment = {
+            "OMP_NUM_THREADS": str(threads()),
+            "OMP_WAIT_POLICY": "PASSIVE",  # a waiting thread gives its core away: on a busy machine spinning costs most
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # or every kernel starts with a warning
+            "TQDM_MININTERVAL": "1",  # a bar redrawn ten times a second fills a notebook
+        }
+        quiet = "--IPKernelApp.log_level=40"  # ipykernel 7 warns at each start that its loopback port is not encrypted
+        settings = get_kernel_dict(extra_arguments=[f"--IPKernelApp.exec_lines={SHOW_PROGRESS}", quiet])
+        return KernelSpec(**settings, env=environment)
+
+
+class Kernel(AsyncKernelManager):
+    """A kernel of this Python; the latest one can be interrupted from a signal handler."""
+
+    latest: ClassVar[Kernel | None] = None
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        Kernel.latest = self
+
+    @default("kernel_spec_manager")
+    def _this_python(self) -> ThisPython:
+        return ThisPython(parent=self)
+
+    def interrupt(self) -> None:
+        """Send SIGINT to the kernel and what it started; an idle kernel ignores it."""
+        if isinstance(self.provisioner, LocalProvisioner) and self.provisioner.pgid:  # None until it is started
+            os.killpg(self.provisioner.pgid, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """Raised between two cells when the plan was asked to stop."""
+
+
+class Progress:
+    """Tells which cell runs, under the heading it stands, and refuses to start another once asked to stop."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.cell, self.heading, self.stop = total, 0, "", False
+
+    def start(self, cell: Any, cell_index: int) -> None:
+        """Called by nbclient before each cell, prose included."""
+        if self.stop:
+            raise Stopped
+        if cell.cell_type == "markdown" and cell.source.strip():
+            self.heading = cell.source.strip().splitlines()[0].strip("#* ")
+        elif cell.cell_type == "code" and cell.source.strip():
+            self.cell += 1
+            if not {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
+                log.info("  cell %d of %d · %.80s", self.cell, self.total, self.heading)
+
+
+def execute(source: Path, output: Path, values: dict[str, Value]) -> Outcome:
+    """Execute the notebook `source` with `values` and write it to `output` after every cell.
+
+    Ctrl-C and SIGTERM interrupt the running cell, so that training can save; a second one ends the kernel at once.
+    """
+    began = time.perf_counter()
+    cells = json.loads(source.read_text())["cells"]
+    code = sum(cell["cell_type"] == "code" and bool("".join(cell["source"]).strip()) for cell in cells)
+    progress = Progress(code + bool(values))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    status, error, user_error = "done", "", False
+    with _stopping(progress):
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(output),
+                parameters=values,
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=sys.stderr,
+                stderr_file=sys.stderr,
+                coalesce_streams=True,
+                kernel_manager_class=Kernel,
+                on_cell_start=progress.start,
+            )
+        except papermill.PapermillExecutionError as broken:
+            status, user_error = "failed", broken.ename == "KitError"
+            error = broken.evalue if user_error else f"{broken.ename}: {broken.evalue}"
+        except DeadKernelError:
+            status, error = "failed", "the kernel died, most often for want of memory"
+        except (Stopped, RuntimeError, KeyboardInterrupt):
+            if not progress.stop:
+                raise
+    if progress.stop:
+        status, error = "interrupted", ""
+    outcome = Outcome(status, time.perf_counter() - began, progress.cell, error=error, user_error=user_error)
+    for said in _tidy(output):
+        outcome.headline = said
+    return outcome
+
+
+@contextmanager
+def _stopping(progress: Progress) -> Iterator[None]:
+    """While inside, turn SIGINT and SIGTERM into an interrupt of the running cell."""
+
+    def stop(signal_number: int, frame: object) -> None:
+        if progress.stop:
+            raise KeyboardInterrupt
+        progress.stop = True
+        log.warning("stopping: the running cell is interrupted so that it can save; once more ends it at once")
+        if Kernel.latest is not None:
+            Kernel.latest.interrupt()
+
+    Kernel.latest = None
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tidy(output: Path) -> list[dict[str, Any]]:
+    """Take this machine's folders out of an executed notebook; return the headlines found in it."""
+    notebook = json.loads(output.read_text())
+    for place in ("input_path", "output_path"):
+        notebook["metadata"].get("papermill", {}).pop(place, None)
+    headlines = []
+    for cell in notebook["cells"]:
+        for said in cell.get("outputs", []):
+            data = said.get("data", {})
+            if HEADLINE_MIME in data:
+                headlines.append(data[HEADLINE_MIME])
+            texts = [(said, key) for key in ("text", "traceback", "evalue") if key in said]
+            texts += [(data, mime) for mime in data if not mime.startswith("image/")]
+            for holder, key in texts:
+                if isinstance(holder[key], str):
+                    holder[key] = without_machine(holder[key])
+                elif isinstance(holder[key], list):
+                    holder[key] = [without_machine(line) for line in holder[key]]
+    with paths.atomic_write(output) as beside:
+        beside.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    return headlines

@@ -1,0 +1,149 @@
+"""A notebook as a plan sees it: its title, its question, its code, and the parameters it takes with their types.
+
+Read as plain JSON and Python, without nbformat or papermill, so that an unchanged plan is recognised at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from kitlib import paths
+from kitlib.paths import KitError
+
+Value = bool | int | float | str
+TYPES = {"bool": bool, "int": int, "float": float, "str": str}
+MEANING = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of the parameters cell: `EPOCHS: int = 5  # passes over the training folds`."""
+
+    name: str
+    type: str
+    default: Value
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """What a plan needs to know of a notebook."""
+
+    name: str
+    path: Path
+    title: str
+    question: str
+    code: str
+    parameters: dict[str, Parameter]
+
+
+def read_notebook(path: Path) -> Notebook:
+    """Read a notebook and its parameters cell.
+
+    Raises KitError for a file that is no notebook, a notebook without exactly one cell tagged `parameters` (papermill
+    would run it with the defaults in silence), or a line there that papermill cannot read.
+    """
+    try:
+        cells = json.loads(path.read_text())["cells"]
+        sources = ["".join(cell["source"]) for cell in cells]
+        tags = [cell["metadata"].get("tags", []) for cell in cells]
+        kinds = [cell["cell_type"] for cell in cells]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise KitError(f"{path.name} is not a notebook that can be read: {error!r}") from None
+    tagged = [
+        i for i, (kind, tag) in enumerate(zip(kinds, tags, strict=True)) if "parameters" in tag and kind == "code"
+    ]
+    if len(tagged) != 1:
+        raise KitError(
+            f"{path.name} has {len(tagged)} cells tagged 'parameters'; exactly one is needed, or its parameters "
+            "would be ignored: add the tag to the cell that sets the defaults"
+        )
+    prose = next((source for source, kind in zip(sources, kinds, strict=True) if kind == "markdown"), "")
+    title, question = _headline(prose, path.stem)
+    code = "\n\n".join(source for source, kind in zip(sources, kinds, strict=True) if kind == "code")
+    return Notebook(path.stem, path, title, question, code, _parameters(sources[tagged[0]], path.name))
+
+
+def cast(value: Value, parameter: Parameter, taker: str, from_text: bool = False) -> Value:
+    """A value as the parameter's type; text from the command line is parsed. Raises KitError when it does not fit.
+
+    >>> cast("5", Parameter("EPOCHS", "int", 3), "10_train", from_text=True)
+    5
+    """
+    wanted = TYPES[parameter.type]
+    if from_text and wanted is not str:
+        truths = {"true": True, "false": False, "1": True, "0": False}
+        try:
+            return truths[str(value).lower()] if wanted is bool else wanted(value)
+        except (ValueError, KeyError):
+            pass
+    elif type(value) is wanted:
+        return value
+    elif wanted is float and type(value) is int:
+        return float(value)
+    raise KitError(
+        f"parameter {parameter.name} of {taker} must be {MEANING[parameter.type]} ({parameter.type}), not {value!r}"
+    )
+
+
+def _parameters(source: str, name: str) -> dict[str, Parameter]:
+    """Parameters of a cell whose every statement is one line `NAME: type = literal  # comment`."""
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise KitError(f"{name}: the parameters cell is not Python, line {error.lineno}: {error.msg}") from None
+    lines = source.splitlines()
+    found: dict[str, Parameter] = {}
+    for statement in statements:
+        line = lines[statement.lineno - 1]
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and statement.lineno == statement.end_lineno
+            and line.count("=") == 1  # papermill splits a line at every "=", in its comment too
+            and (kind := ast.unparse(statement.annotation)) in TYPES
+            and statement.value is not None
+        ):
+            try:
+                parameter = Parameter(statement.target.id, kind, ast.literal_eval(statement.value))
+                found[parameter.name] = Parameter(parameter.name, kind, cast(parameter.default, parameter, name))
+                continue
+            except ValueError as error:
+                if isinstance(error, KitError):
+                    raise
+        raise KitError(
+            f"{name}: the parameters cell has a line that papermill cannot read: {line.strip()!r}; allowed is "
+            "NAME: type = literal  # comment, with type int, float, str or bool and no second '=' on the line"
+        )
+    return found
+
+
+def _headline(prose: str, stem: str) -> tuple[str, str]:
+    """Title and question of a notebook from its first cell, `# 10 · Title` and the first line with a question mark."""
+    lines = [line.strip().strip("*_").strip() for line in prose.splitlines() if line.strip()]
+    title = lines[0].lstrip("# ") if lines and lines[0].startswith("#") else stem
+    questions = [line for line in lines[1:] if "?" in line]
+    first = re.match(r"[^?]*\?", questions[0].replace("**", "").replace("`", "")) if questions else None
+    return re.sub(r"^\d+(_\w+)?\s*[·:.–—-]*\s*", "", title) or stem, first.group() if first else ""
+
+
+def without_machine(text: str) -> str:
+    """Text without this machine's folders: those below home and the checkout become relative, others are shortened."""
+    shorter = {
+        str(paths.home()): ".",
+        str(paths.checkout()): ".",
+        str(Path(paths.__file__).parent): "kitlib",
+        sys.prefix: "python",
+        sys.base_prefix: "python",
+        str(Path.home()): "~",
+        tempfile.gettempdir(): "tmp",
+    }
+    for folder in sorted(shorter, key=len, reverse=True):
+        if len(folder) > 1:
+            text = re.sub(rf"{re.escape(folder)}(?![\w.-])", shorter[folder], text)
+    return text

@@ -1,0 +1,268 @@
+"""Run a plan's notebooks in order, skip what is unchanged, and report.
+
+Executed notebooks, their pages and the report are written to data/runs/<plan>/. plan.json there records the finished
+steps, each under a key of everything that made it, so that a run that failed or was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kitlib import paths, runs
+from kitlib.notebooks import without_machine
+from kitlib.paths import KitError
+from kitlib.plans import Ready, check
+
+log = logging.getLogger(__name__)
+
+# Notebooks never reach these, so a change in them leaves every step as it was.
+ORCHESTRATION = {"__main__", "kernels", "notebooks", "pipeline", "plans", "report"}
+HASHED_WHOLE = 16 * 2**20  # bytes; a larger file is known by its size and time
+
+
+class StepFailed(RuntimeError):
+    """A notebook broke with an error that is not the user's; the message says where its traceback is."""
+
+
+def run_plan(
+    name_or_path: str | Path,
+    parameters: Mapping[str, str] | None = None,
+    force: bool = False,
+    start_from: str | None = None,
+) -> Path:
+    """Run a plan and return the path of its report.
+
+    A step is skipped when its notebook, its values, kitlib, the libraries, the data and every step before it are as
+    they were, and what it wrote is still there; `force` runs all steps, `start_from` that step and those after it.
+    Raises KitError for bad input (before any step runs, or from a notebook), StepFailed when a notebook breaks, and
+    KeyboardInterrupt when stopped; finished steps are kept, and running again continues.
+    """
+    file, plan, steps = check(name_or_path, parameters)
+    names = [step.name for step in steps]
+    if start_from is not None and start_from not in names:
+        raise KitError(f"--from {start_from}: the plan's steps are {', '.join(names)}")
+    rerun_from = 0 if force else names.index(start_from) if start_from else len(steps)
+    folder = paths.run_dir(file.stem)
+    report_file = folder / "report.html"
+    with _locked(folder):
+        began = time.perf_counter()
+        data = _data_signatures(steps)
+        before = _read_state(folder)
+        records = {record["name"]: record for record in before.get("steps", [])}
+        state: dict[str, Any] = {
+            "plan": file.stem,
+            "description": plan.description,
+            "parameters": {**plan.parameters, **(parameters or {})},
+            "versions": runs.library_versions(),
+            "steps": [],
+        }
+        key = paths.digest(_code_digest(), json.dumps(_versions()))
+        ran = 0
+        for index, step in enumerate(steps):
+            key = paths.digest(key, step.notebook.code, json.dumps([step.values, data[index]], sort_keys=True))
+            title = f"step {index + 1} of {len(steps)} · {step.name} · {step.notebook.title}"
+            record = records.get(step.name, {})
+            if not ran and index < rerun_from and _up_to_date(record, key, folder / f"{step.name}.ipynb"):
+                log.info("%s · unchanged", title)
+                state["steps"].append(record)
+                continue
+            log.info("%s", title)
+            ran += 1
+            runs.write_json(folder / "plan.json", state)  # what this step and the later ones left is no longer sure
+            record = _blank_record(step)
+            state["steps"].append(record)
+            try:
+                _run_step(step, folder, record)
+            except BaseException:
+                unreached = [_blank_record(later) for later in steps[index + 1 :]]
+                _write_report(folder, {**state, "steps": state["steps"] + unreached})
+                raise
+            record["key"] = key
+            for earlier in state["steps"]:  # a later step may have written to an earlier one's file
+                wrote = earlier["headline"]["wrote"]
+                earlier["files"] = {path: _file_signature(paths.home() / path) for path in wrote}
+            runs.write_json(folder / "plan.json", state)
+            log.info("%s · done in %s", step.name, record["time"])
+        if state != before or not report_file.is_file():
+            runs.write_json(folder / "plan.json", state)
+            _write_report(folder, state)
+        log.info("plan %s: %d of %d steps ran, %s", file.stem, ran, len(steps), duration(time.perf_counter() - began))
+    return report_file
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(3.21), duration(75), duration(7260)
+    ('3.2 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _run_step(step: Ready, folder: Path, record: dict[str, Any]) -> None:
+    """Execute one step, leave its notebook and its page in `folder`, and fill in its record."""
+    from kitlib import kernels, report
+
+    running = folder / f".{step.name}.running.ipynb"
+    failed = folder / f"{step.name}.failed.ipynb"
+    outcome = kernels.execute(step.notebook.path, running, step.values)
+    result = folder / f"{step.name}.ipynb" if outcome.status == "done" else failed
+    running.replace(result)
+    report.write_page(result)
+    record |= {
+        "status": outcome.status,
+        "time": duration(outcome.seconds),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "page": f"{result.stem}.html",
+        "headline": outcome.headline,
+        "error": without_machine(outcome.error),
+    }
+    if outcome.status == "interrupted":
+        raise KeyboardInterrupt
+    page = paths.relative(folder / record["page"])
+    where = f"{step.name}, cell {outcome.cell}; the notebook with its traceback: {page}"
+    if outcome.user_error:
+        log.error("stopped in %s", where)
+        raise KitError(outcome.error)
+    if outcome.status == "failed":
+        raise StepFailed(f"{outcome.error} (in {where})")
+    missing = [path for path in outcome.headline["wrote"] if not (paths.home() / path).exists()]
+    if missing:
+        record |= {"status": "failed", "error": f"it says that it wrote {missing[0]}, which is not there"}
+        raise StepFailed(f"{step.name}: {record['error']}")
+    for old in (failed, failed.with_suffix(".html")):
+        old.unlink(missing_ok=True)
+
+
+def _blank_record(step: Ready) -> dict[str, Any]:
+    """What is known of a step before it runs."""
+    return {
+        "name": step.name,
+        "title": step.notebook.title,
+        "question": step.notebook.question,
+        "parameters": step.values,
+        "status": "not run",
+        "headline": {"label": "", "value": "", "wrote": []},
+    }
+
+
+def _up_to_date(record: dict[str, Any], key: str, notebook: Path) -> bool:
+    """Whether a step's record was made under the same key and everything it left behind is still as it was."""
+    files = record.get("files", {})
+    return (
+        record.get("key") == key
+        and notebook.is_file()
+        and all(_file_signature(paths.home() / path) == signature for path, signature in files.items())
+    )
+
+
+def _write_report(folder: Path, state: dict[str, Any]) -> None:
+    from kitlib import report
+
+    report.write(folder, state)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """What the plan's last run recorded; nothing when there was none or its record is unreadable."""
+    try:
+        return json.loads((folder / "plan.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _data_signatures(steps: list[Ready]) -> list[list[Any]]:
+    """What each step reads, told by content where that is cheap; draws the sample competition if it is asked for."""
+    signature = functools.cache(_folder_signature)
+    signatures = []
+    for step in steps:
+        read: list[Path] = []
+        for name, parameter in step.notebook.parameters.items():
+            value = step.values.get(name, parameter.default)
+            if name == "DATA":
+                read.append(_find_or_draw(str(value)))
+            elif isinstance(value, str):  # such as timm:NAME@WEIGHTS: a file named in a value counts with its content
+                named = [Path(part) for part in re.split("[:@]", value) if "/" in part]
+                read += [path for path in named if path.exists()]
+        signatures.append([signature(path) for path in read])
+    return signatures
+
+
+def _find_or_draw(data: str) -> Path:
+    try:
+        return paths.find_data(data)
+    except KitError:
+        if data != "sample":
+            raise
+    from kitlib import sample  # only now: it takes a second to import
+
+    return sample.ensure(data)
+
+
+def _folder_signature(folder: Path) -> list[Any]:
+    """CSV files by content; every folder by its time and its number of entries, since pictures are many."""
+    if folder.is_file():
+        return [_file_signature(folder)]
+    signature: list[Any] = []
+    for where, inner, files in os.walk(folder):
+        inner.sort()
+        tables = sorted(file for file in files if file.endswith((".csv", ".json")))
+        signature.append([os.path.relpath(where, folder), len(files), Path(where).stat().st_mtime_ns])
+        signature += [[table, paths.digest(Path(where, table))] for table in tables]
+    return signature
+
+
+def _file_signature(path: Path) -> str:
+    """Small files by content, large ones by size and time, folders by being there."""
+    if path.is_dir():
+        return "folder"
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return "missing"
+    return paths.digest(path) if stat.st_size <= HASHED_WHOLE else f"{stat.st_size} bytes at {stat.st_mtime_ns}"
+
+
+def _code_digest() -> str:
+    """Everything in kitlib that a notebook can reach."""
+    package = Path(__file__).parent
+    modules = [file for file in sorted(package.glob("*.py")) if file.stem not in ORCHESTRATION]
+    files = [*modules, *sorted(package.glob("assets/*.json"))]
+    return paths.digest(*(part for file in files for part in (file.name, file)))
+
+
+def _versions() -> dict[str, str]:
+    """Installed versions of everything that kitlib requires."""
+    versions = {}
+    for requirement in importlib.metadata.requires("kitlib") or []:
+        name = re.split(r"[^A-Za-z0-9_.-]", requirement, maxsplit=1)[0]
+        if "extra ==" not in requirement:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the plan's folder alone; the lock goes with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise KitError(f"plan {folder.name} is being run by another process; wait for it to end") from None
+        yield

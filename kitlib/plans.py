@@ -1,0 +1,117 @@
+"""Plans: which notebooks run in which order with which parameters, and everything that can be refused beforehand.
+
+A plan is a YAML file of notebooks/plans: a description, shared parameters, and steps. Shared parameters, and those
+given on the command line, go to every step whose notebook takes them; a name that no notebook takes is an error, where
+papermill would warn and run on with the default.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from kitlib import paths
+from kitlib.notebooks import Notebook, Value, cast, read_notebook
+from kitlib.paths import KitError
+
+
+class Step(BaseModel, extra="forbid", frozen=True):
+    """One notebook of a plan, with the parameters that only it gets."""
+
+    notebook: str
+    parameters: dict[str, Value] = {}
+
+
+class Plan(BaseModel, extra="forbid", frozen=True):
+    """What a plan's YAML file holds."""
+
+    description: str
+    parameters: dict[str, Value] = {}
+    steps: list[Step] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A checked step: its notebook, the values it gets, and the name of what it leaves behind."""
+
+    name: str
+    notebook: Notebook
+    values: dict[str, Value]
+
+
+def list_plans() -> dict[str, str]:
+    """Names and descriptions of the kit's plans."""
+    return {file.stem: read_plan(file.stem)[1].description for file in sorted(paths.plans_dir().glob("*.yaml"))}
+
+
+def read_plan(name_or_path: str | Path) -> tuple[Path, Plan]:
+    """A plan by its name, or by the path of its YAML file. Raises KitError for an unknown plan or a malformed one."""
+    name = str(name_or_path)
+    file = Path(name) if name.endswith((".yaml", ".yml")) else paths.plans_dir() / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in paths.plans_dir().glob("*.yaml")))
+        raise KitError(f"there is no plan {name!r}; there are: {known or 'none'}, or give the path of a .yaml file")
+    try:
+        return file, Plan.model_validate(yaml.safe_load(file.read_text()))
+    except yaml.YAMLError as error:
+        raise KitError(f"plan {file.name} is not valid YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        raise KitError(
+            f"plan {file.name}, {where}: {first['msg']}; a plan holds description, parameters and steps, "
+            "a step holds notebook and parameters, a value is a number, a text or true/false"
+        ) from None
+
+
+def check(name_or_path: str | Path, given: Mapping[str, str] | None = None) -> tuple[Path, Plan, list[Ready]]:
+    """Read a plan and everything it names, and give every step its values; nothing is run.
+
+    `given` are NAME: text pairs from the command line; they win over the plan's. Raises KitError for a notebook that
+    is not there or cannot take parameters, a name that no notebook takes, or a value of the wrong type.
+    """
+    file, plan = read_plan(name_or_path)
+    given = given or {}
+    books = [read_notebook(_find_notebook(step.notebook, file.parent)) for step in plan.steps]
+    everywhere = {name for book in books for name in book.parameters}
+    for source, names in ((f"plan {file.name}", plan.parameters), ("-p", given)):
+        for name in names:
+            _known(name, everywhere, source, "the plan's notebooks")
+    ready: list[Ready] = []
+    for step, book in zip(plan.steps, books, strict=True):
+        for name in step.parameters:
+            _known(name, book.parameters, f"plan {file.name}", book.name)
+        wanted = {**plan.parameters, **step.parameters}
+        values = {
+            name: cast(given[name], parameter, book.name, from_text=True)
+            if name in given
+            else cast(wanted[name], parameter, book.name)
+            for name, parameter in book.parameters.items()
+            if name in given or name in wanted
+        }
+        before = sum(other.notebook.name == book.name for other in ready)
+        ready.append(Ready(book.name if not before else f"{book.name}-{before + 1}", book, values))
+    return file, plan, ready
+
+
+def _find_notebook(name: str, beside: Path) -> Path:
+    """A notebook by name: beside the plan's file, else in notebooks/."""
+    for folder in (beside, paths.notebooks_dir()):
+        if (folder / f"{name}.ipynb").is_file():
+            return folder / f"{name}.ipynb"
+    known = sorted(path.stem for path in paths.notebooks_dir().glob("*.ipynb"))
+    raise KitError(f"there is no notebook {name!r}; there are: {', '.join(known) or 'none'}")
+
+
+def _known(name: str, allowed: Collection[str], source: str, taker: str) -> None:
+    """Refuse a parameter that nobody takes, and say which name was probably meant."""
+    if name in allowed:
+        return
+    close = difflib.get_close_matches(name.upper(), allowed, n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    raise KitError(f"{source}: {taker} take no parameter {name!r}{meant}; allowed are {', '.join(sorted(allowed))}")

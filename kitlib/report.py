@@ -1,0 +1,136 @@
+"""Pages to read: one per executed notebook, with its code folded, and the report of a plan that links them all.
+
+Everything is in the files themselves: no script or style comes from elsewhere, and no folder of this machine is named.
+A figure or a table comes on the report when its cell is tagged `report`; a notebook without tagged figures is shown by
+its first ones.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import nbformat
+from nbconvert import HTMLExporter
+
+from kitlib import paths
+from kitlib.notebooks import read_notebook
+from kitlib.runs import HEADLINE_MIME
+
+UNTAGGED_FIGURES = 2  # shown of a notebook without tagged ones
+WIDE = 2.1  # width to height of a figure that gets a row of its own
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An output carried over to the report: a figure (base64 PNG) or a table (HTML), with the prose before it."""
+
+    title: str
+    caption: str
+    link: str
+    png: str = ""
+    html: str = ""
+
+    @property
+    def wide(self) -> bool:
+        """Whether the picture is much wider than high."""
+        width, height = struct.unpack(">II", base64.b64decode(self.png[:64])[16:24])  # PNG's first chunk
+        return width > WIDE * height
+
+
+def write_page(notebook: Path) -> Path:
+    """Write an executed notebook as an HTML page beside it."""
+    exporter = HTMLExporter(raw_template=(paths.assets_dir() / "notebook.html.j2").read_text())
+    nb = nbformat.read(notebook, as_version=4)
+    heading = ""
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            heading = _heading(cell.source) or heading
+        else:
+            cell.metadata["alt"] = heading  # of the cell's pictures
+    resources = {"title": read_notebook(notebook).title, "css": _css()}
+    page, _ = exporter.from_notebook_node(nb, resources)
+    return _write(notebook.with_suffix(".html"), page)
+
+
+def write(folder: Path, state: dict[str, Any]) -> Path:
+    """Write report.html for a plan's state, taking figures and tables from the executed notebooks in `folder`."""
+    shown = [
+        item
+        for step in state["steps"]
+        if "page" in step
+        for item in gather((folder / step["page"]).with_suffix(".ipynb"))
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(paths.assets_dir()), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("report.html.j2").render(
+        **state,
+        css=_css(),
+        figures=[item for item in shown if item.png],
+        tables=[item for item in shown if item.html],
+    )
+    return _write(folder / "report.html", page)
+
+
+def gather(notebook: Path) -> list[Shown]:
+    """Figures and tables that an executed notebook shows in the report, each linked to its place in the page."""
+    cells = json.loads(notebook.read_text())["cells"]
+    found = list(_outputs(cells, notebook.with_suffix(".html").name))
+    chosen = [item for tagged, item in found if tagged]
+    if not any(item.png for item in chosen):
+        chosen += [item for _, item in found if item.png][:UNTAGGED_FIGURES]
+    return chosen
+
+
+def _outputs(cells: list[dict[str, Any]], page: str) -> Iterator[tuple[bool, Shown]]:
+    """Each figure and table of a notebook, with its heading and the prose before it, and whether its cell is tagged."""
+    title = caption = ""
+    for cell in cells:
+        source = "".join(cell["source"]).strip()
+        if cell["cell_type"] == "markdown":
+            title = _heading(source) or title
+            prose = re.sub(r"^#+.*$", "", source, flags=re.MULTILINE).strip()
+            caption = _plain(prose.split("\n\n")[0])
+            continue
+        tagged = "report" in cell["metadata"].get("tags", [])
+        link = f"{page}#cell-id={cell.get('id', '')}"
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                yield tagged, Shown(title, caption, link, png="".join(data["image/png"]).replace("\n", ""))
+            elif "<table" in (table := "".join(data.get("text/html", ""))) and HEADLINE_MIME not in data:
+                yield tagged, Shown(title, caption, link, html=table)
+
+
+def _heading(markdown: str) -> str:
+    """The last heading in a markdown text, or ""."""
+    headings = re.findall(r"^#+\s*(.+)$", markdown, re.MULTILINE)
+    return _plain(headings[-1]) if headings else ""
+
+
+def _plain(markdown: str) -> str:
+    """Markdown as plain text: emphasis, code marks and link targets dropped.
+
+    >>> _plain("Where *are* the [places](x.html)?")
+    'Where are the places?'
+    """
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
+    return " ".join(re.sub(r"[*`]|(?<!\w)_|_(?!\w)", "", text).split())
+
+
+def _css() -> str:
+    return (paths.assets_dir() / "page.css").read_text()
+
+
+def _write(path: Path, page: str) -> Path:
+    with paths.atomic_write(path) as beside:
+        beside.write_text(page)
+    return path

@@ -1,0 +1,54 @@
+"""The kernel a notebook gets, and what is taken out of an executed notebook."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from notebook_helper import code, headline, parameters, prose, write_notebook
+
+from kitlib import kernels, paths
+from kitlib.notebooks import without_machine
+
+
+@pytest.mark.slow
+def test_a_notebook_runs_in_this_very_python_and_its_folders_are_taken_out(home, monkeypatch, capfd):
+    misleading = home / "jupyter/kernels/python3"
+    misleading.mkdir(parents=True)
+    (misleading / "kernel.json").write_text('{"argv": ["/nowhere/python"], "display_name": "x", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(home / "jupyter"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    source = write_notebook(
+        home / "00_where.ipynb",
+        prose("# 00 · Where"),
+        parameters("N: int = 1  # a number"),
+        prose("## Which Python\n\nLook."),
+        code(
+            "import os, sys, logging\nfrom kitlib import paths\nprint(paths.home() / 'x')\n"
+            "logging.getLogger('kitlib.any').info('said %d', N)"
+        ),
+        headline("python", "str([sys.executable == os.environ['EXPECTED'], os.environ['OMP_NUM_THREADS'], N])"),
+    )
+    monkeypatch.setenv("EXPECTED", sys.executable)
+    outcome = kernels.execute(source, home / "out.ipynb", {"N": 7})
+    assert (outcome.status, outcome.cell, outcome.headline["value"]) == ("done", 4, "[True, '3', 7]")
+    assert "said 7" in capfd.readouterr().err
+    written = (home / "out.ipynb").read_text()
+    assert str(home) not in written and "./x" in written
+    assert "said 7" in written
+    assert json.loads(source.read_text())["cells"][3]["outputs"] == []
+
+
+def test_threads_are_the_physical_cores_unless_told(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert kernels.threads() >= 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert kernels.threads() == 5
+
+
+def test_without_machine(home):
+    text = f"{home}/a.csv, '{paths.checkout()}/notebooks/x', {paths.assets_dir().parent}/geo.py, {Path.home()}/b"
+    assert without_machine(text) == "./a.csv, './notebooks/x', kitlib/geo.py, ~/b"
+    assert without_machine("data/runs/a/b.npz and https://example.org") == "data/runs/a/b.npz and https://example.org"

@@ -1,0 +1,94 @@
+"""The command line: one sentence and exit code 2 for bad input, and no heavy import for help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from kitlib import __main__ as cli
+from kitlib import pipeline
+from kitlib.paths import KitError
+
+
+@pytest.fixture
+def kitlib(monkeypatch, capsys):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def call(*words: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kitlib", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code, said.out, said.err
+
+    return call
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(kitlib):
+    code, out, err = kitlib("run", "sampel")
+    assert code == 2 and out == "" and err.startswith("error: there is no plan 'sampel'") and err.count("\n") == 1
+    assert kitlib("run", "sample", "-p", "EPOCHS")[::2] == (2, "error: -p 'EPOCHS': allowed is NAME=VALUE\n")
+    assert kitlib("run", "sample", "-p", "A=1", "-p", "A=2")[0] == 2
+    assert kitlib("scoer")[0] == 2
+
+
+def test_how_a_plan_ends_is_the_exit_code(kitlib, monkeypatch, tmp_path):
+    def ends_with(end):
+        def run_plan(*arguments, **options):
+            if isinstance(end, BaseException):
+                raise end
+            return end
+
+        monkeypatch.setattr(pipeline, "run_plan", run_plan)
+        return kitlib("run", "sample")
+
+    assert ends_with(tmp_path / "report.html")[:2] == (0, f"{tmp_path}/report.html\n")
+    assert ends_with(KitError("DATA is empty"))[::2] == (2, "error: DATA is empty\n")
+    assert ends_with(pipeline.StepFailed("cell 3"))[::2] == (1, "error: cell 3\n")
+    assert ends_with(KeyboardInterrupt())[0] == 130
+    monkeypatch.setattr(pipeline, "run_plan", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["kitlib", "run", "sample"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_what_run_passes_on(kitlib, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pipeline, "run_plan", lambda *a, **k: seen.append((a, k)) or "report")
+    kitlib("run", "real", "-p", "DATA=a=b", "--from", "10_x", "--force", "-p", "SEED=1")
+    assert seen == [(("real", {"DATA": "a=b", "SEED": "1"}), {"force": True, "start_from": "10_x"})]
+
+
+def test_scores_validates_and_compares_submissions(kitlib, tmp_path):
+    images = "sample_id,image_north,image_east,image_south,image_west"
+    predicted = ",".join(f"predicted_state_idx_{rank}" for rank in range(1, 6))
+    columns = f"{images},{predicted},predicted_latitude,predicted_longitude\n"
+    (tmp_path / "template.csv").write_text(columns + "7,n,e,s,w,-1,-1,-1,-1,-1,,\n8,n,e,s,w,-1,-1,-1,-1,-1,,\n")
+    (tmp_path / "a.csv").write_text(columns + "7,n,e,s,w,1,3,4,5,6,40,-100\n8,n,e,s,w,3,1,4,5,6,41,-90\n")
+    (tmp_path / "b.csv").write_text(columns + "7,n,e,s,w,1,3,4,5,6,40,-100\n8,n,e,s,w,1,3,4,5,6,41,-90\n")
+    (tmp_path / "truth.csv").write_text("sample_id,state,state_idx,latitude,longitude\n7,A,1,40,-100\n8,B,1,41,-90\n")
+    code, out, _ = kitlib("score", tmp_path / "truth.csv", tmp_path / "a.csv")
+    assert code == 0 and out.startswith("0.8600 = ")  # 0.7 * (1 + 0.6) / 2 + 0.3
+    code, out, err = kitlib("validate", tmp_path / "a.csv", "--template", tmp_path / "template.csv")
+    assert code == 0 and "a.csv is valid" in out
+    code, out, err = kitlib("validate", tmp_path / "template.csv", "--template", tmp_path / "template.csv")
+    assert code == 2 and err.startswith("error: template.csv: ")
+    code, out, _ = kitlib("diff", tmp_path / "a.csv", tmp_path / "b.csv")
+    assert code == 0 and "2" in out
+
+
+@pytest.mark.slow
+def test_help_and_plans_import_nothing_heavy():
+    heavy = (
+        "{'torch', 'pandas', 'scipy', 'papermill', 'nbformat', 'nbconvert', 'matplotlib', 'rich'} & set(sys.modules)"
+    )
+    for words in (["--help"], ["plans"]):
+        program = (
+            "import sys\nfrom kitlib.__main__ import main\n"
+            f"sys.argv = ['kitlib', *{words}]\n"
+            f"try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\nassert not {heavy}, {heavy}"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,189 @@
+"""Plans run for real, by papermill in real kernels: skipping, failing, stopping, going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+from notebook_helper import code, headline, parameters, prose, write_notebook, write_plan
+
+from kitlib import paths, pipeline
+from kitlib.paths import KitError
+
+pytestmark = pytest.mark.slow
+
+COUNT = (
+    "from pathlib import Path\ntally = Path({!r})\ntally.write_text(tally.read_text() + 'x' if tally.exists() else 'x')"
+)
+
+
+@pytest.fixture
+def plan(home, monkeypatch):
+    """Two steps; each leaves an "x" in a tally when it runs, the first writes out.txt, the second obeys MOOD."""
+    monkeypatch.setattr(pipeline, "_code_digest", lambda: "kitlib as it is")
+    first = [
+        prose("# 00 · First\n\n*What is there?*"),
+        parameters("N: int = 3  # letters"),
+        prose("## Write\n\nLook at the file."),
+        code(COUNT.format(str(home / "first"))),
+        code(f"Path({str(home / 'out.txt')!r}).write_text('a' * N)"),
+        headline("letters", "str(N)", "['out.txt']"),
+    ]
+    second = [
+        prose("# 01 · Second"),
+        parameters('MOOD: str = ""  # what goes wrong\nSECONDS: float = 0.0  # of sleep'),
+        code("import sys\nprint('heard from the kernel', file=sys.stderr)"),
+        code(COUNT.format(str(home / "second"))),
+        code(
+            "from kitlib.paths import KitError\nif MOOD == 'user':\n    raise KitError('MOOD is user: allowed is none')"
+        ),
+        code("if MOOD == 'bug':\n    1 / 0\nif MOOD == 'dead':\n    import os\n    os._exit(9)"),
+        code(
+            f"import time\nPath({str(home / 'asleep')!r}).touch()\n"
+            "try:\n    time.sleep(SECONDS)\nexcept KeyboardInterrupt:\n"
+            f"    Path({str(home / 'saved')!r}).write_text('saved')"
+        ),
+        headline("mood", "MOOD or 'good'"),
+    ]
+    write_notebook(home / "00_first.ipynb", *first)
+    write_notebook(home / "01_second.ipynb", *second)
+    return write_plan(home / "demo.yaml", "00_first 01_second")
+
+
+def ran(home):
+    """How often the two steps have run."""
+    return tuple(len((home / name).read_text()) if (home / name).exists() else 0 for name in ("first", "second"))
+
+
+def test_runs_then_skips_what_is_unchanged(plan, home, capfd):
+    report = pipeline.run_plan(plan, {"N": "5"})
+    folder = home / "data/runs/demo"
+    assert report == folder / "report.html"
+    assert (home / "out.txt").read_text() == "aaaaa"
+    assert "heard from the kernel" in capfd.readouterr().err
+    assert sorted(p.name for p in folder.iterdir() if p.suffix in (".ipynb", ".html")) == [
+        "00_first.html", "00_first.ipynb", "01_second.html", "01_second.ipynb", "report.html",
+    ]  # fmt: skip
+    assert str(home) not in report.read_text() and str(paths.checkout()) not in report.read_text()
+    steps = json.loads((folder / "plan.json").read_text())["steps"]
+    assert [step["headline"]["value"] for step in steps] == ["5", "good"]
+    executed = (folder / "00_first.ipynb").read_text()
+    assert "N = 5" in executed and str(home) not in json.loads(executed)["metadata"]["papermill"].values()
+
+    written = report.stat().st_mtime_ns
+    began = time.perf_counter()
+    pipeline.run_plan(plan, {"N": "5"})
+    assert time.perf_counter() - began < 2
+    assert ran(home) == (1, 1) and report.stat().st_mtime_ns == written
+
+    (home / "out.txt").write_text("spoilt")  # what a step wrote is not as it left it: it and what follows run again
+    pipeline.run_plan(plan, {"N": "5"})
+    assert ran(home) == (2, 2) and (home / "out.txt").read_text() == "aaaaa"
+
+    pipeline.run_plan(plan, {"N": "5", "SECONDS": "0.1"})  # only the second step takes SECONDS
+    assert ran(home) == (2, 3)
+    pipeline.run_plan(plan, {"N": "5", "SECONDS": "0.1"}, start_from="01_second")
+    assert ran(home) == (2, 4)
+    with pytest.raises(KitError, match="the plan's steps are 00_first, 01_second"):
+        pipeline.run_plan(plan, start_from="02_third")
+
+
+def test_everything_is_checked_before_anything_runs(plan, home):
+    write_notebook(home / "02_third.ipynb", code("N: int = 1"))
+    write_plan(plan, "00_first 01_second 02_third")
+    with pytest.raises(KitError, match="02_third"):
+        pipeline.run_plan(plan)
+    write_notebook(home / "02_third.ipynb", parameters('DATA: str = "nowhere"'))
+    with pytest.raises(KitError, match="nowhere"):
+        pipeline.run_plan(plan)
+    assert ran(home) == (0, 0)
+
+
+def test_a_failed_step_is_kept_with_its_traceback_and_the_next_run_goes_on(plan, home):
+    folder = home / "data/runs/demo"
+    with pytest.raises(KitError) as refused:
+        pipeline.run_plan(plan, {"MOOD": "user"})
+    assert str(refused.value) == "MOOD is user: allowed is none"
+    assert "Traceback" in (folder / "01_second.failed.ipynb").read_text()
+    assert "MOOD is user" in (folder / "01_second.failed.html").read_text()
+    assert "MOOD is user" in (folder / "report.html").read_text()
+    with pytest.raises(pipeline.StepFailed, match=r"ZeroDivisionError.*01_second, cell 6; .*01_second.failed.html"):
+        pipeline.run_plan(plan, {"MOOD": "bug"})
+    with pytest.raises(pipeline.StepFailed, match="kernel died"):
+        pipeline.run_plan(plan, {"MOOD": "dead"})
+    pipeline.run_plan(plan)
+    assert ran(home) == (1, 4)
+    assert not (folder / "01_second.failed.ipynb").exists()
+
+
+def test_a_file_that_a_step_only_claims_to_have_written_is_an_error(home):
+    write_notebook(home / "00_liar.ipynb", parameters(""), headline("truth", "'0'", "['never.txt']"))
+    with pytest.raises(pipeline.StepFailed, match=r"wrote never.txt, which is not there"):
+        pipeline.run_plan(write_plan(home / "lie.yaml", "00_liar"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_plan_lets_the_cell_save_and_goes_on_later(plan, home, number):
+    def stop_when_asleep():
+        while not (home / "asleep").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop_when_asleep, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_plan(plan, {"SECONDS": "120"})
+    assert (home / "saved").read_text() == "saved"
+    folder = home / "data/runs/demo"
+    assert (folder / "01_second.failed.ipynb").exists() and not (folder / "01_second.ipynb").exists()
+    assert 'status interrupted">interrupted' in (folder / "report.html").read_text()
+    pipeline.run_plan(plan)
+    assert ran(home) == (1, 2)
+
+
+def test_the_key_follows_kitlib_but_not_what_notebooks_cannot_reach(tmp_path, monkeypatch):
+    package = tmp_path / "kitlib"
+    shutil.copytree(paths.assets_dir().parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(pipeline, "__file__", str(package / "pipeline.py"))
+    before = pipeline._code_digest()
+    (package / "report.py").write_text("")
+    assert pipeline._code_digest() == before
+    (package / "geo.py").write_text("")
+    assert pipeline._code_digest() != before
+
+
+def test_two_runs_of_a_plan_at_once_are_refused(plan, home):
+    with pipeline._locked(paths.run_dir("demo")), pytest.raises(KitError, match="being run by another process"):
+        pipeline.run_plan(plan)
+    assert ran(home) == (0, 0)
+
+
+def test_the_key_follows_the_data_and_the_files_named_in_values(home):
+    data = home / "data/raw/some"
+    (data / "pictures").mkdir(parents=True)
+    (data / "table.csv").write_text("a\n1\n")
+    weights = home / "weights.safetensors"
+    weights.write_text("1")
+    cell = f'DATA: str = "some"  # data\nENCODER: str = "timm:tiny@{weights}"  # encoder'
+    write_notebook(home / "00_read.ipynb", parameters(cell))
+    steps = pipeline.check(write_plan(home / "read.yaml", "00_read"))[2]
+    seen = [pipeline._data_signatures(steps)]
+    for change in (
+        lambda: (data / "table.csv").write_text("a\n2\n"),
+        lambda: (data / "pictures/new.jpg").write_text(""),
+        lambda: weights.write_text("2"),
+    ):
+        assert pipeline._data_signatures(steps) == seen[-1]
+        change()
+        seen.append(pipeline._data_signatures(steps))
+        assert seen[-1] not in seen[:-1]
+
+
+def test_duration():
+    assert [pipeline.duration(s) for s in (0.04, 59.94, 61, 3599, 7325)] == [
+        "0.0 s", "59.9 s", "1 min 1 s", "59 min 59 s", "2 h 2 min",
+    ]  # fmt: skip

@@ -1,0 +1,138 @@
+"""What a plan refuses, and what each of its notebooks gets."""
+
+from __future__ import annotations
+
+import pytest
+from notebook_helper import code, parameters, prose, write_notebook, write_plan
+
+from kitlib import plans
+from kitlib.notebooks import read_notebook
+from kitlib.paths import KitError
+
+PARAMETERS = """\
+DATA: str = "somewhere"  # a data set
+EPOCHS: int = 5  # passes over the training folds
+
+RATE: float = 1e-3  # of the optimizer
+MIRROR: bool = True  # also train on mirrored views"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_notebook(tmp_path / "10_train.ipynb", prose("# 10 · Train it\n\n*Does it learn?*"), parameters(PARAMETERS))
+    write_notebook(tmp_path / "20_look.ipynb", prose("# 20 · Look"), parameters("TOP: int = 5  # states"))
+    write_plan(tmp_path / "both.yaml", "10_train 20_look", "parameters:\n  EPOCHS: 7\n")
+    return tmp_path
+
+
+def test_reads_title_question_and_typed_parameters(folder):
+    book = read_notebook(folder / "10_train.ipynb")
+    assert (book.title, book.question) == ("Train it", "Does it learn?")
+    assert {name: (p.type, p.default) for name, p in book.parameters.items()} == {
+        "DATA": ("str", "somewhere"),
+        "EPOCHS": ("int", 5),
+        "RATE": ("float", 1e-3),
+        "MIRROR": ("bool", True),
+    }
+
+
+def test_values_go_to_the_notebooks_that_take_them_and_the_command_line_wins(folder):
+    _, _, steps = plans.check(folder / "both.yaml", {"RATE": "3", "MIRROR": "false", "TOP": "2"})
+    assert [step.values for step in steps] == [{"EPOCHS": 7, "RATE": 3.0, "MIRROR": False}, {"TOP": 2}]
+    assert type(steps[0].values["RATE"]) is float
+    _, _, steps = plans.check(folder / "both.yaml", {"EPOCHS": "2"})
+    assert steps[0].values == {"EPOCHS": 2}
+
+
+def test_a_notebook_may_come_twice_with_parameters_of_its_own(folder):
+    (folder / "twice.yaml").write_text(
+        "description: d\nsteps:\n- {notebook: 20_look, parameters: {TOP: 1}}\n- {notebook: 20_look}\n"
+    )
+    _, _, steps = plans.check(folder / "twice.yaml")
+    assert [(step.name, step.values) for step in steps] == [("20_look", {"TOP": 1}), ("20_look-2", {})]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"EPOCH": "3"}, r"'EPOCH' \(did you mean EPOCHS\?\); allowed are DATA, EPOCHS, MIRROR, RATE, TOP"),
+        ({"epochs": "3"}, r"did you mean EPOCHS"),
+        ({"EPOCHS": "abc"}, r"EPOCHS of 10_train must be a whole number \(int\), not 'abc'"),
+        ({"EPOCHS": "2.5"}, r"whole number"),
+        ({"RATE": "fast"}, r"RATE of 10_train must be a number"),
+        ({"MIRROR": "maybe"}, r"true or false"),
+    ],
+)
+def test_refuses_unknown_names_and_wrong_types(folder, given, told):
+    with pytest.raises(KitError, match=told):
+        plans.check(folder / "both.yaml", given)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("description: d\nsteps: []\n", "steps"),
+        ("description: d\nsteps:\n- notebook: 10_train\n  paramters: {EPOCHS: 1}\n", r"steps\.0\.paramters"),
+        ("description: d\nstep: 3\nsteps:\n- notebook: 10_train\n", r"step: Extra inputs"),
+        ("description: d\nsteps:\n- notebook: 10_train\n  parameters: {TOP: 1}\n", r"10_train take no parameter 'TOP'"),
+        ("description: d\nparameters: {EPOCH: 1}\nsteps:\n- notebook: 10_train\n", r"did you mean EPOCHS"),
+        (
+            "description: d\nsteps:\n- notebook: 10_train\n  parameters: {EPOCHS: '3'}\n",
+            r"whole number \(int\), not '3'",
+        ),
+        (
+            "description: d\nsteps:\n- notebook: 10_train\n  parameters: {EPOCHS: true}\n",
+            r"whole number \(int\), not True",
+        ),
+        ("description: d\nsteps:\n- notebook: 11_train\n", r"no notebook '11_train'"),
+        ("description: [d\n", r"not valid YAML"),
+        ("just a text", r"the whole file"),
+    ],
+)
+def test_refuses_a_malformed_plan(folder, text, told):
+    (folder / "bad.yaml").write_text(text)
+    with pytest.raises(KitError, match=told):
+        plans.check(folder / "bad.yaml")
+
+
+def test_an_unknown_plan_is_told_with_those_there_are():
+    with pytest.raises(KitError, match=r"no plan 'sampel'; there are: .*\.yaml"):
+        plans.check("sampel")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "EPOCHS = 5  # no type",
+        "EPOCHS: int = 5  # a second = hides the line from papermill",
+        "EPOCHS: int = 2 + 3  # derived",
+        "EPOCHS: list = [1]  # of another type",
+        'EPOCHS: str = (\n    "two lines"\n)',
+        "import os",
+        "EPOCHS: int = 5.0  # a value of another type",
+    ],
+)
+def test_refuses_a_parameters_cell_that_papermill_would_misread(tmp_path, line):
+    write_notebook(tmp_path / "x.ipynb", parameters(line))
+    with pytest.raises(KitError, match=r"x.*(papermill cannot read|must be)"):
+        read_notebook(tmp_path / "x.ipynb")
+
+
+@pytest.mark.parametrize(
+    "cells", [[code("N: int = 1  # no tag")], [parameters("N: int = 1"), parameters("M: int = 1")]]
+)
+def test_refuses_a_notebook_without_its_one_tag(tmp_path, cells):
+    write_notebook(tmp_path / "x.ipynb", *cells)
+    with pytest.raises(KitError, match=r"cells tagged 'parameters'; exactly one"):
+        read_notebook(tmp_path / "x.ipynb")
+
+
+def test_refuses_what_is_no_notebook(tmp_path):
+    (tmp_path / "x.ipynb").write_text("{}")
+    with pytest.raises(KitError, match="not a notebook"):
+        read_notebook(tmp_path / "x.ipynb")
+
+
+def test_the_kit_s_own_plans_are_in_order():
+    for name in plans.list_plans():
+        plans.check(name)
