@@ -1,0 +1,62 @@
+# Every target makes the environment first when it is missing, half made, or older than requirements.lock.
+# PLAN: the plan to run (sample). ARGS: passed on, as in `make pipeline PLAN=real ARGS="-p DATA=../photos"`.
+# PYTHON: the interpreter to make the environment with (the first of python3, python3.13, 3.12, 3.11 that will do).
+
+PLAN ?= sample
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+UV := 0.13.8
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+
+.PHONY: help pipeline test lab bench environment lock
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo 'Options: PLAN=sample  ARGS="-p NAME=VALUE ..."  PYTHON=python3.12'
+
+pipeline: $(VENV)/.installed  ## run a plan: notebooks, submission, report (the sample competition without PLAN=)
+	$(BIN)/python -m kitlib run $(PLAN) $(ARGS)
+
+test: export OMP_NUM_THREADS = 1
+test: $(VENV)/.installed  ## check style and types, then run the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/python -m pytest $(ARGS)
+
+lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab $(ARGS) notebooks
+
+bench: $(VENV)/.installed  ## measure what the README's table says
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+environment: $(VENV)/.installed  ## only make the environment
+
+lock: $(VENV)/.installed  ## resolve requirements.lock again from pyproject.toml
+	$(BIN)/uv pip compile --universal --fork-strategy fewest --no-annotate --no-header --python-version 3.11 \
+		pyproject.toml --extra dev -o requirements.lock $(ARGS)
+
+# The stamp is written last; .unfinished marks an environment that was cut short, whose packages may be in halves.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@python=""; for candidate in $(PYTHONS); do \
+		if $$candidate -c '$(SUITABLE)' >/dev/null 2>&1; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "error: Python 3.11, 3.12 or 3.13 with its venv module is needed; tried: $(PYTHONS)." >&2; \
+		echo "Install one (on Debian and Ubuntu with its -venv package) or name it: make PYTHON=/path/to/python3.12" >&2; \
+		exit 2; \
+	fi; \
+	if ! $(BIN)/python -c '$(SUITABLE)' >/dev/null 2>&1 || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "making the environment in $(VENV) with $$($$python --version)"; \
+		$$python -m venv --clear $(VENV); \
+	fi
+	@reinstall=$$(test -e $(VENV)/.unfinished && echo --reinstall); set -ex; touch $(VENV)/.unfinished; \
+	$(BIN)/python -m pip install --quiet $${reinstall:+--force-reinstall} uv==$(UV); \
+	$(BIN)/uv pip install --python $(BIN)/python $$reinstall -r requirements.lock; \
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .; \
+	rm $(VENV)/.unfinished
+	@touch $@
