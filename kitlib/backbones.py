@@ -1,0 +1,231 @@
+"""Where encoders come from: this kit, timm, or the transformers library.
+
+Each function gives the network from normalised pixels (B, 3, size, size) to features (B, D), its repeated blocks from
+input to output, and the preprocessing that its own configuration asks for.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kitlib import paths
+from kitlib.paths import KitError
+from kitlib.views import Preprocess
+
+Parts = tuple[nn.Module, list[nn.Module], Preprocess]
+
+TOWERS = {  # model_type in config.json: class of the vision tower, and how it is told to interpolate its positions
+    "clip": ("CLIPVisionModel", {"interpolate_pos_encoding": True}),
+    "clip_vision_model": ("CLIPVisionModel", {"interpolate_pos_encoding": True}),
+    "siglip": ("SiglipVisionModel", {"interpolate_pos_encoding": True}),
+    "siglip_vision_model": ("SiglipVisionModel", {"interpolate_pos_encoding": True}),
+    "dinov2": ("Dinov2Model", {}),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel", {}),
+    "dinov3_vit": ("DINOv3ViTModel", {}),
+}
+
+
+def tiny(image_size: int | None) -> Parts:
+    """The encoder that is made here."""
+    from kitlib.tiny import Tiny
+
+    backbone = Tiny()
+    size = image_size or 96
+    return backbone, list(backbone.blocks), Preprocess(size=size, resize=size, std=(0.25, 0.25, 0.25))
+
+
+def timm_model(name: str, image_size: int | None) -> Parts:
+    """A timm model without its classifier: NAME, NAME@WEIGHTS or NAME?option=value&option=value@WEIGHTS."""
+    import timm
+    from timm.data import resolve_data_config
+
+    spec = f"timm:{name}"
+    name, _, weights = name.partition("@")
+    name, _, query = name.partition("?")
+    state, notes = _read_safetensors(spec, weights) if weights else ({}, {})
+    options = _options(spec, notes.get("create_kwargs", "").split(",")) | _options(spec, query.split("&"))
+    if not timm.is_model(name):
+        similar = difflib.get_close_matches(name, timm.list_models(), n=5)
+        raise KitError(f"encoder {spec!r}: timm knows no model {name!r}; similar names: {similar}")
+    model: Any
+    try:
+        model = timm.create_model(name, pretrained=not weights, num_classes=0, **options)
+    except TypeError as error:
+        raise KitError(f"encoder {spec!r} with options {options}: {error}") from error
+    except Exception as error:  # from a proxy's refusal to a model that has no published weights
+        raise KitError(
+            f"encoder {spec!r}: its weights could not be had ({type(error).__name__}: {first_line(error)}); "
+            f"without the internet, name a file: timm:{name}@WEIGHTS.safetensors"
+        ) from error
+    cfg = model.pretrained_cfg
+    if weights:
+        _load_state(spec, model, state, classifiers=np.atleast_1d(cfg.get("classifier") or []).tolist())
+    data = resolve_data_config(_options(spec, notes.get("norm", "").split(), to_tuple=True), pretrained_cfg=cfg)
+    size = data["input_size"][-1]
+    preprocess = Preprocess(
+        size=size,
+        resize=math.floor(size / data["crop_pct"]),
+        mean=data["mean"],
+        std=data["std"],
+        interpolation=data["interpolation"],
+        squash=data["crop_mode"] == "squash",
+    )
+    if image_size and image_size != size:
+        preprocess = preprocess.at(image_size)
+        if cfg.get("fixed_input_size"):
+            try:
+                model.set_input_size(img_size=(image_size, image_size))
+            except (AssertionError, AttributeError) as error:
+                raise KitError(f"encoder {spec!r} cannot take pictures of {image_size} px: {error}") from error
+    children = dict(model.named_children())
+    containers = [children[name] for name in ("blocks", "stages", "layers") if name in children]
+    blocks = [block for container in containers for block in container.children()]
+    blocks = blocks or [child for name, child in children.items() if re.fullmatch(r"layer\d+", name)]  # ResNet
+    return model, blocks, preprocess
+
+
+def _options(spec: str, texts: list[str], to_tuple: bool = False) -> dict[str, Any]:
+    """`name=value` texts as keyword arguments; a value is a Python literal or else a string."""
+    options: dict[str, Any] = {}
+    for name, equals, value in (text.partition("=") for text in texts if text):
+        if not equals:
+            raise KitError(f"encoder {spec!r}: option {name!r} has no value; allowed is option=value, joined by &")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+        if to_tuple:
+            options[name] = (options[name],)
+    return options
+
+
+def _read_safetensors(spec: str, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file, or of model.safetensors in a folder."""
+    from safetensors import SafetensorError, safe_open
+
+    named = Path(weights).expanduser()
+    files = [root / named for root in (Path(), paths.home())]
+    candidates = files + [file / "model.safetensors" for file in files]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        looked = ", ".join(str(path) for path in dict.fromkeys(candidates))
+        raise KitError(f"encoder {spec!r}: no weights there; looked for {looked}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise KitError(f"encoder {spec!r}: {path} is not a whole safetensors file ({error})") from error
+
+
+def _load_state(spec: str, model: nn.Module, state: dict[str, torch.Tensor], classifiers: list[str]) -> None:
+    """Load weights of which nothing but the classifier may be left over, and nothing may be missing."""
+    wanted = model.state_dict()
+    state = {k: v for k, v in state.items() if k in wanted or not k.startswith(tuple(f"{c}." for c in classifiers))}
+    faults = {
+        "missing": sorted(k for k in wanted.keys() - state.keys() if not k.endswith("num_batches_tracked")),
+        "not in the model": sorted(state.keys() - wanted.keys()),
+        "of another shape": sorted(k for k in state.keys() & wanted.keys() if state[k].shape != wanted[k].shape),
+    }
+    told = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in faults.items() if keys]
+    if told:
+        raise KitError(f"encoder {spec!r}: the weights do not fit the model; keys: {', '.join(told)}")
+    model.load_state_dict(state, strict=False)
+
+
+class _Tower(nn.Module):
+    """A vision tower of the transformers library as a plain module: pixels (B, 3, H, W) to pooled features (B, D)."""
+
+    def __init__(self, tower: Any, options: dict[str, bool]) -> None:
+        super().__init__()
+        self.tower, self.options = tower, options
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.tower(pixel_values=pixels, **self.options).pooler_output
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        self.tower.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def vision_tower(name: str, image_size: int | None) -> Parts:
+    """The vision tower of a repository on the Hugging Face hub or of a folder; other weights in it are not read."""
+    import transformers
+
+    spec = f"hf:{name}"
+    folders = [root / Path(name).expanduser() for root in (Path(), paths.home())]
+    name = next((str(folder) for folder in folders if folder.is_dir()), name)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).is_dir():
+        raise KitError(f"encoder {spec!r}: no such folder; looked for {', '.join(map(str, dict.fromkeys(folders)))}")
+    with _quiet_transformers():
+        try:
+            config = transformers.AutoConfig.from_pretrained(name)
+            processor = transformers.AutoImageProcessor.from_pretrained(name).to_dict()
+            if config.model_type not in TOWERS:
+                raise KitError(f"encoder {spec!r} is a {config.model_type!r}; allowed are {', '.join(TOWERS)}")
+            tower_class, options = TOWERS[config.model_type]
+            tower, report = getattr(transformers, tower_class).from_pretrained(
+                name, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+            )
+        except KitError:
+            raise
+        except (OSError, ValueError) as error:
+            raise KitError(
+                f"encoder {spec!r} could not be had ({first_line(error)}); allowed are a repository of the Hugging "
+                "Face hub or a folder with config.json, preprocessor_config.json and model.safetensors"
+            ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise KitError(f"encoder {spec!r}: {len(missing)} weights are missing ({_some(missing)})")
+    preprocess = _hugging_face_preprocess(processor)
+    if image_size and image_size % tower.config.patch_size:
+        raise KitError(f"image_size={image_size}: {spec!r} allows multiples of its {tower.config.patch_size} px patch")
+    # The longest list of modules is the list of transformer blocks, in every version of the library.
+    blocks = max((module for module in tower.modules() if isinstance(module, nn.ModuleList)), key=len)
+    return _Tower(tower, options), list(blocks), preprocess.at(image_size or preprocess.size)
+
+
+def _hugging_face_preprocess(processor: dict[str, Any]) -> Preprocess:
+    """What preprocessor_config.json says, as the library reads it (older files give one number for a size)."""
+    squash = "height" in processor["size"]
+    resize = processor["size"]["height" if squash else "shortest_edge"]
+    return Preprocess(
+        size=processor["crop_size"]["height"] if processor.get("do_center_crop") else resize,
+        resize=resize,
+        mean=tuple(processor["image_mean"]),
+        std=tuple(processor["image_std"]),
+        interpolation={2: "bilinear", 3: "bicubic"}.get(int(processor["resample"]), str(processor["resample"])),
+        squash=squash,
+    )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without the library's report on the text weights that we leave out on purpose."""
+    from transformers.utils import logging as library
+
+    verbosity = library.get_verbosity()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        library.enable_progress_bar()
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + ", …" * (len(keys) > 3)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says."""
+    return str(error).strip().partition("\n")[0]

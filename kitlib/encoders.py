@@ -1,0 +1,131 @@
+"""Vision encoders by name: uint8 pictures in, one feature vector a picture out.
+
+    tiny                                        made here, no download; for the sample competition and for tests
+    timm:NAME                                   a timm model with its published weights
+    timm:NAME@WEIGHTS.safetensors               a timm model with the weights in a file or folder
+    timm:NAME?pad_type=same@WEIGHTS.safetensors the same with options for timm.create_model
+    hf:REPO_OR_FOLDER                           CLIP (StreetCLIP), SigLIP, DINOv2 and DINOv3 of the transformers library
+
+Only the vision tower is loaded. Features are the encoder's pooled output before any projection: 1024 numbers for
+StreetCLIP, whose 768 projected ones are what its text tower compares with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kitlib import backbones, paths
+from kitlib.paths import KitError
+from kitlib.views import Preprocess
+
+STREETCLIP = "hf:geolocal/StreetCLIP"
+ALLOWED = "allowed are tiny, timm:NAME, timm:NAME@WEIGHTS, timm:NAME?option=value@WEIGHTS, hf:REPO_OR_FOLDER"
+
+
+class Encoder(nn.Module):
+    """A vision encoder with its own preprocessing: uint8 (B, 3, H, W) on its device to float (B, dim).
+
+    blocks: the repeated blocks from input to output, for fine-tuning the last N and for layer-wise learning rates.
+    freeze_batch_norm: keep batch norms on their stored statistics while training; few pictures a batch spoil them.
+    """
+
+    backbone: Any
+
+    def __init__(self, spec: str, backbone: nn.Module, blocks: list[nn.Module], preprocess: Preprocess) -> None:
+        super().__init__()
+        self.spec, self.preprocess = spec, preprocess
+        self.backbone = backbone.to(memory_format=torch.channels_last)  # twice as fast for convolutions
+        self.freeze_batch_norm = True
+        names = {id(module): name for name, module in backbone.named_modules()}
+        self._block_names = [names[id(block)] for block in blocks]
+        self.dim, self.gflop = _measure(spec, backbone, preprocess.size)
+        self.eval()
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Preprocess and encode uint8 (B, 3, H, W) to (B, dim); under autocast the dtype is autocast's."""
+        return self.backbone(self.preprocess(pictures))
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks from input to output."""
+        return [self.backbone.get_submodule(name) for name in self._block_names]
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Every parameter once, in groups from input to output: before the blocks, one group a block, after them."""
+        groups: list[list[nn.Parameter]] = [[] for _ in range(len(self._block_names) + 2)]
+        prefixes = [f"{name}." for name in self._block_names]
+        seen_block = False
+        for name, parameter in self.backbone.named_parameters():
+            inside = [i for i, prefix in enumerate(prefixes) if name.startswith(prefix)]
+            seen_block = seen_block or bool(inside)
+            groups[inside[0] + 1 if inside else -1 if seen_block else 0].append(parameter)
+        return groups
+
+    def train_last(self, n_blocks: int | None) -> list[list[nn.Parameter]]:
+        """Leave only the last `n_blocks` blocks and what follows them trainable (None: everything), and return those
+        groups of `layers()`."""
+        groups = self.layers()
+        n_kept = len(groups) if n_blocks is None else min(n_blocks, len(self._block_names)) + 1
+        for i, group in enumerate(groups):
+            for parameter in group:
+                parameter.requires_grad_(i >= len(groups) - n_kept)
+        return groups[-n_kept:]
+
+    def enable_checkpointing(self) -> None:
+        """Recompute activations in the backward pass: about a tenth of the memory for 23 % more work."""
+        try:
+            self.backbone.set_grad_checkpointing(True)
+        except AssertionError as error:
+            raise KitError(f"encoder {self.spec!r} cannot checkpoint its activations: {error}") from error
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Training mode, but for batch norms where they are frozen."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    @property
+    def weights_digest(self) -> str:
+        """16 hex characters that stand for the weights as they are now; 1 s for ViT-L."""
+        state = sorted(self.backbone.state_dict().items())
+        parts = ((name, tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()) for name, tensor in state)
+        return paths.digest(*(part for pair in parts for part in pair))
+
+
+def load(spec: str, image_size: int | None = None) -> Encoder:
+    """An encoder by name, in eval mode on the CPU.
+
+    image_size: px of the square that it sees (default: its own); position embeddings are interpolated.
+    Raises KitError for an unknown name, weights that do not fit, or a size that the encoder cannot take.
+
+    >>> load("tiny").dim
+    672
+    """
+    kind, _, name = spec.partition(":")
+    makers = {"timm": backbones.timm_model, "hf": backbones.vision_tower}
+    if spec != "tiny" and not (kind in makers and name):
+        raise KitError(f"encoder {spec!r}: {ALLOWED}")
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # weights are drawn before they are loaded: no business of the caller's seed
+        parts = backbones.tiny(image_size) if spec == "tiny" else makers[kind](name, image_size)
+    return Encoder(spec, *parts)
+
+
+def _measure(spec: str, backbone: nn.Module, size: int) -> tuple[int, float]:
+    """The number of features, and the GFLOP of one picture, found on shapes alone: nothing is computed."""
+    state = dict(backbone.named_parameters()) | dict(backbone.named_buffers())
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            features = torch.func.functional_call(backbone, shapes, torch.empty(1, 3, size, size, device="meta"))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise KitError(f"encoder {spec!r} cannot take pictures of {size} px: {backbones.first_line(error)}") from error
+    return features.shape[-1], counter.get_total_flops() / 1e9

@@ -1,0 +1,190 @@
+"""The V pictures of a place as one uint8 tensor (V, 3, H, W), and what happens to it on the device.
+
+Pictures stay uint8 until the device: a quarter of the bytes to move, and resizing uint8 on a CPU is fast.
+
+    for rows, views in ViewBatches(pack, np.arange(len(pack.sample_id)), batch_size=32):
+        views = augment(views.to(best_device()), generator)
+        pixels = preprocess(views.flatten(0, 1))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from kitlib import paths
+from kitlib.paths import KitError
+
+if TYPE_CHECKING:
+    from kitlib.pictures import Pack
+
+
+def best_device() -> torch.device:
+    """The device named by KITLIB_DEVICE, else CUDA, else MPS, else the CPU; KitError if the named one is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = paths.device_name() or next(name for name, is_there in there.items() if is_there)
+    if not there[name]:
+        raise KitError(f"KITLIB_DEVICE={name}: no such device here; allowed are {[n for n, ok in there.items() if ok]}")
+    return torch.device(name)
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """The fast number type for matrix products on `device`: float32 means no autocast.
+
+    bfloat16 needs hardware: a T4 says that it supports it and emulates it (so float16 there), and a CPU without
+    AVX512-BF16 is slower with it. float16 on a CPU is never right: 1 GFLOP/s.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None = None) -> torch.autocast:
+    """The autocast context for `dtype` (default: `best_dtype`), which does nothing for float32."""
+    dtype = dtype or best_dtype(device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What an encoder expects of a picture; calling it turns uint8 (B, 3, H, W) into float32 (B, 3, size, size).
+
+    The steps and their rounding are those of torchvision and the CLIP image processor: the shortest edge (or, with
+    `squash`, both) resized to `resize` with antialiasing, a centre crop of `size`, then (x / 255 - mean) / std.
+    """
+
+    size: int  # px, the square that the encoder sees
+    resize: int  # px, what the shortest edge becomes before the centre crop
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"  # or bilinear
+    squash: bool = False  # resize both edges, whatever the aspect ratio
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise KitError(f"interpolation {self.interpolation!r}: allowed are bicubic and bilinear")
+        if not 0 < self.size <= self.resize:
+            raise KitError(f"a crop of {self.size} px does not fit into pictures resized to {self.resize} px")
+
+    @property
+    def digest(self) -> str:
+        """16 hex characters that stand for every setting."""
+        return paths.digest(repr(sorted(asdict(self).items())))
+
+    def at(self, size: int) -> Preprocess:
+        """The same for another input size, with the crop in proportion."""
+        return Preprocess(**asdict(self) | {"size": size, "resize": round(size * self.resize / self.size)})
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Resize, crop and normalise uint8 (B, 3, H, W) to float32 (B, 3, size, size) on the pictures' device."""
+        height, width = pictures.shape[-2:]
+        short = min(height, width)
+        target = [self.resize * edge // (edge if self.squash else short) for edge in (height, width)]
+        if target != [height, width]:
+            pictures = _resize(pictures, target, self.interpolation)
+        top, left = (round((edge - self.size) / 2) for edge in target)
+        pictures = pictures[..., top : top + self.size, left : left + self.size]
+        std = torch.tensor(self.std, device=pictures.device).view(3, 1, 1)
+        mean = torch.tensor(self.mean, device=pictures.device).view(3, 1, 1)
+        return torch.addcmul(-mean / std, pictures.float(), 1 / (255 * std))
+
+
+def _resize(pictures: torch.Tensor, target: list[int], interpolation: str) -> torch.Tensor:
+    """Antialiased resize of uint8 (B, 3, H, W), as PIL does it; only on the CPU can torch resize uint8 itself."""
+    if pictures.device.type == "cpu":
+        return F.interpolate(pictures, target, mode=interpolation, antialias=True)
+    return _resize_float(pictures, target, interpolation)
+
+
+def _resize_float(pictures: torch.Tensor, target: list[int], interpolation: str) -> torch.Tensor:
+    """The same in float32: width, then height, each rounded to grey levels, or bright edges differ by many levels."""
+    pictures = pictures.float()
+    for size in ([pictures.shape[-2], target[1]], target):
+        pictures = F.interpolate(pictures, size, mode=interpolation, antialias=True).round_().clamp_(0, 255)
+    return pictures
+
+
+def to_tensor(decoded: np.ndarray) -> torch.Tensor:
+    """uint8 (B, V, H, W, 3) as decoded becomes (B, V, 3, H, W), a view on the same memory (channels last)."""
+    return torch.from_numpy(decoded).permute(0, 1, 4, 2, 3)
+
+
+def mirror(views: torch.Tensor) -> torch.Tensor:
+    """The places (B, V, 3, H, W) seen in a mirror: every picture flipped, east and west swapped.
+
+    Views go round by equal angles from the north, so view i becomes view -i: north, west, south, east.
+    """
+    n_views = views.shape[1]
+    return views.flip(-1)[:, [-i % n_views for i in range(n_views)]]
+
+
+def augment(
+    views: torch.Tensor,
+    generator: torch.Generator,
+    mirrored: float = 0.5,
+    light: float = 0.15,
+    zoom: float = 0.1,
+) -> torch.Tensor:
+    """Random variants of uint8 places (B, V, 3, H, W), on their device; the pictures come out a little smaller.
+
+    mirrored: the share of places seen in a mirror. light: brightness, contrast and saturation of each place, the same
+    for its V views, change by a factor of at most 1 ± light. zoom: one window that leaves out up to this share of
+    the edges, for the whole batch (the encoder's own resize then costs nothing extra). `generator` is a CPU generator,
+    so that a seed means the same on every device.
+    """
+    n, _, _, height, width = views.shape
+    random = torch.rand((n, 4), generator=generator).to(views.device)
+    window = torch.rand(3, generator=generator).tolist()
+    keep = 1 - zoom * window[0]
+    rows, columns = math.ceil(height * keep), math.ceil(width * keep)
+    top, left = round((height - rows) * window[1]), round((width - columns) * window[2])
+    views = views[..., top : top + rows, left : left + columns]
+    flip = (random[:, 0] < mirrored).view(n, 1, 1, 1, 1)
+    views = torch.where(flip, mirror(views), views)
+
+    # Brightness, contrast and saturation together are one affine map of a pixel's three channels.
+    brightness, contrast, saturation = (1 + light * (2 * random[:, 1:] - 1)).T
+    luma = torch.tensor([0.299, 0.587, 0.114], device=views.device)
+    gray = luma.expand(3, 3)  # every channel becomes the luma
+    matrix = saturation.view(n, 1, 1) * torch.eye(3, device=views.device) + (1 - saturation).view(n, 1, 1) * gray
+    matrix = (brightness * contrast).view(n, 1, 1) * matrix
+    pixels = views.float()
+    level = torch.einsum("nvchw,c->n", pixels, luma) / pixels[0, :, 0].numel()  # mean luma of each place
+    offset = (brightness * (1 - contrast) * level).view(n, 1, 1, 1, 1)
+    changed = torch.einsum("nij,nvjhw->nvihw", matrix, pixels) + offset
+    return changed.round_().clamp_(0, 255).to(torch.uint8)
+
+
+class ViewBatches:
+    """Iterate over (rows (B,), uint8 views (B, V, 3, H, W)) of a pack, decoding one batch ahead in a thread.
+
+    rows: which places and in which order, as positions in the pack; shuffle and slice them before.
+    size: decode to squares of this many px (default: as stored, which then must be the same for all).
+    """
+
+    def __init__(self, pack: Pack, rows: np.ndarray, batch_size: int, size: int | None = None) -> None:
+        if batch_size < 1:
+            raise KitError(f"batch_size={batch_size}: allowed is a whole number from 1")
+        self.pack, self.rows, self.batch_size, self.size = pack, np.asarray(rows), batch_size, size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        batches = [self.rows[start : start + self.batch_size] for start in range(0, len(self.rows), self.batch_size)]
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            ahead = [thread.submit(self.pack.decode, rows, self.size) for rows in batches[:1]]
+            for i, rows in enumerate(batches):
+                decoded = ahead.pop().result()
+                if i + 1 < len(batches):
+                    ahead.append(thread.submit(self.pack.decode, batches[i + 1], self.size))
+                yield rows, to_tensor(decoded)
