@@ -94,9 +94,12 @@ class Map:
         self.axes = axes if axes is not None else self.figure.subplots()
         self.axes.set_anchor("N")
         inside = {*states, *outlines.state_of(everything)} - {""} if self.is_us else set()
+        pieces = {0, *inset_of(everything).tolist()}  # Alaska and Hawaii only with their insets
         corners = [self.xy(everything)]
         for name, rings in state_rings().items():
-            paths = [Outline(self.xy(ring), closed=True) for ring in rings if not self.is_us or shown(ring)]
+            if self.is_us:
+                rings = [ring for ring in rings if shown(ring) and int(inset_of(ring.mean(0))) in pieces]
+            paths = [Outline(self.xy(ring), closed=True) for ring in rings]
             if not paths:
                 continue
             colour = "#e3e8eb" if name in inside else LAND

@@ -62,11 +62,11 @@ def finish(figure: Figure, title: str = "", note: str = "") -> Figure:
     return figure
 
 
-def save(figure: matplotlib.figure.Figure, path: str | Path) -> Path:
-    """Write a figure (the suffix names the format) and give its path back."""
+def save(figure: Figure, path: str | Path) -> Figure:
+    """Write a figure (the suffix names the format) and give it back, so that a cell can save and show it at once."""
     with paths.atomic_write(path) as beside:
         figure.savefig(beside, dpi=150, bbox_inches="tight", facecolor="white")
-    return Path(path)
+    return figure
 
 
 def barh(axes: Axes, names: Sequence[str], values: ArrayLike, label: str, **style) -> None:
@@ -172,13 +172,13 @@ def true_mass(
 
 
 @house
-def histogram(values: ArrayLike, label: str, bins: int = 40, title: str = "", note: str = "") -> Figure:
+def histogram(values: ArrayLike, label: str, bins: int = 30, title: str = "", note: str = "") -> Figure:
     """How a quantity is spread over cells or places, with its median marked."""
     finite = np.asarray(values, float)
     finite = finite[np.isfinite(finite)]
     figure = new(3.0)
     axes = figure.subplots()
-    axes.hist(finite, bins=bins, color=PALETTE[0], edgecolor="white", linewidth=0.5)
+    axes.hist(finite, bins=min(bins, max(5, len(finite) // 2)), color=PALETTE[0], edgecolor="white", linewidth=0.5)
     median = float(np.median(finite))
     axes.axvline(median, color=PALETTE[1], label=f"median {median:,.4g}")
     axes.set(xlabel=label, ylabel="count")
@@ -191,19 +191,21 @@ def histogram(values: ArrayLike, label: str, bins: int = 40, title: str = "", no
 def training_curves(history: pd.DataFrame, title: str = "", note: str = "") -> Figure:
     """Curves of a training, one panel a quantity; the index is the step or epoch, its name the axis label.
 
-    Columns `train_X` and `val_X` share the panel X; missing values are skipped, so each column may have its own rhythm.
+    Columns `train_X`, `val_X` and `held_out_X` share the panel X, held-out places in the second colour; missing values
+    are skipped, so each column may have its own rhythm.
     """
+    held_out = ("val_", "held_out_")
     panels: dict[str, list[str]] = {}
     for column in history.columns:
-        panels.setdefault(str(column).removeprefix("train_").removeprefix("val_"), []).append(column)
+        quantity = str(column).removeprefix("train_").removeprefix("val_").removeprefix("held_out_")
+        panels.setdefault(quantity, []).append(str(column))
     rows = -(-len(panels) // 3)
     figure = new(0.5 + 2.5 * rows)
     grid = figure.subplots(rows, min(3, len(panels)), squeeze=False).ravel()
     for axes, (name, columns) in zip(grid, panels.items(), strict=False):
         for column in columns:
             curve = history[column].dropna()
-            colour = PALETTE[1] if str(column).startswith("val_") else PALETTE[0]
-            kind = "validation" if str(column).startswith("val_") else "training"
+            colour, kind = (PALETTE[1], "held out") if column.startswith(held_out) else (PALETTE[0], "training")
             axes.plot(curve.index, curve, color=colour, label=kind, marker="o" if len(curve) <= 20 else None, ms=4)
         axes.set(title=name.replace("_", " "), xlabel=str(history.index.name or "step"))
         if len(columns) > 1:

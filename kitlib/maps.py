@@ -6,8 +6,8 @@ Points are [lat, lon] in degrees. As in `figures`, every function takes `note`, 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.collections import LineCollection, PathCollection
@@ -53,7 +53,7 @@ def places(points: ArrayLike, labels: ArrayLike | None = None, title: str = "", 
     if 1 < len(names) <= len(PALETTE):
         for i, name in enumerate(names):
             canvas.axes.scatter([], [], c=PALETTE[i], s=28, label=f"{name} ({(code == i).sum():,})")
-        canvas.figure.legend(loc="outside lower left", ncols=4, handletextpad=0.2)
+        canvas.figure.legend(loc="outside lower left", ncols=5, handletextpad=0.2)
     return canvas.finish(title, note)
 
 
@@ -73,25 +73,22 @@ def density(points: ArrayLike, title: str = "", note: str = "") -> Figure:
 
 
 @house
-def states(values: Mapping[str, float], label: str, points: ArrayLike = (), cmap: str = "viridis", title: str = "",
-           note: str = "") -> Figure:  # fmt: skip
-    """States shaded by a value, {state name: value}; names without an outline are counted in the note.
-
-    `points` (N, 2) only widen the frame; without them the frame holds the named states.
-    """
-    known = {name: float(value) for name, value in values.items() if name in state_rings()}
-    rings = [ring for name in known for ring in state_rings()[name] if shown(ring)]
-    canvas = Map(np.asarray(points, float).reshape(-1, 2), *rings, states=list(known))
-    norm = Normalize(min(known.values()), max(known.values()))
-    shapes = [
-        Outline.make_compound_path(*[Outline(canvas.xy(r), closed=True) for r in state_rings()[name] if shown(r)])
-        for name in known
-    ]
-    shades = PathCollection(shapes, array=list(known.values()), cmap=cmap, norm=norm, edgecolor="white", zorder=1)
+def values(
+    names: Sequence[str], centres: ArrayLike, value: ArrayLike, label: str, cmap: str = "viridis", title: str = "",
+    note: str = "",
+) -> Figure:  # fmt: skip
+    """A value (S,) a state as a colour: the state is shaded, one elsewhere is a dot at its centre (S, 2)."""
+    centres, value = np.asarray(centres, float), np.asarray(value, float)
+    known = np.array([name in state_rings() for name in names])
+    rings = [[ring for ring in state_rings()[name] if shown(ring)] for name in names if name in state_rings()]
+    canvas = Map(centres, *[ring for state in rings for ring in state])
+    style: Any = {"cmap": cmap, "norm": Normalize(np.nanmin(value), np.nanmax(value))}
+    paths = [Outline.make_compound_path(*[Outline(canvas.xy(r), closed=True) for r in state]) for state in rings]
+    shades = PathCollection(paths, array=value[known], edgecolor="white", zorder=1, **style)
     canvas.axes.add_collection(shades, autolim=False)
+    canvas.scatter(centres[~known], c=value[~known], s=60, **style)
     canvas.colour_bar(shades, label)
-    missing = len(values) - len(known)
-    return canvas.finish(title, _notes(f"{missing} without an outline" if missing else "", note))
+    return canvas.finish(title, note)
 
 
 @house

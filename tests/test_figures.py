@@ -51,7 +51,9 @@ def test_charts_of_data_draw():
 
 
 def test_training_curves_share_a_panel_and_skip_missing_values():
-    history = pd.DataFrame({"train_loss": [3.0, 2.0, 1.0], "val_loss": [np.nan, np.nan, 1.5], "lr": [1e-3, 1e-3, 1e-4]})
+    history = pd.DataFrame(
+        {"train_loss": [3.0, 2.0, 1.0], "held_out_loss": [np.nan, np.nan, 1.5], "lr": [1e-3, 1e-3, 1e-4]}
+    )
     figure = figures.training_curves(history, note=NOTE)
     assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()] == ["loss", "lr"]
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [3, 1]
@@ -79,7 +81,9 @@ def test_save_is_atomic_and_settings_of_the_caller_stay(tmp_path):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    path = figures.save(figures.histogram([1, 2, 3], "km"), tmp_path / "figures/km.png")
+    path = tmp_path / "figures/km.png"
+    figure = figures.histogram([1, 2, 3], "km")
+    assert figures.save(figure, path) is figure
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in path.parent.iterdir()] == ["km.png"]
     assert dict(matplotlib.rcParams) == before

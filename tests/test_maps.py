@@ -71,12 +71,14 @@ def test_maps_draw_many_places_and_say_how_many_they_drew():
     assert sum(len(c.get_segments()) for c in errors.axes[0].collections if isinstance(c, LineCollection)) == 500
 
 
-def test_states_map_shades_every_named_state_and_counts_the_unknown():
-    figure = maps.states({"Texas": 1.0, "Alaska": 2.0, "Ontario": 3.0}, "places")
+def test_values_shade_known_states_and_mark_the_others_with_a_dot():
+    centres = np.array([POINTS[NAMES.index("Texas")], POINTS[NAMES.index("Alaska")], (44.0, -79.5)])
+    figure = maps.values(["Texas", "Alaska", "Ontario"], centres, [1.0, 2.0, 3.0], "accuracy", note=NOTE)
     shades = [c for c in figure.axes[0].collections if isinstance(c, PathCollection) and c.get_array() is not None]
-    assert [len(c.get_paths()) for c in shades] == [2]
-    assert "1 without an outline" in texts(figure)
+    assert [c.get_array().tolist() for c in shades] == [[1.0, 2.0], [3.0]]
+    assert shades[0].get_clim() == shades[1].get_clim() == (1.0, 3.0)
     png(figure)
+    png(maps.values(["France", "Japan"], np.array([(47, 2), (36, 138)]), [0.2, np.nan], "accuracy"))
 
 
 def test_embedding_colours_follow_the_map():
