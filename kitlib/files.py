@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -121,11 +122,16 @@ class Files:
         except UnicodeDecodeError:
             encoding, text = "latin-1", content.decode("latin-1")
         try:
-            table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, skipinitialspace=True)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-            raise KitError(f"{path} in {self.root} is not a CSV table: {error}") from error
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                # index_col: else, with one cell too many in every row, the first column would become an index.
+                table = pd.read_csv(
+                    io.StringIO(text), dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False
+                )
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning) as error:
+            raise KitError(f"{path} in {self.root} is not a CSV table: {str(error).strip()}") from error
         table.columns = table.columns.str.strip()
-        return table.apply(lambda column: column.str.strip()), encoding
+        return table.fillna("").apply(lambda column: column.str.strip()), encoding
 
 
 def _by_name(names: list[str]) -> dict[str, str]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kitlib import paths
+from kitlib import paths, streaming
 from kitlib.files import Files, shorten
 from kitlib.paths import KitError
 from kitlib.tables import SPLITS, Places, checked, finding, refuse
@@ -140,6 +141,21 @@ def read_metadata(folder_or_zip: str | Path, region_column: str | None = None) -
     columns = ["split", "sample_id", *images, "latitude", "longitude", "state"]
     in_folders = {split: ["images", ""] for split in SPLITS}
     return _labelled(files, table[columns], findings, dict.fromkeys(SPLITS, path), in_folders)
+
+
+def read_hugging_face(
+    source: Any, split: str = "train", name: str = "", region_column: str | None = None, limit: int | None = None
+) -> Places:
+    """Stream a Hugging Face dataset once to data/raw/<name> (see `streaming.fetch`) and read it from there.
+
+    `source` is a repository ("owner/name"), a local folder that `datasets` can load, or a loaded Dataset or
+    IterableDataset; `limit` stops after that many rows; `region_column` is as for `read_metadata`.
+    """
+    folder, lost = streaming.fetch(source, split, name, limit)
+    places = read_metadata(folder, region_column)
+    if lost:
+        places.integrity.append(finding("row without coordinates", "metadata.csv", map(str, lost), "left out"))
+    return places
 
 
 def _labelled(

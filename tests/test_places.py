@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -83,15 +82,6 @@ def test_competition_is_read_into_one_table(tmp_path, home):
     )
     with pytest.raises(KitError, match="allowed are train, test"):
         read.rows("valid")
-
-
-def test_checksum_and_key_follow_the_table(tmp_path, home):
-    folder = competition(tmp_path / "a")
-    first, again = places.read(folder), places.read(folder)
-    assert first.checksum == again.checksum and len(first.checksum) == 16
-    assert first.key == f"a-{first.checksum[:8]}" and first.derived == paths.derived_dir(first.key)
-    edit(folder, put(0, "latitude", "61.0000001"))
-    assert places.read(folder).checksum != first.checksum
 
 
 @pytest.mark.parametrize("prefix", ["", "kaggle_dataset/"])
@@ -211,46 +201,125 @@ def test_latin_1_is_read_and_noted(tmp_path, home):
     assert [e["where"] for e in read.integrity] == ["train_ground_truth.csv", "state_mapping.csv"]
 
 
-def test_states_without_places_and_strange_places_are_noted(tmp_path, home):
-    folder = competition(tmp_path, n_train=30)
-    edit(folder, lambda t: pd.concat([t, pd.DataFrame([{"state_idx": "9", "state": "Guam"}])]), "state_mapping.csv")
-    edit(folder, put(1, "longitude", "92.3"))  # a lost minus sign
-    edit(folder, lambda t: t.assign(latitude=t["latitude"].mask(t.index == 2, "34.8")))
-    edit(folder, lambda t: t.assign(longitude=t["longitude"].mask(t.index == 2, "-92.4")))  # Washington in Arkansas
-    read = places.read(folder)
-    assert found(read, "state without training places")["examples"] == ["Guam"]
-    far = found(read, "place far from its state")
-    assert far["count"] == 2
-    assert far["examples"][0].startswith("1: Arkansas") and far["examples"][1].startswith("2: Washington")
-    assert read.states["state_idx"].tolist() == [1, 3, 9, 46]
-    assert read.state_position("train")[:3].tolist() == [0, 1, 3]
-
-
-def test_text_ids_stay_text(tmp_path, home):
-    folder = competition(tmp_path)
-    edit(folder, lambda table: table.assign(sample_id=table["sample_id"].str.zfill(3)))
-    read = places.read(folder)
-    assert read.sample_id("train")[7] == "007"
-    assert read.template["sample_id"].tolist() == ["0", "1", "2"]
-
-
-def test_save_writes_the_table_and_the_findings(tmp_path, home):
-    folder = competition(tmp_path)
-    (folder / "train_images/img_000004_south.jpg").unlink()
-    read = places.read(folder)
-    seen = places.finding("missing picture", "train pictures", ["4 south", "5 south"], "from the pack")
-    derived = read.save([seen, places.finding("blank picture", "test pictures", ["0 east"], "kept")])
-    assert derived == read.derived
-    pd.testing.assert_frame_equal(pd.read_parquet(derived / "places.parquet"), read.table, check_dtype=False)
-    entries = json.loads((derived / "integrity.json").read_text())
-    assert [(e["check"], e["count"]) for e in entries] == [("missing picture", 2), ("blank picture", 1)]
-    assert sorted(p.name for p in derived.iterdir()) == ["integrity.json", "places.parquet"]
-
-
 def test_unknown_folders_are_refused_with_what_is_known(tmp_path, home):
     (tmp_path / "labels.csv").write_text("a,b\n1,2\n")
     with pytest.raises(KitError, match=r"train_ground_truth.csv.*metadata.csv.*CSV files found: labels.csv"):
         places.read(tmp_path)
+
+
+def region_table(root: Path) -> Path:
+    """Two cities; pictures in doubled folders; the same file names in training and validation."""
+    for word, n in (("train", 4), ("val", 2)):
+        images = root / f"images_{word}/images_{word}"
+        images.mkdir(parents=True)
+        lines = ["filename,latitude,longitude,Region_ID"]
+        for i in range(n):
+            (images / f"img_{i}.jpg").write_bytes(b"jpeg")
+            lines.append(f"img_{i}.jpg,{10 + 0.01 * i},20,{['lima', 'bern'][i % 2]}")
+        (root / f"labels_{word}.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_region_table(tmp_path, home):
+    folder = region_table(tmp_path)
+    read = places.read(folder)
+    assert read.views == ("only",) and read.template is None and read.integrity == []
+    assert read.states.to_dict("list") == {"state_idx": [0, 1], "state": ["bern", "lima"]}
+    assert read.sample_id("train").tolist() == [f"img_{i}.jpg" for i in range(4)]
+    assert read.state_position("train").tolist() == [1, 0, 1, 0]
+    test = read.rows("test")
+    assert test["image_only"].tolist() == ["images_val/images_val/img_0.jpg", "images_val/images_val/img_1.jpg"]
+    assert test["state"].tolist() == ["lima", "bern"] and test["latitude"].tolist() == [10, 10.01]  # known, and kept
+    shutil.move(folder / "images_val/images_val", folder / "once")
+    shutil.rmtree(folder / "images_val")
+    shutil.move(folder / "once", folder / "images_val")
+    assert places.read(folder).rows("test")["image_only"][0] == "images_val/img_0.jpg"
+    with pytest.raises(KitError, match=r"labels_train.csv .*lacks city; columns found: filename.*needed: .*city"):
+        places.read(folder, region_column="city")
+
+
+def test_region_table_named_by_the_user(tmp_path, home):
+    folder = region_table(tmp_path)
+    (folder / "labels_train.csv").rename(folder / "mine.csv")
+    (folder / "images_train/images_train").rename(folder / "images")
+    with pytest.raises(KitError, match=r"labels_train.csv is missing"):
+        places.read(folder)
+    read = places.read_region_table(folder, "mine.csv", "labels_val.csv")
+    assert read.rows("train")["image_only"][0] == "images/img_0.jpg" and len(read.rows("test")) == 2
+
+
+def metadata(root: Path, **columns: list[str]) -> Path:
+    """A folder with metadata.csv, four pictures and the columns given."""
+    (root / "images").mkdir(parents=True)
+    table = pd.DataFrame({"latitude": [1, 2, 3, 4], "longitude": [5, 6, 7, 8]})
+    table["image"] = [f"{i}.png" for i in range(4)]
+    for name in table["image"]:
+        (root / "images" / name).write_bytes(b"png")
+    table.assign(**columns).to_csv(root / "metadata.csv", index=False)
+    return root
+
+
+def test_metadata_labels_default_to_the_first_column_that_is_filled(tmp_path, home):
+    folder = metadata(tmp_path, country=["Peru", "Chile", "NA", "Peru"], region=["a", "", "b", ""], colour=["x"] * 4)
+    read = places.read(folder)
+    assert read.states["state"].tolist() == ["Chile", "NA", "Peru"]  # NA is a country's code, not a gap
+    assert read.sample_id("train").tolist() == [0, 1, 2, 3] and read.rows("test").empty
+    assert read.rows("train")["image_only"][3] == "images/3.png"
+    by_region = places.read(folder, region_column="region")
+    assert by_region.sample_id("train").tolist() == [0, 2]
+    assert found(by_region, "place without a label")["examples"] == ["1", "3"]
+    with pytest.raises(
+        KitError, match="no label column 'county'; region_column may be one of: country, region, colour"
+    ):
+        places.read(folder, region_column="county")
+
+
+def test_metadata_without_a_filled_label_column_lists_what_there_is(tmp_path, home):
+    folder = metadata(tmp_path, state=["a", "", "b", "c"], note=["x", "y", "z", "w"])
+    with pytest.raises(
+        KitError, match="no label column is filled in every row; region_column may be one of: state, note"
+    ):
+        places.read(folder)
+
+
+def test_metadata_splits_ids_and_views(tmp_path, home):
+    folder = metadata(
+        tmp_path,
+        sample_id=["a", "b", "c", "d"],
+        split=["train", "val", "Test", "train"],
+        state=["s", "t", "", "s"],
+        image_west=["0.png", "1.png", "2.png", "3.png"],
+        image_up=["", "", "", ""],
+    )
+    with pytest.raises(KitError, match="no label column is filled"):
+        places.read(folder)
+    read = places.read(folder, region_column="state")
+    assert read.views == ("west", "up") and read.sample_id("test").tolist() == ["b", "c"]
+    assert read.state_position("test").tolist() == [1, -1]
+    assert found(read, "state without training places")["examples"] == ["t"]
+    edit(folder, put(0, "split", "dev"), "metadata.csv")
+    with pytest.raises(KitError, match=r"split may be train, test, val, validation; .*sample_id a \(dev\)"):
+        places.read(folder, region_column="state")
+
+
+def test_metadata_without_pictures_is_refused(tmp_path, home):
+    folder = metadata(tmp_path, state=["a"] * 4)
+    edit(folder, lambda table: table.drop(columns="image"), "metadata.csv")
+    with pytest.raises(
+        KitError, match=r"no pictures; allowed are image_<view> columns.*found: latitude, longitude, state"
+    ):
+        places.read(folder)
+
+
+def test_real_world_and_regions(home):
+    if not REAL.is_dir():
+        pytest.skip("the real photographs (shared/real) are not at hand")
+    world = places.read(REAL / "world")
+    assert len(world.rows("train")) == 750 and len(world.states) == 57 and world.views == places.VIEWS
+    assert len(places.read(REAL / "world", "region").rows("train")) == 8
+    regions = places.read(REAL / "regions")
+    assert len(regions.rows("train")) == 405 and len(regions.rows("test")) == 100 and len(regions.states) == 6
+    assert regions.integrity == []
 
 
 def test_real_us(real_us, home):
