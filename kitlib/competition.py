@@ -22,8 +22,9 @@ from kitlib import geo, submissions
 from kitlib.files import shorten
 from kitlib.guesses import Guesses
 from kitlib.paths import KitError, atomic_write
-from kitlib.places import PREDICTED, Places
+from kitlib.places import PREDICTED
 from kitlib.submissions import POINT, RANKS
+from kitlib.tables import Places
 
 log = logging.getLogger(__name__)
 
