@@ -147,6 +147,13 @@ def list_runs() -> list[str]:
     return sorted(file.parent.name for file in paths.runs_dir().glob("*/params.json"))
 
 
+def finished_on(places_checksum: str) -> list[str]:
+    """Names of the finished runs that were trained on the places with that checksum, the one started last first."""
+    known = [run for name in list_runs() if (run := open_run(name)).finished]
+    fitting = [run for run in known if run.params["data"].get("places") == places_checksum]
+    return [run.name for run in sorted(fitting, key=lambda run: run.params["started"], reverse=True)]
+
+
 def difference(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(key, old value, new value) for each key whose values differ; an absent key counts as None.
 

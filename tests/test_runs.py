@@ -56,6 +56,18 @@ def test_an_unknown_run_lists_those_there_are(home):
         runs.open_run("one").guesses("oof")
 
 
+def test_finished_runs_of_a_data_set_come_newest_first(home):
+    for name, places, finished in [("old", "a", True), ("other", "b", True), ("new", "a", True), ("half", "a", False)]:
+        run = runs.start(name, {}, data={"places": places})
+        runs.write_json(
+            run.dir / "params.json", run.params | {"started": {"old": "2026-01-01", "new": "2026-01-02"}.get(name, "")}
+        )
+        if finished:
+            run.finish({})
+    assert runs.finished_on("a") == ["new", "old"]
+    assert runs.finished_on("c") == []
+
+
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden"])
 def test_run_names_cannot_leave_their_folder(home, name):
     with pytest.raises(KitError, match="run name"):

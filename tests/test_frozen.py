@@ -1,0 +1,26 @@
+"""The instant baseline as a run: made once, opened again, made anew when anything it was made of has changed."""
+
+from __future__ import annotations
+
+from kitlib import competition, frozen, places, runs
+
+
+def test_the_baseline_is_a_run_that_is_made_once(home, small_sample, monkeypatch):
+    data = places.read(small_sample)
+    run = frozen.logistic(data, "tiny", n_folds=3)
+    assert run.name == f"{data.name}-logistic-tiny"
+    assert run.metrics["oof"]["final"] == competition.score_guesses(run.guesses("oof"), data).final
+    assert set(run.guesses("test").sample_id) == set(data.sample_id("test"))
+    assert runs.finished_on(data.checksum) == [run.name]
+
+    monkeypatch.setattr(frozen.baselines, "logistic", None)  # not called again
+    assert frozen.logistic(data, "tiny", n_folds=3).metrics == run.metrics
+
+
+def test_other_settings_make_the_baseline_anew(home, small_sample):
+    data = places.read(small_sample)
+    first = frozen.logistic(data, "tiny", n_folds=3)
+    again = frozen.logistic(data, "tiny", n_folds=3, folds_column="spatial")
+    assert again.name == first.name
+    assert again.settings["folds_column"] == "spatial"
+    assert again.finished
