@@ -12,6 +12,7 @@ StreetCLIP, whose 768 projected ones are what its text tower compares with.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,13 @@ class Encoder(nn.Module):
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Preprocess and encode uint8 (B, 3, H, W) to (B, dim); under autocast the dtype is autocast's."""
         return self.backbone(self.preprocess(pictures))
+
+    @property
+    def name(self) -> str:
+        """The spec without folders of this machine."""
+        kind, colon, rest = self.spec.partition(":")
+        rest = rest.partition("@")[0]
+        return kind + colon + (Path(rest).name if kind == "hf" and Path(rest).is_dir() else rest)
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from kitlib import embeddings, encoders, pictures, places, views
+from kitlib.paths import KitError
+
+CPU = torch.device("cpu")
+
+
+class ArrayPack(SimpleNamespace):
+    """A pack of random pictures in memory that counts what is decoded, and can be told to break."""
+
+    def __init__(self, n: int = 10, split: str = "train", seed: int = 0) -> None:
+        self.split, self.views, self.checksum = split, ("north", "east", "south", "west"), f"seed {seed}"
+        self.offsets, self.sample_id = np.zeros((n, 4, 2), np.int64), np.arange(n) + 100
+        self.pictures = np.random.default_rng(seed).integers(0, 256, (n, 4, 24, 24, 3), dtype=np.uint8)
+        self.decoded, self.breaks_at = 0, n + 1
+
+    def decode(self, rows, size=None):
+        if rows[-1] >= self.breaks_at:
+            raise KeyboardInterrupt
+        self.decoded += len(rows)
+        return self.pictures[rows]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> encoders.Encoder:
+    return encoders.load("tiny", image_size=24)
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Progress is saved after every batch."""
+    monkeypatch.setattr(embeddings, "SAVE_SECONDS", 0.0)
+
+
+def expected(encoder: encoders.Encoder, batch: torch.Tensor) -> np.ndarray:
+    with torch.inference_mode(), views.autocast(CPU):
+        return encoder(batch.flatten(0, 1)).float().view(len(batch), 4, -1).numpy()
+
+
+def test_features_are_the_encoders_own_and_made_once(tiny, tmp_path):
+    pack = ArrayPack()
+    made = embeddings.embed(pack, tiny, tmp_path, batch_size=4, device=CPU)
+    assert made.features.shape == (10, 4, tiny.dim) and made.features.dtype == np.float16 and made.mirrored is None
+    assert made.sample_id.tolist() == list(range(100, 110)) and made.pictures_per_second > 0
+    assert np.allclose(made.features, expected(tiny, views.to_tensor(pack.pictures)), atol=2e-2, rtol=2e-2)
+    again = embeddings.embed(pack, tiny, tmp_path, device=CPU)
+    assert pack.decoded == 10 and again.key == made.key and np.array_equal(again.features, made.features)
+    assert {path.name for path in tmp_path.rglob("*")} == {made.key, "features.npy", "meta.json"}
+
+
+def test_mirrored_features_swap_east_and_west(tiny, tmp_path):
+    pack = ArrayPack()
+    made = embeddings.embed(pack, tiny, tmp_path, mirror=True, device=CPU)
+    seen = views.mirror(views.to_tensor(pack.pictures))
+    assert np.allclose(made.mirrored, expected(tiny, seen), atol=2e-2, rtol=2e-2)
+    assert not np.allclose(made.mirrored, made.features, atol=2e-2)
+    plain = embeddings.embed(pack, tiny, tmp_path, device=CPU)
+    assert plain.key == made.key and plain.mirrored is None and pack.decoded == 20
+
+
+def test_the_key_follows_everything_that_makes_the_features(tiny, tmp_path, monkeypatch):
+    other_weights = encoders.load("tiny", image_size=24)
+    with torch.no_grad():
+        next(other_weights.parameters()).mul_(2)
+    packs = [ArrayPack(), ArrayPack(split="test"), ArrayPack(seed=1)]
+    keys = [embeddings.embed(pack, tiny, tmp_path, device=CPU).key for pack in packs]
+    keys += [embeddings.embed(packs[0], e, tmp_path).key for e in (other_weights, encoders.load("tiny", image_size=32))]
+    monkeypatch.setattr(views, "best_dtype", lambda device: torch.float32)
+    other_dtype = embeddings.embed(packs[0], tiny, tmp_path, device=CPU).key
+    assert len(set(keys)) == 5
+    assert other_dtype not in keys[1:]
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_killed_run_goes_on_where_it_was_with_the_same_result(tiny, tmp_path):
+    whole = embeddings.embed(ArrayPack(), tiny, tmp_path / "whole", batch_size=3, device=CPU)
+    pack = ArrayPack()
+    pack.breaks_at = 7
+    with pytest.raises(KeyboardInterrupt):
+        embeddings.embed(pack, tiny, tmp_path / "killed", batch_size=3, device=CPU)
+    assert [path.suffix for path in (tmp_path / "killed").iterdir()] == [".partial"]
+    pack.breaks_at, pack.decoded = 99, 0
+    resumed = embeddings.embed(pack, tiny, tmp_path / "killed", batch_size=3, device=CPU)
+    assert 4 <= pack.decoded <= 7  # two batches of three were finished, one of them perhaps not yet recorded
+    assert np.array_equal(resumed.features, whole.features) and resumed.key == whole.key
+
+
+@pytest.mark.usefixtures("eager")
+def test_unfinished_work_that_cannot_be_read_is_done_again(tiny, tmp_path):
+    pack = ArrayPack()
+    pack.breaks_at = 7
+    with pytest.raises(KeyboardInterrupt):
+        embeddings.embed(pack, tiny, tmp_path, batch_size=3, device=CPU)
+    (partial,) = tmp_path.iterdir()
+    (partial / "features.npy").write_bytes(b"cut short")
+    pack.breaks_at = 99
+    made = embeddings.embed(pack, tiny, tmp_path, batch_size=3, device=CPU)
+    assert np.allclose(made.features, expected(tiny, views.to_tensor(pack.pictures)), atol=2e-2, rtol=2e-2)
+
+
+def test_features_that_are_not_finite_name_the_place(tiny, tmp_path):
+    broken = encoders.load("tiny", image_size=24)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    with pytest.raises(KitError, match="not finite for sample_id 100"):
+        embeddings.embed(ArrayPack(), broken, tmp_path, device=CPU)
+    assert not list(tmp_path.glob("*/meta.json"))
+
+
+class Loud(encoders.Encoder):
+    """Multiplies the features, and overflows under autocast only."""
+
+    def forward(self, pictures):
+        features = super().forward(pictures).float() * self.loudness
+        return features * float("inf") if torch.is_autocast_enabled("cpu") else features
+
+
+def test_overflow_under_autocast_is_computed_again_and_large_features_are_clamped(tiny, tmp_path, monkeypatch, caplog):
+    from kitlib import backbones
+
+    monkeypatch.setattr(views, "best_dtype", lambda device: torch.bfloat16)
+    loud = Loud("tiny", *backbones.tiny(24))
+    loud.loudness = 1e6
+    made = embeddings.embed(ArrayPack(), loud, tmp_path, device=CPU)
+    assert np.isfinite(made.features).all() and made.features.max() == embeddings.LARGEST
+    assert "stored as float16's" in caplog.text
+
+
+def test_the_cost_is_told_before_and_the_encoder_is_left_as_it_was(tiny, tmp_path, caplog):
+    encoder = encoders.load("tiny", image_size=24).train()
+    with caplog.at_level(logging.INFO, logger="kitlib.embeddings"):
+        made = embeddings.embed(ArrayPack(), encoder, tmp_path, device=CPU)
+    first, last = caplog.messages[0], caplog.messages[-1]
+    assert "embedding train with tiny at 24 px" in first and "40 pictures of" in first and "GFLOP" in first
+    assert "pictures/s" in last
+    assert encoder.training
+    meta = json.loads((tmp_path / made.key / "meta.json").read_text())
+    assert meta["encoder"] == "tiny" and meta["split"] == "train" and meta["shape"] == [10, 4, tiny.dim]
+
+
+def test_a_real_pack(tiny, small_sample, home):
+    read = places.read(small_sample)
+    pack = pictures.pack(read, "test")
+    made = embeddings.embed(pack, tiny, read.derived / "embeddings")
+    batch = views.to_tensor(pack.decode(np.arange(20)))
+    assert np.allclose(made.features, expected(tiny, batch), atol=2e-2, rtol=2e-2)
+    assert (home / "data/derived").resolve() in (read.derived / "embeddings" / made.key).resolve().parents
