@@ -91,18 +91,19 @@ class Files:
         Returns the paths as they are on disk (for a missing file: where it should be) and which are there (bool). An
         empty name stays empty.
         """
-        best = None
-        for folder in folders:
-            paths = names.where(names == "", names.map(lambda n, f=folder: posixpath.normpath(posixpath.join(f, n))))
-            found = paths.map(self._on_disk)
-            if best is None or (found != "").sum() > (best[0] != "").sum():
-                best = found, paths
-        found, paths = best  # type: ignore[misc]
-        there = (found != "").to_numpy()
-        return found.where(there, paths), there
+        tries = [(folder, self._find(folder, names)) for folder in folders]
+        folder, found = min(tries, key=lambda tried: tried[1].count(""))
+        wanted = (posixpath.normpath(posixpath.join(folder, name)) if name else "" for name in names)
+        paths = [path or want for path, want in zip(found, wanted, strict=True)]
+        return pd.Series(paths, index=names.index), np.array([path != "" for path in found])
 
-    def _on_disk(self, path: str) -> str:
-        folder, name = posixpath.split(path)
+    def _find(self, folder: str, names: Iterable[str]) -> list[str]:
+        listing, top = self._listing(folder), f"{folder}/" if folder else ""
+        return [top + listing[name] if name in listing else self._on_disk(folder, name) for name in names]
+
+    def _on_disk(self, folder: str, path: str) -> str:
+        """The path of a file that may lie deeper or be spelt in other letters; "" where there is none."""
+        folder, name = posixpath.split(posixpath.normpath(posixpath.join(folder, path)))
         listing = self._listing(folder)
         real = listing.get(name) or listing.get(name.lower(), "")
         return posixpath.join(folder, real) if real else ""

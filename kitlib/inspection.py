@@ -72,17 +72,21 @@ def _as_rgb_jpeg(data: bytes, size: tuple[int, int] | None) -> tuple[bytes, tupl
 def sharpness(grey: np.ndarray) -> float:
     """How sharp the sharper parts of a grey picture (H, W) uint8 are, in squared grey levels; 0 is flat.
 
-    The 80th percentile, over a grid of about 8 x 8 blocks, of the variance of the Laplacian: the sky may be smooth, and
-    a sharp watermark in the bottom rows saves no blurred picture. Street views at 256 px have 140 to 15,000.
+    The 80th percentile, over a grid of about 8 x 8 blocks, of the mean squared Laplacian: the sky may be smooth, and a
+    sharp watermark in the bottom rows saves no blurred picture. Street views at 256 px have 60 to 15,000.
     """
     if min(grey.shape) < 3:
         return 0.0
     g = grey.astype(np.int16)
-    laplacian = 4 * g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:]
+    laplacian = g[1:-1, 1:-1] << 2
+    for neighbour in (g[:-2, 1:-1], g[2:, 1:-1], g[1:-1, :-2], g[1:-1, 2:]):
+        laplacian -= neighbour
     block = max(1, min(laplacian.shape) // 8)
     H, W = laplacian.shape[0] // block, laplacian.shape[1] // block
-    blocks = laplacian[: H * block, : W * block].reshape(H, block, W, block)
-    return float(np.percentile(blocks.var(axis=(1, 3), dtype=np.float32), 80))
+    energy = laplacian[: H * block, : W * block].astype(np.float32)
+    energy *= energy
+    blocks = energy.reshape(H, block, W * block).sum(axis=1).reshape(H, W, block).sum(axis=2)
+    return float(np.percentile(blocks, 80)) / block**2
 
 
 def perceptual_hash(small: np.ndarray) -> np.ndarray:

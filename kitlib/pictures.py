@@ -65,7 +65,7 @@ class Pack:
     width: np.ndarray  # (N, V) pixels
     blank: np.ndarray  # (N, V) bool: one colour
     blurred: np.ndarray  # (N, V) bool: to nothing
-    sharpness: np.ndarray  # (N, V) float32, as in `inspection.sharpness`
+    sharpness: np.ndarray  # (N, V) float32, by `inspection.sharpness`
     hashes: np.ndarray  # (N, V) uint64 perceptual, 0 where there is nothing to compare: unusable, blank or blurred
     checksum: str  # of the pictures' content, their order and ids
     blob: Path
