@@ -1,0 +1,175 @@
+"""The Lightning Trainer as the kit uses it: precision, devices, checkpoints, exact resume, a time budget.
+
+A fit lives in one folder: `fit.json` (its settings, then its end), `step-*.ckpt` (the last two checkpoints),
+`history.csv`, and `finished.ckpt` (the final weights, in place of the checkpoints). Calling `fit` again goes on
+where the folder's newest readable checkpoint stands, in the middle of an epoch and of an accumulated step too, and
+ends with the very weights of a fit that was never stopped. Nothing of the random generators needs saving for that:
+the order of an epoch depends on (seed, epoch) and what a batch draws on (seed, rank, epoch, batch) alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+
+from kitlib import checkpoints, paths
+from kitlib.batches import Batches
+from kitlib.keeper import Keeper, Stopped
+from kitlib.paths import KitError
+
+__all__ = ["Batches", "Fitted", "fit", "total_steps", "warmup_cosine"]
+
+
+def total_steps(n_rows: int, batch_size: int, accumulate: int, epochs: int, devices: int = 1) -> int:
+    """Optimizer steps of a whole fit; batch_size rows a device, the last group of an epoch may be smaller.
+
+    >>> total_steps(n_rows=10, batch_size=4, accumulate=2, epochs=3)
+    6
+    """
+    return epochs * math.ceil(math.ceil(n_rows / (batch_size * devices)) / accumulate)
+
+
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, total_steps: int, warmup_share: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """A schedule that rises linearly over the first share of the steps and falls to zero along a cosine.
+
+    Give it to Lightning with interval "step". The first step already has a rate above zero.
+    """
+    warmup = round(total_steps * warmup_share)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit came to: history has a line every checkpoint_steps and at each epoch's end (see `fit`)."""
+
+    finished: bool  # False: max_hours are over, call again to go on
+    steps: int  # optimizer steps made
+    seconds: float  # over all sessions
+    history: pd.DataFrame
+
+
+def fit(
+    module: pl.LightningModule,
+    batches: Batches,
+    folder: Path,
+    *,
+    epochs: int,
+    config: dict[str, Any],
+    val_batches: Batches | None = None,
+    accumulate: int = 1,
+    checkpoint_steps: int = 200,
+    max_hours: float | None = None,
+    devices: int = 1,
+    precision: str = "auto",
+    seed: int = 0,
+    gradient_clip: float = 1.0,
+    logger: Any = None,
+) -> Fitted:
+    """Train `module`, or go on training it from what `folder` holds; a finished fit only gives its weights back.
+
+    module: training_step gives the mean loss over the rows of its batch (what keeps a smaller batch's weight right),
+    and logs what it likes with self.log; validation_step logs under other names (with sync_dist=True for several
+    devices). Seed before building it. config: whatever else decides the result, as plain values; kept in fit.json.
+    The gradient of a step is the mean over all rows of its group of `accumulate` batches on all devices.
+    Checkpoints come every `checkpoint_steps` steps, at each epoch's end, and on SIGTERM, Ctrl-C and after `max_hours`
+    at the next batch (with several devices at the next step). `precision`: a name of Lightning's, or auto: bf16-mixed
+    on CUDA, 16-mixed where that has no bf16 (T4, P100), 32-true on CPU and MPS. More than one device: start with
+    `python -m torch.distributed.run --nproc_per_node DEVICES`.
+
+    history: epoch (passes made), step, lr (the largest of the groups), seconds, loss and what training logged (means
+    over the rows since the line before), and at an epoch's end what validation logged.
+    Raises KitError for settings that are not those the folder began with, checkpoints none of which can be read, and
+    a loss that is not finite.
+    """
+    if devices > 1 and not torch.distributed.is_torchelastic_launched():
+        raise KitError(f"{devices} devices: start with `python -m torch.distributed.run --nproc_per_node {devices}`")
+    folder = Path(folder)
+    settings: dict[str, Any] = {"config": config, "rows": paths.digest(batches.rows), "batch_size": batches.batch_size}
+    settings |= {"epochs": epochs, "accumulate": accumulate, "gradient_clip": gradient_clip, "seed": seed}
+    settings |= {"order_seed": batches.seed, "precision": precision, "devices": devices}
+    record = checkpoints.begin(folder, settings)
+    if "finished" in record:
+        module.load_state_dict(checkpoints.final_weights(folder), strict=module.strict_loading)
+        return Fitted(True, **record["finished"], history=pd.read_csv(folder / "history.csv"))
+
+    keeper, disk = Keeper(folder, batches, accumulate, checkpoint_steps, seed), checkpoints.Disk()
+    device = _device()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+        trainer = pl.Trainer(
+            accelerator=device,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            precision=_precision(precision, device),
+            max_epochs=epochs,
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=gradient_clip,
+            callbacks=[keeper],
+            plugins=[disk],
+            logger=logger or False,
+            default_root_dir=folder,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        for loader in filter(None, (batches, val_batches)):
+            loader.shard(trainer.global_rank, trainer.world_size)
+            loader.load_state_dict({"epoch": 0, "batch": 0})
+        path, disk.found = checkpoints.newest(folder)
+        if trainer.is_global_zero:
+            checkpoints.write(folder, record)
+        try:
+            if path:
+                keeper.resume(disk.found["fitting"])
+                if keeper.owes_validation and val_batches:
+                    module.load_state_dict(disk.found["state_dict"], strict=module.strict_loading)
+                    trainer.validate(module, val_batches, verbose=False)
+            if max_hours is not None:  # from here on only: however short, a session gets one batch further
+                keeper.deadline = keeper.began + max_hours * 3600
+            trainer.fit(module, batches, val_batches, ckpt_path=path)
+        except Stopped:
+            if keeper.heard == signal.SIGINT:
+                raise KeyboardInterrupt("everything is saved: run again to go on") from None
+            if keeper.heard:
+                raise SystemExit(128 + keeper.heard) from None
+        finally:
+            keeper.bar.close()
+    finished = trainer.state.status == "finished"
+    end: dict[str, Any] = {"steps": trainer.global_step, "seconds": round(keeper.seconds(), 3)}
+    if finished and trainer.is_global_zero:
+        checkpoints.finish(folder, record | {"finished": end}, module.state_dict())
+    trainer.strategy.barrier()
+    return Fitted(finished, **end, history=pd.DataFrame(keeper.lines))
+
+
+def _device() -> str:
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return paths.device_name() or best
+
+
+def _precision(asked: str, device: str) -> Any:
+    """The one asked for, or a safe and fast one: is_bf16_supported() also says yes where bf16 is only emulated (T4)."""
+    if asked != "auto":
+        return asked
+    if device != "cuda":
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "16-mixed"
