@@ -16,7 +16,7 @@ EARTH_RADIUS_KM = 6371.0
 BLOCK = 2**17  # elements worked on at once: temporaries of 1 MB stay in the cache
 SAME_PLACE_RAD = 1e-8  # 6 cm: closer points count as one, and a median that moves less has arrived
 MEDIAN_STEPS = 200  # a bound; most medians take 4 steps, the worst seen took 40
-MEDIAN_STARTS = 64  # input points tried as the start of a median, heaviest first
+MEDIAN_STARTS = 64  # input points tried as the start of a median, the heaviest
 
 Array = NDArray[np.floating]
 
@@ -138,12 +138,16 @@ def group_medians(points: ArrayLike, group: ArrayLike, n_groups: int) -> Array:
     """
     points, group = np.asarray(points, float), np.asarray(group)
     count = np.bincount(group, minlength=n_groups)
-    order = np.argsort(group, kind="stable")
-    place = np.arange(len(group)) - np.repeat(np.cumsum(count) - count, count)  # within its group
-    padded, weights = np.zeros((n_groups, count.max(initial=1), 2)), np.zeros((n_groups, count.max(initial=1)))
-    padded[group[order], place], weights[group[order], place] = points[order], 1.0
+    order, first = np.argsort(group, kind="stable"), np.cumsum(count) - count
     medians = np.full((n_groups, 2), np.nan)
-    medians[count > 0] = geometric_median(padded[count > 0], weights[count > 0])
+    width = 2 ** np.ceil(np.log2(np.maximum(count, 1))).astype(
+        int
+    )  # groups of like size go together, little is padding
+    for k in np.unique(width[count > 0]):
+        members = np.flatnonzero((width == k) & (count > 0))
+        inside = np.arange(k) < count[members, None]
+        rows = order[np.minimum(first[members, None] + np.arange(k), len(order) - 1)]
+        medians[members] = geometric_median(points[rows], inside)
     return medians
 
 
