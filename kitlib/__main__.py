@@ -5,13 +5,19 @@ Each command imports what it needs when it runs, so that help and refusals come 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from kitlib.notebooks import Parameter, cast
 from kitlib.paths import KitError
 
 app = typer.Typer(
@@ -22,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes a third of a second to import
 )
 
+SETTINGS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set one of multiview.Config's fields.")
 PARAMETERS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")
 
 
@@ -35,14 +42,12 @@ def run(
     """Run a plan's notebooks in order; what is unchanged is skipped."""
     from kitlib import pipeline
 
-    try:
-        report = pipeline.run_plan(plan, pairs(parameter), force=force, start_from=start_from)
-    except KeyboardInterrupt:
-        logging.getLogger("kitlib").warning("stopped; finished steps are kept: run the same command again to go on")
-        raise typer.Exit(130) from None
-    except pipeline.StepFailed as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    with stoppable():
+        try:
+            report = pipeline.run_plan(plan, pairs(parameter), force=force, start_from=start_from)
+        except pipeline.StepFailed as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
     typer.echo(report)
 
 
@@ -102,6 +107,58 @@ def diff(a: Path, b: Path) -> None:
 
 
 @app.command()
+def train(
+    run: Annotated[str, typer.Argument(help="The run's name; with several seeds RUN-seed0, RUN-seed1 and so on.")],
+    data: Annotated[str, typer.Option(help="A folder, a .zip, or a name under data/raw.")] = "sample",
+    seeds: Annotated[str, typer.Option(help="One run a seed, such as 0,1,2.")] = "0",
+    folds: Annotated[str, typer.Option(help="Folds to train, such as 0,1; all when left out.")] = "",
+    folds_column: Annotated[str, typer.Option(help="stratified or spatial.")] = "stratified",
+    parameter: Annotated[list[str] | None, SETTINGS] = None,
+    devices: Annotated[int, typer.Option(help="GPUs, or processes on a CPU.", min=1)] = 1,
+    max_hours: Annotated[float | None, typer.Option(help="Of all runs together; stops in time, saved.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Start over, deleting the old runs of that name.")] = False,
+) -> None:
+    """Train multiview without a notebook; goes on where an earlier call was cut short."""
+    began = time.monotonic()
+    numbers, only = integers("--seeds", seeds), integers("--folds", folds) if folds else None
+    given = pairs(parameter)
+    from kitlib import multiview, places
+    from kitlib import sample as world
+
+    config = multiview.Config.from_dict(typed(multiview.Config, given))
+    read = places.read(world.ensure(data))
+    for seed in numbers:
+        hours = None if max_hours is None else max_hours - (time.monotonic() - began) / 3600
+        with stoppable():
+            trained = multiview.train(
+                dataclasses.replace(config, seed=seed),
+                read,
+                run if len(numbers) == 1 else f"{run}-seed{seed}",
+                folds_column=folds_column,
+                only_folds=only,
+                devices=devices,
+                max_hours=hours,
+                overwrite=overwrite,
+            )
+        score = f"{trained.metrics['oof']['final']:.4f} out of fold" if trained.finished else "time is over"
+        typer.echo(f"{trained.name}: {score}")
+
+
+@app.command()
+def train_fold(
+    run: str,
+    fold: int,
+    data: Annotated[str, typer.Option(help="Where the data is, if not where the run says.")] = "",
+    devices: Annotated[int, typer.Option(min=1)] = 1,
+    max_hours: float | None = None,
+) -> None:
+    """Train one fold of a run that was started; what `python -m torch.distributed.run` calls for several GPUs."""
+    from kitlib import multiview
+
+    multiview.train_fold(run, fold, data, devices, max_hours)
+
+
+@app.command()
 def doctor() -> None:
     """Show what this machine offers: versions, device, threads, memory, disk."""
     import platform
@@ -155,8 +212,42 @@ def pairs(given: list[str] | None) -> dict[str, str]:
     return named
 
 
+def typed(config: type, given: dict[str, str]) -> dict[str, Any]:
+    """Texts as the types of a Config's defaults, by its field names, which may be in upper case as in notebooks."""
+    defaults = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    settings: dict[str, Any] = {name.lower(): text for name, text in given.items()}
+    for name in settings.keys() & defaults.keys():
+        parameter = Parameter(name, type(defaults[name]).__name__, defaults[name])
+        settings[name] = cast(settings[name], parameter, "the run", from_text=True)
+    return settings
+
+
+def integers(option: str, text: str) -> list[int]:
+    """Whole numbers between commas. Raises KitError for anything else, and for a number given twice.
+
+    >>> integers("--seeds", "0,3")
+    [0, 3]
+    """
+    numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if len(set(numbers)) != text.count(",") + 1:
+        raise KitError(f"{option} {text!r}: allowed are different whole numbers from 0 with commas between them")
+    return numbers
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C, after everything is saved, ends the command with one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped; what was finished is kept: run the same command again to go on", err=True)
+        raise typer.Exit(130) from None
+
+
 def main() -> None:
     """Run the command line; a KitError is one sentence on stderr and exit code 2."""
+    # where no line can be overwritten, as in a log file, a progress bar now and then is enough
+    os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "20")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("kitlib").setLevel("INFO")
     try:

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ class ThisPython(KernelSpecManager):
             "OMP_NUM_THREADS": str(threads()),
             "OMP_WAIT_POLICY": "PASSIVE",  # a waiting thread gives its core away: on a busy machine spinning costs most
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # or every kernel starts with a warning
-            "TQDM_MININTERVAL": "1",  # a bar redrawn ten times a second fills a notebook
+            "TQDM_MININTERVAL": os.environ.get("TQDM_MININTERVAL", "1"),  # ten bars a second fill a notebook
         }
         quiet = "--IPKernelApp.log_level=40"  # ipykernel 7 warns at each start that its loopback port is not encrypted
         settings = get_kernel_dict(extra_arguments=[f"--IPKernelApp.exec_lines={SHOW_PROGRESS}", quiet])
@@ -99,21 +100,22 @@ class Stopped(Exception):
 
 
 class Progress:
-    """Tells which cell runs, under the heading it stands, and refuses to start another once asked to stop."""
+    """Tells which cell runs, with the prose before it, and refuses to start another once asked to stop."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.cell, self.heading, self.stop = total, 0, "", False
+        self.total, self.cell, self.about, self.stop = total, 0, "", False
 
     def start(self, cell: Any, cell_index: int) -> None:
         """Called by nbclient before each cell, prose included."""
         if self.stop:
             raise Stopped
         if cell.cell_type == "markdown" and cell.source.strip():
-            self.heading = cell.source.strip().splitlines()[0].strip("#* ")
+            text = " ".join(line.strip("#* ") for line in cell.source.strip().splitlines())
+            self.about = textwrap.shorten(text.replace("**", "").replace("`", ""), 90, placeholder=" …")
         elif cell.cell_type == "code" and cell.source.strip():
             self.cell += 1
             if not {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
-                log.info("  cell %d of %d · %.80s", self.cell, self.total, self.heading)
+                log.info("  cell %d of %d · %s", self.cell, self.total, self.about)
 
 
 def execute(source: Path, output: Path, values: dict[str, Value]) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,6 +78,28 @@ def test_scores_validates_and_compares_submissions(kitlib, tmp_path):
     assert code == 2 and err.startswith("error: template.csv: ")
     code, out, _ = kitlib("diff", tmp_path / "a.csv", tmp_path / "b.csv")
     assert code == 0 and "2" in out
+
+
+def test_train_makes_a_run_of_each_seed(kitlib, monkeypatch, home):
+    from kitlib import multiview, places, sample
+
+    calls = []
+
+    def train(config, data, run, **how):
+        calls.append((run, config.seed, config.heads_epochs, config.mirror, how["only_folds"], how["overwrite"]))
+        return SimpleNamespace(name=run, finished=config.seed == 3, metrics={"oof": {"final": 0.5}})
+
+    monkeypatch.setattr(multiview, "train", train)
+    monkeypatch.setattr(sample, "ensure", lambda data: data)
+    monkeypatch.setattr(places, "read", lambda data: data)
+    words = ("train", "mv", "--seeds", "0,3", "--folds", "1", "-p", "HEADS_EPOCHS=7", "-p", "mirror=false")
+    code, out, _ = kitlib(*words)
+    assert calls == [("mv-seed0", 0, 7, False, [1], False), ("mv-seed3", 3, 7, False, [1], False)]
+    assert (code, out) == (0, "mv-seed0: time is over\nmv-seed3: 0.5000 out of fold\n")
+    assert "unknown setting epochs; allowed are encoder" in kitlib("train", "mv", "-p", "EPOCHS=7")[2]
+    assert "heads_epochs of the run must be a whole number" in kitlib("train", "mv", "-p", "HEADS_EPOCHS=x")[2]
+    assert kitlib("train", "mv", "--seeds", "0,0")[0] == kitlib("train", "mv", "--folds", "a")[0] == 2
+    assert len(calls) == 2
 
 
 @pytest.mark.slow

@@ -1,0 +1,107 @@
+"""The rules that every notebook keeps: short, explained, without outputs, with parameters that papermill can read."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import re
+import warnings
+
+import pytest
+
+from kitlib import paths
+from kitlib.notebooks import read_notebook
+
+NOTEBOOKS = sorted(paths.notebooks_dir().glob("*.ipynb"))
+ORCHESTRATION = {"__main__", "pipeline", "plans", "kernels", "notebooks", "report"}  # see pipeline.ORCHESTRATION
+
+pytestmark = pytest.mark.parametrize("file", NOTEBOOKS, ids=[file.stem for file in NOTEBOOKS])
+
+
+@pytest.fixture
+def nb(file):
+    return json.loads(file.read_text())
+
+
+def source(cell) -> str:
+    return "".join(cell["source"])
+
+
+def code(nb) -> list[str]:
+    return [source(cell) for cell in nb["cells"] if cell["cell_type"] == "code"]
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def test_name_title_question_and_what_it_reads_writes_and_takes(file, nb):
+    number = re.fullmatch(r"(\d\d)_[a-z0-9_]+", file.stem)
+    assert number, "a notebook is called NN_name"
+    first = nb["cells"][0]
+    assert first["cell_type"] == "markdown" and source(first).startswith(f"# {number.group(1)} · ")
+    book = read_notebook(file)
+    assert book.title and not book.title[0].isdigit()
+    assert book.question.endswith("?")
+    for word in ("Reads", "Writes", "Takes"):
+        assert f"*{word}*" in source(first)
+
+
+def test_parameters_cell(file, nb):
+    import papermill
+
+    cell = nb["cells"][1]
+    assert cell["metadata"]["tags"] == ["parameters"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen = papermill.inspect_notebook(str(file))
+    ours = read_notebook(file).parameters
+    assert {name: (p["inferred_type_name"], ast.literal_eval(p["default"])) for name, p in seen.items()} == {
+        name: (p.type, p.default) for name, p in ours.items()
+    }
+    assert len(ours) == len(lines(source(cell)))
+    assert all(name == name.upper() for name in ours)
+    assert all(p["help"] for p in seen.values()), "every parameter has a comment"
+
+
+def test_short_cells_that_define_nothing_and_print_nothing(nb):
+    cells = code(nb)
+    assert len(cells) <= 20
+    assert sum(len(lines(cell)) for cell in cells) <= 110
+    assert max(len(cell.splitlines()) for cell in cells) <= 20
+    for cell in cells:
+        for node in ast.walk(ast.parse(cell)):
+            assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda), cell
+            assert not (isinstance(node, ast.Name) and node.id == "print"), cell
+
+
+def test_prose_comes_before_code(nb):
+    cells = nb["cells"]
+    for before, cell in itertools.pairwise(cells[1:-1]):  # all but the parameters and the headline
+        if cell["cell_type"] == "code":
+            assert before["cell_type"] == "markdown", source(cell)
+
+
+def test_ends_with_a_headline(nb):
+    last = ast.parse(code(nb)[-1]).body[-1]
+    assert isinstance(last, ast.Expr) and ast.unparse(last).startswith("runs.headline(")
+
+
+def test_is_committed_without_outputs_for_any_python_3(nb):
+    for cell in nb["cells"]:
+        assert cell["id"]
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+    assert nb["metadata"]["kernelspec"]["name"] == "python3"
+    assert nb["nbformat"] == 4 and nb["nbformat_minor"] >= 5
+
+
+def test_imports_no_orchestration_and_names_no_machine(file, nb):
+    whole = "\n".join(code(nb))
+    for node in ast.walk(ast.parse(whole)):
+        if isinstance(node, ast.ImportFrom) and node.module == "kitlib":
+            assert not {alias.name for alias in node.names} & ORCHESTRATION
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.module.removeprefix("kitlib.") not in ORCHESTRATION
+    assert not re.search(r"(/home|/Users|/root|/work|/tmp|/kaggle)/", file.read_text())
