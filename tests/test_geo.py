@@ -214,6 +214,7 @@ def test_pairs_within_are_what_the_matrix_says():
         np.testing.assert_array_equal(geo.pairs_within_km(a, radius_km), expected)
 
 
+@settings(deadline=None)
 @given(points, points, points)
 def test_distance_is_a_metric(a, b, c):
     ab, bc, ac = geo.distance_km(a, b), geo.distance_km(b, c), geo.distance_km(a, c)
@@ -223,6 +224,7 @@ def test_distance_is_a_metric(a, b, c):
     assert geo.distance_km(a, a) == 0
 
 
+@settings(deadline=None)
 @given(points)
 def test_there_and_back(point):
     back = geo.from_unit_vectors(7.0 * geo.unit_vectors(point))
