@@ -11,12 +11,13 @@ damaged, not RGB, of another size, blank or blurred to nothing; no picture turns
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
@@ -145,18 +146,20 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
     """
     out_dir = out_dir or places.derived / "pictures"
     files, names = Files(places.folder), places.rows(split)[places.image_columns].to_numpy(str)  # (N, V)
-    signature = paths.digest(f"{FORMAT} {split}", "\n".join(names.flat), "\n".join(files.stamps(names.flat)))
+    stamps = "\n".join(files.stamps(names.flat))
+    signature = paths.digest(f"{FORMAT} {split} {places.checksum}", "\n".join(names.flat), stamps)
     blob, table = out_dir / f"{split}.bin", out_dir / f"{split}.npz"
-    saved = _load(table) if table.is_file() and blob.is_file() else None
-    if saved is None or saved["signature"] != signature or saved["records"]["length"].sum() != blob.stat().st_size:
-        work = out_dir / f".{split}-{signature}"
-        records, found = _write(places, split, files, names, work)
-        content = paths.digest(split, places.sample_id(split).astype(str), records["content"])
-        entries = json.dumps(_findings(places, split, records, found))
-        saved = {"records": records, "signature": signature, "checksum": content, "found": entries}
-        (work / "blob").replace(blob)
-        _save(table, saved)
-        shutil.rmtree(work)
+    with _alone(out_dir / f".{split}.lock"):
+        saved = _load(table) if table.is_file() and blob.is_file() else None
+        if saved is None or saved["signature"] != signature or saved["records"]["length"].sum() != blob.stat().st_size:
+            work = out_dir / f".{split}-{signature}"
+            records, found = _write(places, split, files, names, work)
+            content = paths.digest(split, places.sample_id(split).astype(str), records["content"])
+            entries = json.dumps(_findings(places, split, records, found))
+            saved = {"records": records, "signature": signature, "checksum": content, "found": entries}
+            (work / "blob").replace(blob)
+            _save(table, saved)
+            shutil.rmtree(work)
     records = saved["records"]
     length = records["length"].ravel()
     return Pack(
@@ -260,6 +263,15 @@ def _square(picture: np.ndarray, size: int) -> np.ndarray:
     side = min(H, W)
     box = ((W - side) / 2, (H - side) / 2, (W + side) / 2, (H + side) / 2)
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Let one process at a time through: two notebooks may ask for the same pack."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @cache

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -27,6 +29,10 @@ def image(folder: Path, i: int, view: str, split: str = "train") -> Path:
     return folder / f"{split}_images/img_{i:06d}_{view}.jpg"
 
 
+def files_of(folder: Path, split: str) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if split in p.name and p.suffix != ".lock")
+
+
 def told(pack: pictures.Pack) -> dict[str, list[str]]:
     for entry in pack.problems():
         assert set(entry) == {"check", "where", "count", "examples", "action"}
@@ -43,7 +49,7 @@ def test_pack_holds_the_very_bytes_in_the_order_of_the_rows(folder):
         for i in range(n):
             for v, view in enumerate(places.VIEWS):
                 assert pack.read(i, v) == image(folder, i, view, split).read_bytes()
-        assert sorted(p.name for p in pack.blob.parent.iterdir() if split in p.name) == [f"{split}.bin", f"{split}.npz"]
+        assert files_of(pack.blob.parent, split) == [f"{split}.bin", f"{split}.npz"]
     assert pictures.pack(read, "train").checksum != pictures.pack(read, "test").checksum
 
 
@@ -163,7 +169,33 @@ def test_a_killed_pass_goes_on_where_it_was(folder, monkeypatch):
     resumed = pictures.pack(read, "train", out)
     assert 0 < len(looked) <= 24  # of 48: two shards of 12 pictures were safe
     assert resumed.checksum == whole.checksum and resumed.blob.read_bytes() == whole.blob.read_bytes()
-    assert sorted(p.name for p in out.iterdir()) == ["train.bin", "train.npz"]
+    assert files_of(out, "train") == ["train.bin", "train.npz"]
+
+
+def test_two_processes_make_one_pack(folder):
+    out = paths.home() / "shared"
+    code = f"""
+from pathlib import Path
+from kitlib import pictures, places
+pictures.pack(places.read({str(folder)!r}), "train", Path({str(out)!r}))
+"""
+    started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    pack = pictures.pack(places.read(folder), "train", out)
+    assert pack.read(11, 3) == image(folder, 11, "west").read_bytes() and files_of(out, "train") == [
+        "train.bin",
+        "train.npz",
+    ]
+
+
+def test_a_split_without_places_is_an_empty_pack(tmp_path, home):
+    (tmp_path / "0.jpg").write_bytes(encoded(scene()))
+    (tmp_path / "metadata.csv").write_text("file_name,latitude,longitude,country\n0.jpg,1,1,A\n")
+    pack = pictures.pack(places.read(tmp_path), "test")
+    assert pack.usable.shape == (0, 1) and pack.problems() == []
+    assert pack.decode(np.array([], int), size=8).shape == (0, 1, 8, 8, 3)
+    with pytest.raises(KitError, match="none is usable"):
+        pack.decode(np.array([], int))
 
 
 def test_other_sources_keep_their_sizes_and_decode_to_one(tmp_path, home):
