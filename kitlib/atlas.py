@@ -22,6 +22,8 @@ from kitlib import outlines
 from kitlib.figures import GREY, LAND, Figure, finish, new
 from kitlib.geo import EARTH_RADIUS_KM
 
+WHOLE_KM = 1500.0  # a map wider than this shows all contiguous states, a smaller one those with places
+
 
 @dataclass(frozen=True)
 class Albers:
@@ -95,7 +97,7 @@ class Map:
         self.axes.set_anchor("N")
         inside = {*states, *outlines.state_of(everything)} - {""} if self.is_us else set()
         pieces = {0, *inset_of(everything).tolist()}  # Alaska and Hawaii only with their insets
-        corners = [self.xy(everything)]
+        corners, contiguous = [self.xy(everything)], []
         for name, rings in state_rings().items():
             if self.is_us:
                 rings = [ring for ring in rings if shown(ring) and int(inset_of(ring.mean(0))) in pieces]
@@ -107,6 +109,10 @@ class Map:
             self.axes.add_collection(land, autolim=False).set_zorder(0)
             if name in inside:
                 corners += [np.asarray(path.vertices) for path in paths]
+            if self.is_us and not inset_of(rings[0].mean(0)):
+                contiguous += [np.asarray(path.vertices) for path in paths]
+        if self.is_us and np.ptp(np.concatenate(corners), axis=0).max() > WHOLE_KM:
+            corners += contiguous
         self._frame(np.concatenate(corners), everything)
 
     def _frame(self, corners: np.ndarray, points: np.ndarray) -> None:

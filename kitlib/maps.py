@@ -81,7 +81,7 @@ def values(
     centres, value = np.asarray(centres, float), np.asarray(value, float)
     known = np.array([name in state_rings() for name in names])
     rings = [[ring for ring in state_rings()[name] if shown(ring)] for name in names if name in state_rings()]
-    canvas = Map(centres, *[ring for state in rings for ring in state])
+    canvas = Map(centres, states=[name for name in names if name in state_rings()])
     style: Any = {"cmap": cmap, "norm": Normalize(np.nanmin(value), np.nanmax(value))}
     paths = [Outline.make_compound_path(*[Outline(canvas.xy(r), closed=True) for r in state]) for state in rings]
     shades = PathCollection(paths, array=value[known], edgecolor="white", zorder=1, **style)

@@ -10,10 +10,22 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 
+from kitlib.competition import Score
 from kitlib.figures import GREY, INK, PALETTE, Figure, barh, finish, geographic_order, heat, house, new
 
 # The distances at which the field counts guesses as right (IM2GPS and everyone since).
 LEVELS_KM = {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
+
+
+def score_table(scores: Mapping[str, Score]) -> pd.DataFrame:
+    """Scores side by side, one row each and the best last, rounded to what can be told apart."""
+    table = pd.DataFrame({name: score.as_dict() for name, score in scores.items()}).T.sort_values("final")
+    digits = {"final": 4, "state": 4, "gps": 4, "top1": 3, "top5": 3}
+    return (
+        table.round(digits)
+        .round({"mean_km": 0, "median_km": 0})
+        .astype(dict.fromkeys(["mean_km", "median_km", "n"], int))
+    )
 
 
 @house

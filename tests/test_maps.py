@@ -56,6 +56,14 @@ def test_every_point_is_inside_the_frame(points):
     png(figure)
 
 
+def test_a_wide_map_shows_the_whole_contiguous_land_and_a_small_one_zooms():
+    def width(points):
+        return float(np.ptp(maps.places(points).axes[0].get_xlim()))
+
+    assert width(POINTS[[1, 4]]) == pytest.approx(width(POINTS[[1, 2, 5, 7]]), rel=1e-6)
+    assert width(POINTS[[5]]) < 1000
+
+
 def test_insets_are_there_only_for_points_that_need_them():
     assert len(maps.places(POINTS).axes[0].lines) == 2
     assert len(maps.places(POINTS[[1, 2]]).axes[0].lines) == 0

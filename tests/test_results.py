@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kitlib import geo, results
+from kitlib import competition, geo, results
 
 RNG = np.random.default_rng(0)
 CITIES = {
@@ -37,6 +37,17 @@ def test_confusion_rows_are_shares_and_empty_states_stay_blank():
     assert np.nansum(rows) == pytest.approx(2)
     assert np.isnan(rows).all(1).sum() == 6
     png(figure)
+
+
+def test_score_table_puts_the_best_last_in_whole_kilometres():
+    truth, points = [3, 4], [[0.0, 0.0], [0.0, 0.0]]
+    good = competition.score_arrays(truth, points, [[3], [4]], points)
+    bad = competition.score_arrays(truth, points, [[4], [3]], [[0.0, 1.0], [0.0, 1.0]])
+    table = results.score_table({"good": good, "bad": bad})
+    assert table.index.tolist() == ["bad", "good"]
+    assert table.loc["good", "final"] == 1
+    assert table["mean_km"].tolist() == [111, 0]
+    assert table["n"].dtype == int
 
 
 def test_scores_grey_the_baselines_and_name_chance():
