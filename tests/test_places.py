@@ -238,6 +238,15 @@ def test_region_table(tmp_path, home):
         places.read(folder, region_column="city")
 
 
+def test_coordinates_of_a_test_split_are_known_or_hidden_but_not_broken(tmp_path, home):
+    folder = region_table(tmp_path)
+    edit(folder, put(1, "latitude", "ten"), "labels_val.csv")
+    with pytest.raises(KitError, match=r"labels_val.csv: latitude must be a number.*img_1.jpg \(nan, 20.0\)"):
+        places.read(folder)
+    edit(folder, lambda table: table.assign(latitude="", longitude=""), "labels_val.csv")
+    assert np.isnan(places.read(folder).points("test")).all()
+
+
 def test_region_table_named_by_the_user(tmp_path, home):
     folder = region_table(tmp_path)
     (folder / "labels_train.csv").rename(folder / "mine.csv")
