@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from . import paths
+from kitlib import paths
 
 
 @cache
