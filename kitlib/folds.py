@@ -108,6 +108,18 @@ def _deal(piece: np.ndarray, state: np.ndarray, n_folds: int, rng: np.random.Gen
     return fold[piece]
 
 
+def gap_km(points: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Kilometres (N,) from each of points (N, 2) to the nearest one outside its fold (N,): how new a place is.
+
+    >>> gap_km(np.array([[0.0, 0.0], [0.0, 1.0], [0.0, 3.0]]), np.array([0, 0, 1])).round().tolist()
+    [334.0, 222.0, 222.0]
+    """
+    km = np.empty(len(points))
+    for k in np.unique(fold):
+        km[fold == k] = geo.nearest(points[fold == k], points[fold != k])[0][:, 0]
+    return km
+
+
 def load_or_make(
     places: Places, hashes: np.ndarray | None = None, n_folds: int = 5, block_km: float = 50.0, seed: int = 0
 ) -> pd.DataFrame:

@@ -151,3 +151,11 @@ def test_real_us(real_us, home):
         for kind in folds.KINDS
     }
     assert apart["spatial"] > apart["stratified"]
+
+
+def test_the_gap_is_the_distance_to_the_nearest_place_of_another_fold():
+    points = np.column_stack([np.linspace(30, 45, 40), np.linspace(-110, -80, 40)])
+    fold = np.arange(40) % 4
+    km = geo.distance_matrix_km(points).astype(float)
+    km[fold[:, None] == fold] = np.inf
+    np.testing.assert_allclose(folds.gap_km(points, fold), km.min(1), rtol=1e-5)
