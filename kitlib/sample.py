@@ -52,6 +52,11 @@ def ensure(data: str) -> Path:
     return paths.find_data(folder if folder.is_dir() else draw(folder))
 
 
+def note(folder: Path) -> str:
+    """What figures of the data set in `folder` say at their bottom: DRAWN for one made by `draw`, else nothing."""
+    return DRAWN if (folder.parent / "sample.json").is_file() else ""
+
+
 def draw(folder: str | Path, n_train: int = 1000, n_test: int = 250, size: int = 256, seed: int = 0) -> Path:
     """Draw a sample competition into `folder` and return the folder; the default size takes about half a minute.
 

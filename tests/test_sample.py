@@ -220,3 +220,8 @@ def test_pictures_tell_where_they_were_taken():
     truth = test[["latitude", "longitude"]].to_numpy()
     constant = geo.distance_km(geo.geometric_median(train[["latitude", "longitude"]].to_numpy()), truth)
     assert geo.distance_km(guess, truth).mean() < 0.93 * constant.mean()
+
+
+def test_figures_of_a_drawn_data_set_say_so(small_sample, tmp_path):
+    assert sample.note(sample.ensure(str(small_sample))) == sample.DRAWN
+    assert sample.note(tmp_path) == ""
