@@ -55,51 +55,46 @@ def run_plan(
         raise KitError(f"--from {start_from}: the plan's steps are {', '.join(names)}")
     rerun_from = 0 if force else names.index(start_from) if start_from else len(steps)
     folder = paths.run_dir(file.stem)
-    report_file = folder / "report.html"
     with _locked(folder):
         began = time.perf_counter()
-        data = _data_signatures(steps)
         before = _read_state(folder)
         records = {record["name"]: record for record in before.get("steps", [])}
+        keys = _keys(steps)
+        current = (
+            _is_current(records.get(step.name, {}), step, key, folder) for step, key in zip(steps, keys, strict=True)
+        )
+        first = next((index for index, kept in enumerate(current) if not kept or index >= rerun_from), len(steps))
         state: dict[str, Any] = {
             "plan": file.stem,
             "description": plan.description,
             "parameters": {**plan.parameters, **(parameters or {})},
             "versions": runs.library_versions(),
-            "steps": [],
+            "steps": [records[name] for name in names[:first]],
         }
-        key = paths.digest(_code_digest(), json.dumps(_versions()))
-        ran = 0
-        for index, step in enumerate(steps):
-            key = paths.digest(key, step.notebook.code, json.dumps([step.values, data[index]], sort_keys=True))
-            title = f"step {index + 1} of {len(steps)} · {step.name} · {step.notebook.title}"
-            record = records.get(step.name, {})
-            if not ran and index < rerun_from and _up_to_date(record, key, folder / f"{step.name}.ipynb"):
-                log.info("%s · unchanged", title)
-                state["steps"].append(record)
-                continue
-            log.info("%s", title)
-            ran += 1
+        titles = [f"step {n} of {len(steps)} · {step.name} · {step.notebook.title}" for n, step in enumerate(steps, 1)]
+        for title in titles[:first]:
+            log.info("%s · unchanged", title)
+        for index in range(first, len(steps)):
+            log.info("%s", titles[index])
             runs.write_json(folder / "plan.json", state)  # what this step and the later ones left is no longer sure
-            record = _blank_record(step)
+            record = _blank_record(steps[index])
             state["steps"].append(record)
             try:
-                _run_step(step, folder, record)
+                _run_step(steps[index], folder, record)
             except BaseException:
                 unreached = [_blank_record(later) for later in steps[index + 1 :]]
                 _write_report(folder, {**state, "steps": state["steps"] + unreached})
                 raise
-            record["key"] = key
-            for earlier in state["steps"]:  # a later step may have written to an earlier one's file
-                wrote = earlier["headline"]["wrote"]
-                earlier["files"] = {path: _file_signature(paths.home() / path) for path in wrote}
-            runs.write_json(folder / "plan.json", state)
-            log.info("%s · done in %s", step.name, record["time"])
-        if state != before or not report_file.is_file():
+            record["key"] = keys[index]
+            for done, step in zip(state["steps"], steps, strict=False):  # an earlier one's files may have been changed
+                done["files"] = _files(step, done)
+            log.info("%s · done in %s", record["name"], record["time"])
+        if state != before or not (folder / "report.html").is_file():
             runs.write_json(folder / "plan.json", state)
             _write_report(folder, state)
-        log.info("plan %s: %d of %d steps ran, %s", file.stem, ran, len(steps), duration(time.perf_counter() - began))
-    return report_file
+        took = duration(time.perf_counter() - began)
+        log.info("plan %s: %d of %d steps ran, %s", file.stem, len(steps) - first, len(steps), took)
+    return folder / "report.html"
 
 
 def duration(seconds: float) -> str:
@@ -161,14 +156,30 @@ def _blank_record(step: Ready) -> dict[str, Any]:
     }
 
 
-def _up_to_date(record: dict[str, Any], key: str, notebook: Path) -> bool:
-    """Whether a step's record was made under the same key and everything it left behind is still as it was."""
-    files = record.get("files", {})
-    return (
-        record.get("key") == key
-        and notebook.is_file()
-        and all(_file_signature(paths.home() / path) == signature for path, signature in files.items())
-    )
+def _keys(steps: list[Ready]) -> list[str]:
+    """For each step a key of all that makes it: kitlib, libraries, its notebook, values and data, and those before."""
+    key, keys = paths.digest(_code_digest(), json.dumps(_versions())), []
+    for step, data in zip(steps, _data_signatures(steps), strict=True):
+        key = paths.digest(key, step.notebook.code, json.dumps([step.values, data], sort_keys=True))
+        keys.append(key)
+    return keys
+
+
+def _is_current(record: dict[str, Any], step: Ready, key: str, folder: Path) -> bool:
+    """Whether a step's record was made under this key and what it left is as it was."""
+    same = record.get("key") == key and (folder / f"{step.name}.ipynb").is_file()
+    return same and record["files"] == _files(step, record)
+
+
+def _files(step: Ready, record: dict[str, Any]) -> dict[str, str]:
+    """What a step wrote and the runs it may have looked at (those in RUN or RUNS, or all), as they are now."""
+    wrote = record["headline"]["wrote"]
+    files = [path for path in wrote if not re.fullmatch(r"submissions/.*\.json", path)]  # people add the public score
+    for name in {"RUN", "RUNS"} & step.notebook.parameters.keys():
+        value = str(step.values.get(name, step.notebook.parameters[name].default))
+        named = [run.strip() for run in value.split(",") if run.strip()] or runs.list_runs()
+        files += [paths.relative(paths.runs_dir() / run / "metrics.json") for run in named]
+    return {path: _file_signature(paths.home() / path) for path in files}
 
 
 def _write_report(folder: Path, state: dict[str, Any]) -> None:

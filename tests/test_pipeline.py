@@ -93,6 +93,23 @@ def test_runs_then_skips_what_is_unchanged(plan, home, capfd):
         pipeline.run_plan(plan, start_from="02_third")
 
 
+def test_a_step_that_looks_at_runs_follows_them(home):
+    for name in ("one", "other"):
+        (home / "data/runs" / name).mkdir(parents=True)
+        (home / "data/runs" / name / "params.json").write_text("{}")
+    metrics = home / "data/runs/one/metrics.json"
+    write_notebook(home / "20_look.ipynb", parameters('RUNS: str = ""  # runs'), headline("runs", "RUNS"))
+    step = pipeline.check(write_plan(home / "look.yaml", "20_look"))[2][0]
+    record = {"headline": {"wrote": ["submissions/a.json", "out.csv"]}}
+    seen = pipeline._files(step, record)
+    assert list(seen) == ["out.csv", "data/runs/one/metrics.json", "data/runs/other/metrics.json"]
+    assert set(seen.values()) == {"missing"}
+    metrics.write_text("{}")
+    assert pipeline._files(step, record)["data/runs/one/metrics.json"] != "missing"
+    step = pipeline.check(home / "look.yaml", {"RUNS": "other, one"})[2][0]
+    assert list(pipeline._files(step, record))[1:] == ["data/runs/other/metrics.json", "data/runs/one/metrics.json"]
+
+
 def test_everything_is_checked_before_anything_runs(plan, home):
     write_notebook(home / "02_third.ipynb", code("N: int = 1"))
     write_plan(plan, "00_first 01_second 02_third")
