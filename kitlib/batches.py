@@ -19,7 +19,7 @@ class Batches:
     must draw nothing from the global random generators; with prefetch it works one batch ahead, in a thread.
     The order of epoch e depends on (seed, e) only. Nothing is dropped: the last batch is smaller. Among several
     processes each batch of `batch_size` rows a process is dealt out like cards; a process that gets no card of the
-    last batch repeats its first row, and `fit` gives that row no weight in the loss.
+    last batch repeats its first row, which `fit` gives no weight in the loss (a validation step has to count it).
 
     >>> [batch["row"].tolist() for batch in Batches(5, 2, 0, lambda rows: {"row": rows}, shuffle=False)]
     [[0, 1], [2, 3], [4]]

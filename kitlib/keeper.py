@@ -92,8 +92,7 @@ class Keeper(pl.Callback):
             total=math.ceil(len(self.batches) / self.accumulate) * (trainer.max_epochs or 0),
             initial=trainer.global_step,
             unit="step",
-            # in a log file, where no line can be overwritten, one now and then is enough
-            mininterval=0.5 if sys.stderr.isatty() or "ipykernel" in sys.modules else 30,
+            mininterval=0.5 if sys.stderr.isatty() else 10,  # notebooks and log files keep every update
             disable=not trainer.is_global_zero,
         )
 
@@ -135,8 +134,8 @@ class Keeper(pl.Callback):
         if due or stop or len(self.recent) == LOOK_EVERY:
             self._look(trainer)
         if due:
+            self.owes_validation = last and trainer.enable_validation
             self._write_line(trainer, trainer.current_epoch + (batch_idx + 1) / len(self.batches))
-            self.owes_validation = last
         if due or stop:
             self._save(trainer, module)
         if stop:
@@ -204,7 +203,8 @@ class Keeper(pl.Callback):
             with paths.atomic_write(self.folder / "history.csv") as beside:
                 pd.DataFrame(self.lines).to_csv(beside, index=False)
             self.bar.set_postfix_str(f"loss {self.lines[-1]['loss']:.4g}", refresh=False)
-            log.info(", ".join(f"{name} {value:.5g}" for name, value in self.lines[-1].items()))
+            if not self.owes_validation:
+                log.info(", ".join(f"{name} {value:.5g}" for name, value in self.lines[-1].items()))
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         began = time.monotonic()

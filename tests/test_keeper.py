@@ -26,6 +26,13 @@ def test_history(tmp_path):
     helper.same_history(pd.read_csv(tmp_path / "history.csv"), history)
 
 
+def test_log_has_one_line_for_each_of_history(tmp_path, caplog):
+    caplog.set_level("INFO", logger="kitlib.keeper")
+    history = helper.fit(tmp_path, checkpoint_steps=4)[1].history
+    assert len(caplog.messages) == len(history)
+    assert ["val_loss" in line for line in caplog.messages] == history["val_loss"].notna().tolist()
+
+
 def test_history_means_are_over_rows(tmp_path):
     seen = []
     module, batches, folder, options = helper.make(tmp_path, epochs=1, accumulate=4, dropout=0, rate=0.0)
