@@ -1,7 +1,7 @@
 """What the exact, resumable Lightning loop costs beside a bare PyTorch loop that saves nothing.
 
-Run: python benchmarks/fitting.py. Two heads' worth of work on cached features (4 views x 512, averaged), from steps
-so small that only the loop's own cost is left to steps of a real head's size; medians of interleaved runs.
+Run: python benchmarks/fitting.py. A head on cached features, from steps so small that only the loop's own cost is
+left to those of a real head's size; medians of the CPU time of interleaved runs, so that a busy machine matters less.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def main() -> None:
         for _ in range(RUNS):
             for loop in (bare, lightning, ours):
                 head, batches = Head(steps, width), fitting.Batches(ROWS, batch_size, 0, load)
-                began = time.perf_counter()
+                began = time.process_time()
                 loop(head, batches)
-                seconds[loop.__name__].append(time.perf_counter() - began)
+                seconds[loop.__name__].append(time.process_time() - began)
         a, b, c = (1000 * statistics.median(times) / steps for times in seconds.values())
         print(f"{batch_size:5d}  {width:5d}  {steps:5d}  {a:12.2f}  {b:17.2f}  {c:12.2f}  {c / b:14.2f}  {c / a:9.2f}")
 
