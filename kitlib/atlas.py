@@ -76,12 +76,19 @@ def is_united_states(points: np.ndarray) -> bool:
 
 @lru_cache(maxsize=1)
 def state_rings() -> dict[str, list[np.ndarray]]:
-    """Every ring of every state, as [lat, lon] (M, 2)."""
-    shapes = outlines.state_shapes()
-    return {
-        name: [np.array(ring.coords)[:, ::-1] for part in shape.geoms for ring in (part.exterior, *part.interiors)]
-        for name, shape in shapes.items()
-    }
+    """Every ring of every state that is drawn, as [lat, lon] (M, 2).
+
+    Territories and far islands are left out, as they would only push the rest together.
+    """
+    drawn: dict[str, list[np.ndarray]] = {}
+    for name, shape in outlines.state_shapes().items():
+        for part in shape.geoms:
+            lat, lon = part.centroid.y, part.centroid.x
+            contiguous, hawaii = lat > 24 and lon > -126, 18 < lat < 23 and -161 < lon < -154
+            if contiguous or hawaii or (lat > 50 and -172 < lon < -129):
+                rings = [np.array(ring.coords)[:, ::-1] for ring in (part.exterior, *part.interiors)]
+                drawn.setdefault(name, []).extend(rings)
+    return drawn
 
 
 class Map:
@@ -100,7 +107,7 @@ class Map:
         corners, contiguous = [self.xy(everything)], []
         for name, rings in state_rings().items():
             if self.is_us:
-                rings = [ring for ring in rings if shown(ring) and int(inset_of(ring.mean(0))) in pieces]
+                rings = [ring for ring in rings if int(inset_of(ring.mean(0))) in pieces]
             paths = [Outline(self.xy(ring), closed=True) for ring in rings]
             if not paths:
                 continue
@@ -155,16 +162,9 @@ class Map:
         return finish(self.figure, title, note)
 
 
-def shown(ring: np.ndarray) -> bool:
-    """Hawaii's and Alaska's far islands and the Pacific territories would push the insets off the map."""
-    lat, lon = ring.mean(0)
-    return bool((lat > 15 and -161 < lon < -60) or (lat > 50 and -172 < lon < -60))
-
-
 def _inset_box(piece: int, points: np.ndarray) -> np.ndarray:
     """The inset's frame (5, 2) on the map, around its state and every point drawn in it."""
-    rings = [ring for state in state_rings().values() for ring in state if shown(ring)]
-    land = [ring for ring in rings if inset_of(ring.mean(0)) == piece]
+    land = [ring for rings in state_rings().values() for ring in rings if inset_of(ring.mean(0)) == piece]
     xy = united_states(np.concatenate([*land, points[inset_of(points) == piece]]))
     (left, bottom), (right, top) = xy.min(0) - 40, xy.max(0) + 40
     return np.array([(left, bottom), (left, top), (right, top), (right, bottom), (left, bottom)])

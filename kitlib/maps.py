@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm, Normalize, to_rgb
 from matplotlib.path import Path as Outline
 from numpy.typing import ArrayLike
 
-from kitlib.atlas import Map, shown, state_rings
+from kitlib.atlas import Map, state_rings
 from kitlib.figures import GREY, PALETTE, Figure, finish, house, new
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def values(
     """A value (S,) a state as a colour: the state is shaded, one elsewhere is a dot at its centre (S, 2)."""
     centres, value = np.asarray(centres, float), np.asarray(value, float)
     known = np.array([name in state_rings() for name in names])
-    rings = [[ring for ring in state_rings()[name] if shown(ring)] for name in names if name in state_rings()]
+    rings = [state_rings()[name] for name in names if name in state_rings()]
     canvas = Map(centres, states=[name for name in names if name in state_rings()])
     style: Any = {"cmap": cmap, "norm": Normalize(np.nanmin(value), np.nanmax(value))}
     paths = [Outline.make_compound_path(*[Outline(canvas.xy(r), closed=True) for r in state]) for state in rings]
