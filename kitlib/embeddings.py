@@ -28,7 +28,7 @@ from kitlib.views import ViewBatches
 
 logger = logging.getLogger(__name__)
 
-BATCH_PICTURES = {"cuda": 512, "mps": 64, "cpu": 64}  # pictures a batch: enough to keep the device busy
+BATCH_PICTURES = {"cuda": 256, "mps": 64, "cpu": 64}  # pictures a batch: enough to keep the device busy
 SAVE_SECONDS = 5.0  # how much work a kill may cost
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -92,6 +92,7 @@ def _made(
     n_places, n_views = pack.offsets.shape[:2]
     features, progress = _open(partial, (n_places, n_views, encoder.dim))
     done, seconds = progress["places"], progress["seconds"]
+    size = None if len(pack.sizes) == 1 else encoder.preprocess.resize
     what = f"{pack.split}{' mirrored' if made_by['mirrored'] else ''}"
     logger.info(
         f"embedding {what} with {encoder.name} at {encoder.preprocess.size} px in {made_by['dtype']} on {device}: "
@@ -104,7 +105,7 @@ def _made(
     was_training = encoder.training
     encoder.eval().to(device)
     with tqdm(total=n_places * n_views, initial=done * n_views, desc=f"embedding {what}", unit=" pictures") as bar:
-        for rows, batch in ViewBatches(pack, np.arange(done, n_places), batch_size):
+        for rows, batch in ViewBatches(pack, np.arange(done, n_places), batch_size, size):
             seen = views.mirror(batch) if made_by["mirrored"] else batch
             features[rows] = _features(encoder, seen.to(device), pack.sample_id[rows])
             bar.update(len(rows) * n_views)

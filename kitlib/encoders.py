@@ -63,25 +63,32 @@ class Encoder(nn.Module):
         return [self.backbone.get_submodule(name) for name in self._block_names]
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Every parameter once, in groups from input to output: before the blocks, one group a block, after them."""
+        """The parameters in groups from input to output: before the blocks, one group a block, after them.
+
+        A mask token, which only masked pretraining uses, is in no group: it would never get a gradient.
+        """
         groups: list[list[nn.Parameter]] = [[] for _ in range(len(self._block_names) + 2)]
-        prefixes = [f"{name}." for name in self._block_names]
-        seen_block = False
+        last = 0
         for name, parameter in self.backbone.named_parameters():
-            inside = [i for i, prefix in enumerate(prefixes) if name.startswith(prefix)]
-            seen_block = seen_block or bool(inside)
-            groups[inside[0] + 1 if inside else -1 if seen_block else 0].append(parameter)
+            inside = [i for i, block in enumerate(self._block_names, 1) if name.startswith(f"{block}.")]
+            last = inside[0] if inside else -1 if last else 0
+            if not name.endswith("mask_token"):
+                groups[last].append(parameter)
         return groups
 
     def train_last(self, n_blocks: int | None) -> list[list[nn.Parameter]]:
-        """Leave only the last `n_blocks` blocks and what follows them trainable (None: everything), and return those
-        groups of `layers()`."""
+        """Make only the last `n_blocks` blocks and what follows them learn (None: everything).
+
+        Returns the parameters that learn, grouped as by `layers()`, without empty groups.
+        """
         groups = self.layers()
-        n_kept = len(groups) if n_blocks is None else min(n_blocks, len(self._block_names)) + 1
-        for i, group in enumerate(groups):
+        if n_blocks is not None:
+            groups = groups[max(1, len(groups) - 1 - n_blocks) :]
+        self.backbone.requires_grad_(False)
+        for group in groups:
             for parameter in group:
-                parameter.requires_grad_(i >= len(groups) - n_kept)
-        return groups[-n_kept:]
+                parameter.requires_grad_(True)
+        return [group for group in groups if group]
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass: about a tenth of the memory for 23 % more work."""

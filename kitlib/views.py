@@ -99,10 +99,10 @@ class Preprocess:
 
 
 def _resize(pictures: torch.Tensor, target: list[int], interpolation: str) -> torch.Tensor:
-    """Antialiased resize of uint8 (B, 3, H, W), as PIL does it; only on the CPU can torch resize uint8 itself."""
-    if pictures.device.type == "cpu":
-        return F.interpolate(pictures, target, mode=interpolation, antialias=True)
-    return _resize_float(pictures, target, interpolation)
+    """Antialiased resize of uint8 (B, 3, H, W), as PIL does it; CUDA cannot resize uint8, and MPS not antialiased."""
+    if pictures.device.type == "cuda":
+        return _resize_float(pictures, target, interpolation)
+    return F.interpolate(pictures.cpu(), target, mode=interpolation, antialias=True).to(pictures.device)
 
 
 def _resize_float(pictures: torch.Tensor, target: list[int], interpolation: str) -> torch.Tensor:

@@ -21,12 +21,13 @@ class ArrayPack(SimpleNamespace):
         self.split, self.views, self.checksum = split, ("north", "east", "south", "west"), f"seed {seed}"
         self.offsets, self.sample_id = np.zeros((n, 4, 2), np.int64), np.arange(n) + 100
         self.pictures = np.random.default_rng(seed).integers(0, 256, (n, 4, 24, 24, 3), dtype=np.uint8)
-        self.decoded, self.breaks_at = 0, n + 1
+        self.decoded, self.breaks_at, self.sizes, self.asked = 0, n + 1, [(24, 24)], None
 
     def decode(self, rows, size=None):
         if rows[-1] >= self.breaks_at:
             raise KeyboardInterrupt
         self.decoded += len(rows)
+        self.asked = size
         return self.pictures[rows]
 
 
@@ -133,6 +134,15 @@ def test_overflow_under_autocast_is_computed_again_and_large_features_are_clampe
     made = embeddings.embed(ArrayPack(), loud, tmp_path, device=CPU)
     assert np.isfinite(made.features).all() and made.features.max() == embeddings.LARGEST
     assert "stored as float16's" in caplog.text
+
+
+def test_pictures_of_several_sizes_come_at_the_encoders(tiny, tmp_path):
+    pack = ArrayPack()
+    embeddings.embed(pack, tiny, tmp_path / "one", device=CPU)
+    assert pack.asked is None
+    pack.sizes = [(24, 24), (30, 40)]
+    embeddings.embed(pack, tiny, tmp_path / "several", device=CPU)
+    assert pack.asked == tiny.preprocess.resize == 24
 
 
 def test_the_cost_is_told_before_and_the_encoder_is_left_as_it_was(tiny, tmp_path, caplog):
