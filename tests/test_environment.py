@@ -62,18 +62,19 @@ def test_the_releases_of_lightning_that_were_malware_are_excluded():
     assert not lightning.specifier.contains("2.6.2") and not lightning.specifier.contains("2.6.3")
 
 
-def test_the_conda_environment_is_the_lock_and_the_kit():
-    environment = yaml.safe_load((CHECKOUT / "environment.yml").read_text())
+def test_the_conda_environment_is_every_requirement_with_its_reason_at_the_locked_version():
+    text = (CHECKOUT / "environment.yml").read_text()
+    environment = yaml.safe_load(text)
     assert environment["channels"] == ["conda-forge"]
     *conda, pip = environment["dependencies"]
-    assert pip == {"pip": ["-r requirements.lock", "-e ."]}
     [python] = [line.partition("=")[2] for line in conda if line.startswith("python=")]
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python)
     assert "pip" in conda
-    listed = [
-        line for line in (CHECKOUT / "environment.yml").read_text().splitlines() if line.lstrip().startswith("- ")
-    ]
-    unexplained = [line for line in listed[1:] if "#" not in line and "pip:" not in line]
+    constraint, *named, kit = pip["pip"]
+    assert (constraint, kit) == ("-c requirements.lock", "-e .")
+    assert sorted(name_of(Requirement(line)) for line in named) == sorted(map(name_of, REQUIRED))
+    listed = [line for line in text.splitlines() if line.lstrip().startswith("- ")]
+    unexplained = [line for line in listed[1:] if "  # " not in line and "pip:" not in line]
     assert unexplained == [], "every line says who needs it"
 
 
