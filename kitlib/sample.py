@@ -128,10 +128,9 @@ def _write(folder: Path, settings: dict[str, int]) -> None:
     _table(train)[["sample_id", *(f"image_{view}" for view in VIEWS), *truth]].to_csv(
         inner / "train_ground_truth.csv", index=False, float_format="%.6f"
     )
+    unanswered = {f"predicted_state_idx_{rank}": -1 for rank in range(1, 6)}
     asked = _table(test)[["sample_id", *(f"image_{view}" for view in VIEWS)]]
-    for rank in range(1, 6):
-        asked[f"predicted_state_idx_{rank}"] = -1
-    asked[["predicted_latitude", "predicted_longitude"]] = np.nan
+    asked = asked.assign(**unanswered, predicted_latitude=np.nan, predicted_longitude=np.nan)
     asked.to_csv(inner / "sample_submission.csv", index=False)
     _states()[["state_idx", "state"]].to_csv(inner / "state_mapping.csv", index=False)
     _table(test)[["sample_id", *truth]].to_csv(folder / "test_truth.csv", index=False, float_format="%.6f")

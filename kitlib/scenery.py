@@ -163,7 +163,6 @@ def _road(place: SimpleNamespace, season: SimpleNamespace, rng: np.random.Genera
         walk=6.5 if town else 2.2 * (rng.uniform() < place.urban * 1.2 - 0.1),
         half=half,
         surface=mix(place.soil, 0.7, 0.15) if unpaved else grey * (1 + 0.045 * hue[4] * np.array([1, 0.2, -1])),
-        cracks=rng.uniform() < 0.35,
         line=None if unpaved or rng.uniform() < 0.2 else line,
         edge=not unpaved and rng.uniform() < 0.2 + 0.6 * place.edge,
         start=float(rng.uniform(0, 12)),

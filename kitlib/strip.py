@@ -144,16 +144,17 @@ class Strip:
         relief = np.interp(camera.azimuth % (2 * np.pi), around, np.append(relief, relief[0])).clip(0, 1.2)
         grain = self._texture(camera.slopes, rng)
         horizon = np.full(4 * camera.size, camera.horizon)
+        air = mix(light.haze, light.zenith, 0.4)
         for nearness, height in ((0.30, 0.50), (0.5, 0.33), (0.75, 0.17)):
-            rough = rng.normal(size=(2, len(WAVES))) / WAVES ** (1.2 - 0.2 * relief.mean())
+            rough = rng.normal(size=(2, len(WAVES))) / WAVES ** (1.35 - 0.2 * relief.mean())
             profile = rough.astype(np.float32).ravel() @ camera.waves
             profile /= profile.std()
             climb = height * relief**1.4 * (0.5 + 0.28 * profile).clip(0.05, 1.3) + 0.006
             top = camera.horizon - camera.focal * climb * camera.secant
             line = camera.horizon - camera.focal * snow_line * camera.secant + 0.03 * camera.size * profile
-            clear = (nearness * np.exp(-2500 / light.sight_m)) ** 0.6
+            clear = nearness ** (0.5 + 1000 / light.sight_m)
             for colour, bottom in ((tint, horizon), (SNOW, np.minimum(line, horizon))):
-                seen = mix(light.haze[:, None], (colour * light.tint)[:, None] * self.gain, clear)
+                seen = mix(air[:, None], (colour * light.tint)[:, None] * self.gain, clear)
                 self._fill(top, bottom, seen, 0, 0.2 * nearness * grain)
 
     def _along(self, across: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -240,8 +241,6 @@ class Strip:
             layers.append((np.array([0.74, 0.73, 0.71]), band(road.half, road.half + 0.25)))
         layers.append((road.surface, band(0, road.half)))
         layers.append((0.9 * road.surface, band(0.25 * road.half, 0.65 * road.half) * np.clip(0.4 + coarse, 0, 1)))
-        if road.cracks:
-            layers.append((0.55 * road.surface, np.clip(1 - 18 * np.abs(coarse), 0, 1) * band(0, road.half)))
         if road.line is not None:
             double, colour = road.line
             layers.append((colour, wear * band(0.1, 0.22) if double else dashes * band(0, 0.08)))
