@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -110,8 +111,9 @@ class Progress:
         if self.stop:
             raise Stopped
         if cell.cell_type == "markdown" and cell.source.strip():
-            text = " ".join(line.strip("#* ") for line in cell.source.strip().splitlines())
-            self.about = textwrap.shorten(text.replace("**", "").replace("`", ""), 90, placeholder=" …")
+            first = re.match(r"#+ *(.+)|[^.?!:]+", cell.source.strip())  # the heading, else the first sentence
+            said = " ".join((first.group(1) or first.group()).split()) if first else ""
+            self.about = textwrap.shorten(re.sub("[*`]", "", said), 90, placeholder=" …")
         elif cell.cell_type == "code" and cell.source.strip():
             self.cell += 1
             if not {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):

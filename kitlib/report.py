@@ -111,8 +111,8 @@ def _outputs(cells: list[dict[str, Any]], page: str) -> Iterator[tuple[bool, Sho
 
 
 def _heading(markdown: str) -> str:
-    """The last heading in a markdown text, or ""."""
-    headings = re.findall(r"^#+\s*(.+)$", markdown, re.MULTILINE)
+    """The last heading in a markdown text, without its number, or ""."""
+    headings = re.findall(r"^#+\s*(?:\d+ · )?(.+)$", markdown, re.MULTILINE)
     return _plain(headings[-1]) if headings else ""
 
 
