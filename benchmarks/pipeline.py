@@ -66,8 +66,9 @@ def main() -> None:
             "import papermill, glob\nfor name in sorted(glob.glob('*_work.ipynb')):\n"
             "    papermill.execute_notebook(name, 'out.ipynb', parameters={'SECONDS': 3.0}, progress_bar=False)"
         )
+        papermill = str(Path(sys.executable).with_name("papermill"))
         run = [sys.executable, "-m", "kitlib", "run", str(plan)]
-        by_command = STEPS * seconds([f"{Path(sys.executable).parent}/papermill", str(folder / "00_work.ipynb"), str(folder / "out.ipynb")])
+        by_command = STEPS * seconds([papermill, str(folder / "00_work.ipynb"), str(folder / "out.ipynb")])
         by_loop = seconds(["bash", "-c", f'cd {name} && {sys.executable} -c "{loop}"'])
         by_plan = seconds(run, **home)
         unchanged = statistics.median(seconds(run, **home) for _ in range(5))
