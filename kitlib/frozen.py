@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kitlib import baselines, competition, embeddings, encoders, folds, pictures, runs
-from kitlib.embeddings import Embeddings
+from kitlib import baselines, competition, folds, pictures, runs
 from kitlib.paths import KitError
 from kitlib.runs import Run
 from kitlib.tables import SPLITS, Places
+
+if TYPE_CHECKING:
+    from kitlib.embeddings import Embeddings
 
 log = logging.getLogger(__name__)
 
 
 def embed(places: Places, encoder: str, image_size: int = 0, mirror: bool = False) -> dict[str, Embeddings]:
     """Features of all places by split, from the cache where they are there; `encoder` as for `encoders.load`."""
+    from kitlib import embeddings, encoders  # torch takes seconds to import, and who has a run may never need it
+
     network = encoders.load(encoder, image_size or None)
     out_dir = places.derived / "embeddings"
     packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
