@@ -126,6 +126,10 @@ class Map:
         boxes = [_inset_box(piece, points) for piece in np.unique(inset_of(points)) if piece] if self.is_us else []
         corners = np.concatenate([corners, *boxes])
         low, high = (corners.min(0), corners.max(0)) if len(corners) else (np.array([-180, -90]), np.array([180, 90]))
+        if not self.is_us:  # a flat strip leaves no room for the labels beside it
+            low[1], high[1] = (
+                np.array([-1, 1]) * max(high[1] - low[1], 0.35 * (high[0] - low[0])) / 2 + (low[1] + high[1]) / 2
+            )
         pad = 0.02 * max(*(high - low), 1.0)
         self.axes.set(xlim=(low[0] - pad, high[0] + pad), ylim=(low[1] - pad, high[1] + pad))
         for box in boxes:

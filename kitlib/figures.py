@@ -108,14 +108,18 @@ def geographic_order(distance_km: ArrayLike) -> np.ndarray:
     return leaves_list(linkage(condensed, "average", optimal_ordering=True))
 
 
-def heat(axes: Axes, matrix: np.ndarray, names: Sequence[str], label: str, **style) -> None:
+def heat(matrix: np.ndarray, names: Sequence[str], label: str, **style) -> tuple[Figure, Axes]:
     """A square heat map (S, S) with every name legible, rows and columns in the order given."""
     import seaborn
 
+    size = min(2.2 + 0.21 * len(names), 9.0)
+    figure = new(max(size, 3.5), max(size + 0.6, 4.5))
+    axes = figure.subplots()
     seaborn.heatmap(matrix, ax=axes, square=True, xticklabels=names, yticklabels=names, linewidths=0.3,
                     linecolor="white", cbar_kws={"label": label, "shrink": 0.6, "pad": 0.02}, **style)  # fmt: skip
     axes.tick_params(labelsize=8.5 if len(names) <= 40 else 6, length=0)
     axes.tick_params(axis="x", rotation=90)
+    return figure, axes
 
 
 @house
@@ -123,9 +127,8 @@ def distance_matrix(distance_km: ArrayLike, names: Sequence[str], title: str = "
     """Heat map of the distances (S, S) between states, in an order that puts neighbours side by side."""
     distance = np.asarray(distance_km, float)
     order = geographic_order(distance)
-    figure = new(max(4.0, 1.6 + 0.21 * len(names)))
     labels = [names[i] for i in order]
-    heat(figure.subplots(), distance[np.ix_(order, order)], labels, "km", cmap="viridis_r", norm=PowerNorm(0.5))
+    figure, _ = heat(distance[np.ix_(order, order)], labels, "km", cmap="viridis_r", norm=PowerNorm(0.5))
     return finish(figure, title, note)
 
 

@@ -129,11 +129,9 @@ def confusion(
     np.add.at(table, (np.asarray(true), np.asarray(guess)), 1)
     share = table / np.where(table.sum(1, keepdims=True), table.sum(1, keepdims=True), np.nan)
     order = geographic_order(distance_km)
-    figure = new(max(4.0, 1.6 + 0.21 * len(names)))
-    axes = figure.subplots()
-    labels = [names[i] for i in order]
-    heat(axes, share[np.ix_(order, order)], labels, "share of the true state's places", cmap="Blues",
-          norm=PowerNorm(0.5, 0, 1))  # fmt: skip
+    style = {"cmap": "Blues", "norm": PowerNorm(0.5, 0, 1)}
+    labels, label = [names[i] for i in order], "share of the true state's places"
+    figure, axes = heat(share[np.ix_(order, order)], labels, label, **style)
     axes.set(xlabel="guessed state", ylabel="true state")
     return finish(figure, title, note)
 
