@@ -3,8 +3,8 @@
 Pictures stay uint8 until the device: a quarter of the bytes to move, and resizing uint8 on a CPU is fast.
 
     for rows, views in ViewBatches(pack, np.arange(len(pack.sample_id)), batch_size=32):
-        views = augment(views.to(best_device()), generator)
-        pixels = preprocess(views.flatten(0, 1))
+        views = augment(encoder.preprocess.shrink(views.to(best_device())), generator)
+        pixels = encoder.preprocess(views.flatten(0, 1))
 """
 
 from __future__ import annotations
@@ -86,16 +86,30 @@ class Preprocess:
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         """Resize, crop and normalise uint8 (B, 3, H, W) to float32 (B, 3, size, size) on the pictures' device."""
-        height, width = pictures.shape[-2:]
-        short = min(height, width)
-        target = [self.resize * edge // (edge if self.squash else short) for edge in (height, width)]
-        if target != [height, width]:
+        target = self._target(pictures)
+        if target != list(pictures.shape[-2:]):
             pictures = _resize(pictures, target, self.interpolation)
         top, left = (round((edge - self.size) / 2) for edge in target)
         pictures = pictures[..., top : top + self.size, left : left + self.size]
-        std = torch.tensor(self.std, device=pictures.device).view(3, 1, 1)
-        mean = torch.tensor(self.mean, device=pictures.device).view(3, 1, 1)
-        return torch.addcmul(-mean / std, pictures.float(), 1 / (255 * std))
+        # In place on long rows of interleaved channels: four times as fast as channel by channel.
+        rows = pictures.permute(0, 2, 3, 1).flatten(2).float()
+        std = torch.tensor(self.std, device=rows.device).repeat(self.size)
+        mean = torch.tensor(self.mean, device=rows.device).repeat(self.size)
+        return rows.mul_(1 / (255 * std)).sub_(mean / std).unflatten(2, (self.size, 3)).permute(0, 3, 1, 2)
+
+    def shrink(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Resize uint8 (..., 3, H, W) as by a call if that makes them smaller, so that `augment` has less to do."""
+        target = self._target(pictures)
+        if target[0] * target[1] >= pictures.shape[-2] * pictures.shape[-1]:
+            return pictures
+        return _resize(pictures.flatten(0, -4), target, self.interpolation).unflatten(0, pictures.shape[:-3])
+
+    def _target(self, pictures: torch.Tensor) -> list[int]:
+        """Height and width before the crop."""
+        height, width = pictures.shape[-2:]
+        if self.squash:
+            return [self.resize, self.resize]
+        return [self.resize * edge // min(height, width) for edge in (height, width)]
 
 
 def _resize(pictures: torch.Tensor, target: list[int], interpolation: str) -> torch.Tensor:
@@ -107,10 +121,10 @@ def _resize(pictures: torch.Tensor, target: list[int], interpolation: str) -> to
 
 def _resize_float(pictures: torch.Tensor, target: list[int], interpolation: str) -> torch.Tensor:
     """The same in float32: width, then height, each rounded to grey levels, or bright edges differ by many levels."""
-    pictures = pictures.float()
+    resized = pictures.float()
     for size in ([pictures.shape[-2], target[1]], target):
-        pictures = F.interpolate(pictures, size, mode=interpolation, antialias=True).round_().clamp_(0, 255)
-    return pictures
+        resized = F.interpolate(resized, size, mode=interpolation, antialias=True).round_().clamp_(0, 255)
+    return resized.to(torch.uint8)
 
 
 def to_tensor(decoded: np.ndarray) -> torch.Tensor:

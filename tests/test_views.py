@@ -148,8 +148,17 @@ def test_preprocess_equals_torchvision_on_pil(height, width, squash, interpolati
 def test_preprocess_on_a_device_rounds_as_pil_does():
     pictures = torch.randint(0, 256, (2, 3, 40, 40), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     on_cpu = views._resize(pictures, [56, 56], "bicubic").float()
-    on_device = views._resize_float(pictures, [56, 56], "bicubic")
+    on_device = views._resize_float(pictures, [56, 56], "bicubic").float()
     assert (on_cpu - on_device).abs().max() <= 1 and (on_cpu != on_device).float().mean() < 0.05
+
+
+def test_shrink_does_a_part_of_the_work_before():
+    pictures = torch.randint(0, 256, (2, 4, 3, 40, 60), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    preprocess = Preprocess(size=20, resize=24)
+    less = preprocess.shrink(pictures)
+    assert less.shape == (2, 4, 3, 24, 36) and less.dtype == torch.uint8
+    assert torch.equal(preprocess(less.flatten(0, 1)), preprocess(pictures.flatten(0, 1)))
+    assert Preprocess(size=20, resize=41).shrink(pictures) is pictures
 
 
 def test_preprocess_digest_and_sizes():
