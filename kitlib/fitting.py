@@ -26,6 +26,8 @@ from kitlib.batches import Batches
 from kitlib.keeper import Keeper, Stopped
 from kitlib.paths import KitError
 
+log = logging.getLogger(__name__)
+
 __all__ = ["Batches", "Fitted", "fit", "total_steps", "warmup_cosine"]
 
 
@@ -157,6 +159,7 @@ def fit(
     end: dict[str, Any] = {"steps": trainer.global_step, "seconds": round(keeper.seconds(), 3)}
     if finished and trainer.is_global_zero:
         checkpoints.finish(folder, record | {"finished": end}, module.state_dict())
+        log.info("%s done: %s", folder.name, keeper.latest())
     trainer.strategy.barrier()
     return Fitted(finished, **end, history=pd.DataFrame(keeper.lines))
 

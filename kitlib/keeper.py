@@ -25,6 +25,7 @@ from kitlib.paths import KitError
 
 log = logging.getLogger(__name__)
 
+LOG_EVERY = 30.0  # seconds between two lines of log; history.csv has them all
 LOOK_EVERY = 16  # batches between two looks at the losses: each look makes a GPU wait
 
 
@@ -49,6 +50,7 @@ class Keeper(pl.Callback):
         self.weight = self.rate = 0.0  # of the batch at work
         self.heard = 0  # the signal that asked to stop
         self.bar = tqdm(disable=True)
+        self.logged = time.monotonic()
 
     def seconds(self) -> float:
         """Time spent, earlier sessions included."""
@@ -203,8 +205,13 @@ class Keeper(pl.Callback):
             with paths.atomic_write(self.folder / "history.csv") as beside:
                 pd.DataFrame(self.lines).to_csv(beside, index=False)
             self.bar.set_postfix_str(f"loss {self.lines[-1]['loss']:.4g}", refresh=False)
-            if not self.owes_validation:
-                log.info(", ".join(f"{name} {value:.5g}" for name, value in self.lines[-1].items()))
+            if not self.owes_validation and time.monotonic() - self.logged > LOG_EVERY:
+                log.info("%s: %s", self.folder.name, self.latest())
+                self.logged = time.monotonic()
+
+    def latest(self) -> str:
+        """The last line of the history, as text."""
+        return ", ".join(f"{name} {value:.5g}" for name, value in self.lines[-1].items())
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         began = time.monotonic()

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from kitlib import fitting
+from kitlib import fitting, keeper
 from kitlib.paths import KitError
 
 
@@ -26,7 +26,8 @@ def test_history(tmp_path):
     helper.same_history(pd.read_csv(tmp_path / "history.csv"), history)
 
 
-def test_log_has_one_line_for_each_of_history(tmp_path, caplog):
+def test_log_has_a_line_of_history_from_time_to_time(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(keeper, "LOG_EVERY", 0.0)
     caplog.set_level("INFO", logger="kitlib.keeper")
     history = helper.fit(tmp_path, checkpoint_steps=4)[1].history
     assert len(caplog.messages) == len(history)
