@@ -72,7 +72,7 @@ class ThisPython(KernelSpecManager):
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # or every kernel starts with a warning
             "TQDM_MININTERVAL": os.environ.get("TQDM_MININTERVAL", "1"),  # ten bars a second fill a notebook
         }
-        quiet = "--IPKernelApp.log_level=40"  # ipykernel 7 warns at each start that its loopback port is not encrypted
+        quiet = "--IPKernelApp.log_level=50"  # warns at each start that its loopback port is not encrypted
         settings = get_kernel_dict(extra_arguments=[f"--IPKernelApp.exec_lines={SHOW_PROGRESS}", quiet])
         return KernelSpec(**settings, env=environment)
 

@@ -76,7 +76,7 @@ def cast(value: Value, parameter: Parameter, taker: str, from_text: bool = False
     5
     """
     wanted = TYPES[parameter.type]
-    if from_text and wanted is not str:
+    if isinstance(value, str) and wanted is not str and (from_text or wanted is float):  # YAML takes 1e-3 for a text
         truths = {"true": True, "false": False, "1": True, "0": False}
         try:
             return truths[str(value).lower()] if wanted is bool else wanted(value)

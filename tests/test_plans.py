@@ -44,6 +44,11 @@ def test_values_go_to_the_notebooks_that_take_them_and_the_command_line_wins(fol
     assert steps[0].values == {"EPOCHS": 2}
 
 
+def test_yaml_takes_some_numbers_for_texts(folder):
+    (folder / "rate.yaml").write_text("description: d\nparameters: {RATE: 1e-3}\nsteps: [{notebook: 10_train}]\n")
+    assert plans.check(folder / "rate.yaml")[2][0].values == {"RATE": 0.001}
+
+
 def test_a_notebook_may_come_twice_with_parameters_of_its_own(folder):
     (folder / "twice.yaml").write_text(
         "description: d\nsteps:\n- {notebook: 20_look, parameters: {TOP: 1}}\n- {notebook: 20_look}\n"
