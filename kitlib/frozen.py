@@ -7,7 +7,7 @@ run.metrics["oof"]["final"]
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,20 +17,19 @@ from kitlib.paths import KitError
 from kitlib.runs import Run
 from kitlib.tables import SPLITS, Places
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds to import, and who only opens a run never needs it
     from kitlib.embeddings import Embeddings
+    from kitlib.encoders import Encoder
 
 log = logging.getLogger(__name__)
 
 
-def embed(places: Places, encoder: str, image_size: int = 0, mirror: bool = False) -> dict[str, Embeddings]:
-    """Features of all places by split, from the cache where they are there; `encoder` as for `encoders.load`."""
-    from kitlib import embeddings, encoders  # torch takes seconds to import, and who has a run may never need it
+def embed(places: Places, encoder: Encoder) -> dict[str, Embeddings]:
+    """Features of all places by split, from the cache where they are there."""
+    from kitlib import embeddings
 
-    network = encoders.load(encoder, image_size or None)
-    out_dir = places.derived / "embeddings"
     packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
-    return {split: embeddings.embed(pack, network, out_dir, mirror) for split, pack in packs.items()}
+    return {split: embeddings.embed(pack, encoder, places.derived / "embeddings") for split, pack in packs.items()}
 
 
 def logistic(
@@ -38,15 +37,19 @@ def logistic(
 ) -> Run:
     """The run <places>-logistic-<encoder>: `baselines.logistic` on the views' mean features, out of fold and for test.
 
-    A run of that name that was made from anything else is made anew, as it costs so little.
+    `encoder` and `image_size` are as for `encoders.load`. A run of that name that was made from anything else is made
+    anew, as it costs so little.
     """
-    embedded = embed(places, encoder, image_size)
-    hashes = pictures.pack(places, "train").hashes
-    fold = folds.load_or_make(places, hashes, n_folds)[folds_column].to_numpy()
-    settings = {"family": "logistic", "encoder": encoder, "image_size": image_size, "folds_column": folds_column}
-    settings |= {"n_folds": n_folds, "c": baselines.C, "embeddings": {split: e.key for split, e in embedded.items()}}
+    from kitlib import encoders
+
+    network = encoders.load(encoder, image_size or None)
+    embedded = embed(places, network)
+    fold = folds.load_or_make(places, pictures.pack(places, "train").hashes, n_folds)[folds_column].to_numpy()
+    settings = {"family": "logistic", "encoder": network.name, "image_size": network.preprocess.size}
+    settings |= {"embeddings": {split: e.key for split, e in embedded.items()}, "c": baselines.C}
+    settings |= {"folds_column": folds_column, "n_folds": n_folds}
     checksums = {"places": places.checksum, "folds": folds.folds_checksum(places)}
-    name = f"{places.name}-logistic-{encoder.split(':')[-1].split('@')[0].split('/')[-1].split('?')[0]}"
+    name = f"{places.name}-logistic-{re.split('[:/]', network.name.partition('?')[0])[-1]}"
     try:
         run = runs.start(name, settings, data=checksums)
     except KitError:
@@ -57,6 +60,7 @@ def logistic(
         run.save_guesses("oof", oof)
         if test is not None:
             run.save_guesses("test", test)
-        run.finish({"oof": asdict(competition.score_guesses(oof, places))})
-        log.info("run %s, out of fold: %s", run.name, competition.score_guesses(oof, places))
+        score = competition.score_guesses(oof, places)
+        run.finish({"oof": score.as_dict()})
+        log.info("run %s, out of fold: %s", run.name, score)
     return run
