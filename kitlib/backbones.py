@@ -160,6 +160,7 @@ class _Tower(nn.Module):
 def vision_tower(name: str, image_size: int | None) -> Parts:
     """The vision tower of a repository on the Hugging Face hub or of a folder; other weights in it are not read."""
     import transformers
+    from safetensors import SafetensorError
 
     spec = f"hf:{name}"
     folders = [root / Path(name).expanduser() for root in (Path(), paths.home())]
@@ -174,17 +175,22 @@ def vision_tower(name: str, image_size: int | None) -> Parts:
                 raise KitError(f"encoder {spec!r} is a {config.model_type!r}; allowed are {', '.join(TOWERS)}")
             tower_class, options = TOWERS[config.model_type]
             tower, report = getattr(transformers, tower_class).from_pretrained(
-                name, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+                name,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, by name
             )
         except KitError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise KitError(
                 f"encoder {spec!r} could not be had ({first_line(error)}); allowed are a repository of the Hugging "
                 "Face hub or a folder with config.json, preprocessor_config.json and model.safetensors"
             ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise KitError(f"encoder {spec!r}: {len(missing)} weights are missing ({_some(missing)})")
+    unfit = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if unfit:
+        raise KitError(f"encoder {spec!r}: {len(unfit)} weights are missing or of another shape ({_some(unfit)})")
     preprocess = _hugging_face_preprocess(processor)
     if image_size and image_size % tower.config.patch_size:
         raise KitError(f"image_size={image_size}: {spec!r} allows multiples of its {tower.config.patch_size} px patch")

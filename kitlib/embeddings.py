@@ -92,18 +92,17 @@ def _made(
     n_places, n_views = pack.offsets.shape[:2]
     features, progress = _open(partial, (n_places, n_views, encoder.dim))
     done, seconds = progress["places"], progress["seconds"]
-    size = None if len(pack.sizes) == 1 else encoder.preprocess.resize
     what = f"{pack.split}{' mirrored' if made_by['mirrored'] else ''}"
+    todo = (n_places - done) * n_views
     logger.info(
         f"embedding {what} with {encoder.name} at {encoder.preprocess.size} px in {made_by['dtype']} on {device}: "
-        f"{(n_places - done) * n_views} pictures of {encoder.gflop:.3g} GFLOP, "
-        f"{(n_places - done) * n_views * encoder.gflop / 1000:.3g} TFLOP in all"
+        f"{todo} pictures of {encoder.gflop:.3g} GFLOP, {todo * encoder.gflop / 1000:.3g} TFLOP in all"
         f"{f'; {done * n_views} more are there already' if done else ''}"
     )
-    began = saved = time.perf_counter()
-    told = False
     was_training = encoder.training
     encoder.eval().to(device)
+    size = None if len(pack.sizes) == 1 else encoder.preprocess.resize
+    began = saved = time.perf_counter()
     with tqdm(total=n_places * n_views, initial=done * n_views, desc=f"embedding {what}", unit=" pictures") as bar:
         for rows, batch in ViewBatches(pack, np.arange(done, n_places), batch_size, size):
             seen = views.mirror(batch) if made_by["mirrored"] else batch
@@ -114,25 +113,19 @@ def _made(
             if now - saved > SAVE_SECONDS:
                 features.flush()
                 _write_json(partial / "progress.json", progress)
-                saved = now
-                if not told:
+                if saved == began:
                     rate = (progress["places"] - done) * n_views / (now - began)
                     left = (n_places - progress["places"]) * n_views / rate
                     logger.info(f"{rate:.1f} pictures/s: about {left / 60:.1f} minutes left")
-                    told = True
+                saved = now
     encoder.train(was_training)
     features.flush()
-    meta = made_by | {
-        "encoder": encoder.name,
-        "shape": features.shape,
-        "gflop_per_picture": encoder.gflop,
-        "seconds": progress["seconds"],
-        "pictures_per_second": n_places * n_views / max(progress["seconds"], 1e-9),
-    }
-    _write_json(partial / "meta.json", meta)
+    rate = n_places * n_views / max(progress["seconds"], 1e-9)
+    meta = made_by | {"encoder": encoder.name, "shape": features.shape, "gflop_per_picture": encoder.gflop}
+    _write_json(partial / "meta.json", meta | {"seconds": progress["seconds"], "pictures_per_second": rate})
     (partial / "progress.json").unlink(missing_ok=True)
     partial.rename(folder)
-    logger.info(f"embedded {what}: {meta['pictures_per_second']:.1f} pictures/s")
+    logger.info(f"embedded {what}: {rate:.1f} pictures/s")
     return folder
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,28 @@ def test_loading_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
     encoders.load("tiny")
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_tiny_needs_neither_timm_nor_transformers():
+    program = """if True:
+        import sys
+        from kitlib import embeddings, encoders
+        encoders.load("tiny")
+        print(*{"timm", "transformers", "torchvision", "pytorch_lightning"} & set(sys.modules))"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_names_hold_no_folders_of_this_machine(tiny):
+    for spec, name in (
+        ("tiny", "tiny"),
+        ("timm:resnet18?a=1@/home/me/w.safetensors", "timm:resnet18?a=1"),
+        ("hf:geolocal/StreetCLIP", "hf:geolocal/StreetCLIP"),
+        (f"hf:{Path(__file__).parent}", "hf:tests"),
+    ):
+        named = copy.deepcopy(tiny)
+        named.spec = spec
+        assert named.name == name
 
 
 def test_weights_digest_follows_the_weights(tiny):
@@ -304,10 +328,15 @@ def test_folders_that_do_not_hold_an_encoder(clip, tmp_path):
         encoders.load(f"hf:{tmp_path}")
     folder = tmp_path / "broken"
     shutil.copytree(clip, folder)
-    state = load_file(folder / "model.safetensors")
+    weights = folder / "model.safetensors"
+    state = load_file(weights)
     del state["vision_model.post_layernorm.weight"]
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(KitError, match=r"1 weights are missing \(.*post_layernorm.weight\)"):
+    state["vision_model.embeddings.class_embedding"] = torch.zeros(5)
+    save_file(state, weights, metadata={"format": "pt"})
+    with pytest.raises(KitError, match=r"2 weights are missing or of another shape .*class_.*post_layernorm.weight"):
+        encoders.load(f"hf:{folder}")
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(KitError, match="could not be had"):
         encoders.load(f"hf:{folder}")
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(KitError, match=r"is a 'bert'; allowed are clip"):
