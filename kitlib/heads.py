@@ -1,0 +1,245 @@
+"""From the features of a place's V views to where it might be: fusion, then a state, a GPS and a geocell head.
+
+All heads read one fused vector. The state head ranks the states; the GPS head gives one point on the sphere (three
+numbers normalised, so there is no box to shrink into); the geocell head gives each cell a weight and moves its centre
+by an offset. Whatever ends in a coordinate is computed in float32 under any autocast: a GPS head in bfloat16 errs by
+19 km even when it is perfect.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, safe_open, save_file
+from torch import nn
+
+from kitlib import geo, geocells, paths
+from kitlib.geo import EARTH_RADIUS_KM
+from kitlib.guesses import Guesses
+from kitlib.paths import KitError
+from kitlib.tables import Places
+
+FUSIONS = ("average", "concat", "attention", "learned")
+TIES = ("none", "state", "cell")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the heads choose among, made from training places alone: S states that occur there, C cells inside them."""
+
+    state_idx: np.ndarray  # (S,) ascending
+    state_count: np.ndarray  # (S,) training places
+    state_points: np.ndarray  # (S, 2) [lat, lon] where a state's places are: their geometric median
+    cell_points: np.ndarray  # (C, 2)
+    cell_state: np.ndarray  # (C,) 0…S-1
+    cell_radius_km: np.ndarray  # (C,) the unit of a cell's offset; 0 for a cell of one place, which then never moves
+
+    @classmethod
+    def of(cls, places: Places, rows: np.ndarray, places_per_cell: int) -> Classes:
+        """The classes of the training places in `rows` (row numbers)."""
+        points, position = places.points("train")[rows], places.state_position("train")[rows]
+        present, state, count = np.unique(position, return_inverse=True, return_counts=True)
+        cells = geocells.make(points, state, places_per_cell, min_places=max(1, places_per_cell // 10))
+        return cls(
+            state_idx=places.states["state_idx"].to_numpy()[present],
+            state_count=count,
+            state_points=geo.group_medians(points, state, len(present)),
+            cell_points=cells[["latitude", "longitude"]].to_numpy(),
+            cell_state=cells["state_position"].to_numpy(),
+            cell_radius_km=cells["radius_km"].to_numpy(),
+        )
+
+    def labels(self, points: np.ndarray, state_idx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """State 0…S-1 and cell 0…C-1 (N,) of places at points (N, 2) in states (N,), -1 in another state."""
+        state = np.searchsorted(self.state_idx, state_idx).clip(max=len(self.state_idx) - 1)
+        state = np.where(self.state_idx[state] == state_idx, state, -1)
+        cells = pd.DataFrame(self.cell_points, columns=["latitude", "longitude"]).assign(state_position=self.cell_state)
+        known, cell = state >= 0, np.full(len(state), -1)
+        cell[known] = geocells.assign(points[known], cells, state[known])
+        return state, cell
+
+    def commonest(self, sample_id: np.ndarray) -> Guesses:
+        """What is said of places (N,) without a usable picture: states by how common they are, one constant point."""
+        n, share = len(sample_id), self.state_count / self.state_count.sum()
+        point = geo.geometric_median(self.state_points, self.state_count)
+        ones = np.ones((n, 1))
+        return Guesses(sample_id, self.state_idx, ones * share, ones[..., None] * point, ones, np.zeros(n, bool))
+
+
+class Fusion(nn.Module):
+    """V views (B, V, D) as one vector (B, `dim`), from the kept ones only.
+
+    average: their mean. learned: their mean with a learned weight for each view. attention: weights that depend on
+    what a view shows (Ilse et al. 2018, arXiv:1802.04712). concat: side by side, (B, V * D), zeros for those left out.
+    """
+
+    def __init__(self, kind: str, n_views: int, n_features: int) -> None:
+        super().__init__()
+        if kind not in FUSIONS:
+            raise KitError(f"fusion {kind!r}: allowed are {', '.join(FUSIONS)}")
+        self.kind, self.dim = kind, n_features * (n_views if kind == "concat" else 1)
+        if kind == "learned":
+            self.score = nn.Parameter(torch.zeros(n_views))
+        if kind == "attention":
+            self.hidden, self.out = nn.Linear(n_features, 64), nn.Linear(64, 1)
+            nn.init.zeros_(self.out.weight)  # begins as the average
+
+    def forward(self, views: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """Fuse views (B, V, D); keep (B, V) bool, at least one true in each row, says which."""
+        if self.kind == "concat":
+            scale = keep.shape[1] / keep.sum(1, keepdim=True)
+            return (views * (keep * scale)[..., None]).flatten(1)
+        score = torch.zeros(keep.shape, device=views.device)
+        if self.kind == "learned":
+            score = self.score.expand(keep.shape)
+        if self.kind == "attention":
+            score = self.out(torch.tanh(self.hidden(views)))[..., 0].float()
+        share = score.masked_fill(~keep, -torch.inf).softmax(1)
+        return torch.einsum("bv,bvd->bd", share, views)
+
+
+class Answer(NamedTuple):
+    """What the heads say about B places, in float32."""
+
+    states: torch.Tensor  # (B, S) logits
+    cells: torch.Tensor  # (B, C) logits
+    moved: torch.Tensor  # (B, C, 3) unit vectors: the cells' centres moved by their offsets
+    gps: torch.Tensor  # (B, 3) unit vectors
+
+
+class Heads(nn.Module):
+    """Features (B, V, D) to an `Answer`; give it the training features with `fit_scale` before it learns.
+
+    tie: what the GPS head starts from, to which it only adds: the middle of the states weighted by their
+    probabilities, that of the cells, or (none) one constant point.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    state_vectors: torch.Tensor
+    cell_vectors: torch.Tensor
+    cell_axes: torch.Tensor
+    cell_state: torch.Tensor
+
+    def __init__(
+        self,
+        classes: Classes,
+        n_views: int,
+        n_features: int,
+        fusion: str = "average",
+        hidden: int = 256,
+        dropout: float = 0.5,
+        tie: str = "state",
+    ) -> None:
+        super().__init__()
+        if tie not in TIES:
+            raise KitError(f"tie {tie!r}: allowed are {', '.join(TIES)}")
+        self.classes, self.tie = classes, tie
+        self.settings: dict[str, Any] = {"n_views": n_views, "n_features": n_features, "fusion": fusion}
+        self.settings |= {"hidden": hidden, "dropout": dropout, "tie": tie}
+        n_states, n_cells = len(classes.state_points), len(classes.cell_points)
+        self.fusion = Fusion(fusion, n_views, n_features)
+        self.trunk = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(self.fusion.dim, hidden),
+            nn.LayerNorm(hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+        )
+        self.states, self.cells = nn.Linear(hidden, n_states), nn.Linear(hidden, n_cells)
+        self.offsets, self.gps = nn.Linear(hidden, 2 * n_cells), nn.Linear(hidden, 3)
+        for layer in (self.states, self.cells, self.offsets, self.gps):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
+        self.register_buffer("state_vectors", unit_vectors(classes.state_points))
+        self.register_buffer("cell_vectors", unit_vectors(classes.cell_points))
+        radius_rad = torch.from_numpy(classes.cell_radius_km / EARTH_RADIUS_KM).float()
+        self.register_buffer("cell_axes", _axes(classes.cell_points) * radius_rad[:, None, None])
+        self.register_buffer("cell_state", torch.tensor(classes.cell_state, dtype=torch.long))
+
+    def fit_scale(self, features: torch.Tensor) -> None:
+        """Take over mean and spread of each of the D features (..., D) of the training places, to standardise with."""
+        flat = features.float().flatten(0, -2)
+        self.mean.copy_(flat.mean(0))
+        self.scale.copy_(1 / (flat.std(0) + 1e-3 * flat.std()))
+
+    def forward(self, features: torch.Tensor, keep: torch.Tensor | None = None) -> Answer:
+        """features (B, V, D); keep (B, V) bool: which views to look at, all when None."""
+        views = (features.float() - self.mean) * self.scale
+        keep = torch.ones(views.shape[:2], dtype=torch.bool, device=views.device) if keep is None else keep
+        fused = self.trunk(self.fusion(views, keep))
+        with torch.autocast(fused.device.type, enabled=False):
+            fused = fused.float()
+            states, cells = self.states(fused), self.cells(fused)
+            radii = self.offsets(fused).unflatten(1, (-1, 2))  # (B, C, 2) to the east and to the north
+            moved = F.normalize(self.cell_vectors + torch.einsum("bca,cad->bcd", radii, self.cell_axes), dim=-1)
+            start = self.state_vectors.mean(0).expand(len(fused), 3)
+            if self.tie == "state":
+                start = states.softmax(1) @ self.state_vectors
+            if self.tie == "cell":
+                start = cells.softmax(1) @ self.cell_vectors
+            return Answer(states, cells, moved, F.normalize(F.normalize(start, dim=1) + self.gps(fused), dim=1))
+
+    @torch.no_grad()
+    def guess(self, sample_id: np.ndarray, answers: Sequence[Answer], n_points: int, gps_share: float) -> Guesses:
+        """Guesses from answers about the same B places, which are averaged (plain and mirrored, say).
+
+        A state's probability is the mean of what the state head
+        gives it and what the geocell head gives its cells; a cell's weight is its share of its state's. The GPS
+        head's point comes first and gets `gps_share` of the weight, the `n_points` heaviest cells the rest.
+        """
+        by_head = torch.stack([a.states.softmax(1) for a in answers]).mean(0)  # (B, S)
+        cells = torch.stack([a.cells.softmax(1) for a in answers]).mean(0)  # (B, C)
+        by_cells = torch.zeros_like(by_head).index_add_(1, self.cell_state, cells)
+        states = (by_head + by_cells) / 2
+        cells = cells * (states / by_cells.clamp(min=1e-12))[:, self.cell_state]
+        weights, top = cells.topk(min(n_points, cells.shape[1]), dim=1)  # (B, K)
+        moved = torch.stack([a.moved for a in answers]).mean(0).gather(1, top[..., None].expand(-1, -1, 3))
+        gps = torch.stack([a.gps for a in answers]).mean(0)[:, None]
+        weights = (1 - gps_share) * weights / weights.sum(1, keepdim=True)
+        weights = torch.cat([torch.full_like(weights[:, :1], gps_share), weights], 1)
+        points = geo.from_unit_vectors(torch.cat([gps, moved], 1).cpu().double().numpy())
+        answered = np.ones(len(sample_id), bool)
+        state_idx = self.classes.state_idx
+        return Guesses(sample_id, state_idx, states.cpu().numpy(), points, weights.cpu().numpy(), answered)
+
+    def save(self, path: Path) -> None:
+        """Write weights, classes and settings to one .safetensors file, atomically."""
+        arrays = {
+            f"classes.{name}": torch.from_numpy(np.array(a, order="C")) for name, a in asdict(self.classes).items()
+        }
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        with paths.atomic_write(path) as beside:
+            save_file(state | arrays, beside, metadata={"settings": json.dumps(self.settings)})
+
+    @classmethod
+    def load(cls, path: Path) -> Heads:
+        """The heads that `save` wrote, in eval mode."""
+        state = load_file(path)
+        with safe_open(path, "pt") as file:
+            settings = json.loads(file.metadata()["settings"])
+        heads = cls(Classes(**{f.name: state.pop(f"classes.{f.name}").numpy() for f in fields(Classes)}), **settings)
+        heads.load_state_dict(state)
+        return heads.eval()
+
+
+def unit_vectors(points: np.ndarray) -> torch.Tensor:
+    """Points (..., 2) as float32 unit vectors (..., 3)."""
+    return torch.from_numpy(geo.unit_vectors(points)).float()
+
+
+def _axes(points: np.ndarray) -> torch.Tensor:
+    """Unit vectors (C, 2, 3) to the east and to the north at points (C, 2)."""
+    lon_rad = np.radians(points[:, 1])
+    east = np.stack([-np.sin(lon_rad), np.cos(lon_rad), np.zeros_like(lon_rad)], axis=-1)
+    return torch.from_numpy(np.stack([east, np.cross(geo.unit_vectors(points), east)], axis=1)).float()

@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kitlib import competition, crossfit, geo, lora, losses, multiview, paths, places, runs  # noqa: E402
+from kitlib.geolocator import Geolocator, Teaching, encode  # noqa: E402
+from kitlib.heads import Classes, Heads, unit_vectors  # noqa: E402
+from kitlib.multiview import Config  # noqa: E402
+from kitlib.paths import KitError  # noqa: E402
+
+SMALL = Config(
+    encoder="tiny",
+    hidden=16,
+    places_per_cell=5,
+    heads_epochs=3,
+    heads_batch=16,
+    finetune_epochs=1,
+    finetune_batch=12,
+    device_batch=8,
+    finetune_blocks=-1,
+)
+HEADS = dataclasses.replace(SMALL, finetune_epochs=0)
+TEACHING = Teaching("place", 75.0, 0.3, True, 0.05, 0.1, 0.5)
+
+
+@pytest.fixture(scope="module")
+def world(small_sample, tmp_path_factory):
+    """A small drawn competition and a home of its own, so that pictures are packed and embedded once."""
+    before = os.environ.get("KITLIB_HOME")
+    os.environ["KITLIB_HOME"] = str(tmp_path_factory.mktemp("home"))
+    yield places.read(small_sample)
+    os.environ.pop("KITLIB_HOME")
+    if before is not None:
+        os.environ["KITLIB_HOME"] = before
+
+
+def heads_of(world, **settings) -> Heads:
+    classes = Classes.of(world, np.arange(len(world.rows("train"))), 5)
+    torch.manual_seed(0)
+    return Heads(classes, 4, 12, hidden=32, dropout=0.1, **settings)
+
+
+def batch_of(n: int = 6, n_states: int = 3) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    place = torch.nn.functional.normalize(torch.randn(n, 3), dim=1)
+    classes = {"state": torch.arange(n) % n_states, "cell": torch.arange(n) % n_states, "place": place}
+    return {"features": torch.randn(n, 2, 4, 12)} | classes
+
+
+# Config
+
+
+def test_config_goes_to_a_dict_and_back():
+    assert Config.from_dict(dataclasses.asdict(SMALL)) == SMALL
+
+
+def test_config_refuses_unknown_names_and_lists_the_allowed_ones():
+    with pytest.raises(KitError, match=r"unknown setting learning_rate; allowed are encoder, image_size"):
+        Config.from_dict({"learning_rate": 1e-3})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("fusion", "sum", "average, concat, attention, learned"),
+        ("soft_labels", "soft", "place, matrix, none"),
+        ("tie", "county", "none, state, cell"),
+        ("temperature_km", 0.0, "more than 0"),
+        ("dropout", 1.5, "from 0 to 1"),
+        ("hidden", 16.5, "int"),
+        ("hidden", True, "int"),
+        ("mirror", 1, "bool"),
+        ("finetune_blocks", -2, "negative"),
+        ("heads_rate", float("nan"), "negative"),
+        ("device_batch", 0, "more than 0"),
+        ("seed", -1, "negative"),
+    ],
+)
+def test_config_refuses_values_that_make_no_sense(name, value, told):
+    with pytest.raises(KitError, match=f"{name}=.*{told}"):
+        dataclasses.replace(SMALL, **{name: value})
+
+
+# Geolocator
+
+
+def test_the_loss_is_the_sum_of_its_parts_and_shrinks(world):
+    module = Geolocator(heads_of(world), None, TEACHING, 1, rate=1e-3)
+    batch, logged = batch_of(), {}
+    module.log_dict = logged.update
+    optimizer = torch.optim.AdamW(module.parameters(), 1e-2)
+    seen = []
+    for _ in range(60):
+        loss = module.training_step(batch, 0)
+        parts = logged["state_loss"] + logged["cell_loss"] + (logged["cell_km"] + logged["gps_km"]) / 1000
+        assert loss.item() == pytest.approx(parts.item(), rel=1e-5)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen.append(loss.item())
+    assert np.mean(seen[-5:]) < 0.7 * np.mean(seen[:5])
+
+
+@pytest.mark.parametrize("soft", ["place", "matrix", "none"])
+def test_soft_labels_are_the_named_ones(world, soft):
+    heads, batch = heads_of(world), batch_of()
+    module = Geolocator(heads, None, dataclasses.replace(TEACHING, soft_labels=soft), 1, rate=1e-3)
+    mass = module.parts(heads(encode(batch, None)), batch)["true_state_mass"]
+    km = losses.haversine_km(heads.state_vectors[:, None], heads.state_vectors)
+    wanted = {
+        "none": torch.ones(6),
+        "matrix": losses.matrix_targets(km, 75.0).diagonal()[batch["state"]],
+        "place": losses.place_targets(batch["place"], heads.state_vectors, batch["state"], 75.0)[
+            torch.arange(6), batch["state"]
+        ],
+    }[soft]
+    assert mass.item() == pytest.approx(wanted.mean().item(), abs=1e-5)
+
+
+def test_learning_rates_fall_towards_the_input_and_spare_vectors_from_decay(world):
+    from kitlib import encoders
+
+    encoder = encoders.load("tiny")
+    module = Geolocator(heads_of(world), encoder, TEACHING, 1, rate=1e-3, encoder_rate=1e-4)
+    module._trainer = type("Trainer", (), {"precision": "32-true"})()
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(list(module.parameters()))
+    rate = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
+    assert rate[id(module.heads.states.weight)] == 1e-3
+    layers = [layer for layer in encoder.layers() if layer]
+    rates = [rate[id(layer[0])] for layer in layers]
+    assert rates == sorted(rates) and len(set(rates)) == len(rates) and max(rates) <= 1e-4
+    assert all((group["weight_decay"] > 0) == (p.ndim > 1) for group in groups for p in group["params"])
+
+
+def test_only_the_last_blocks_learn_and_are_kept(world):
+    from kitlib import encoders
+
+    encoder = encoders.load("tiny")
+    module = Geolocator(heads_of(world), encoder, TEACHING, 1, rate=1e-3, n_blocks=1)
+    learning = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert learning and learning < {name for name, _ in encoder.named_parameters()}
+    saved = {n.removeprefix("encoder.") for n in module.state_dict() if n.startswith("encoder.")}
+    assert saved & {name for name, _ in encoder.named_parameters()} == learning
+
+
+def test_encode_takes_the_mirrored_features():
+    batch = batch_of()
+    assert torch.equal(encode(batch, None), batch["features"][:, 0])
+    assert torch.equal(encode(batch, None, mirrored=True), batch["features"][:, 1])
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A tiny CLIP vision model with random weights in the layout of StreetCLIP."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("clip")
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**size, image_size=32, patch_size=8)).save_pretrained(
+        folder
+    )
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder
+    )
+    return f"hf:{folder}"
+
+
+def test_lora_learns_little_and_merges_into_the_weights(clip):
+    from kitlib import encoders
+
+    encoder, plain = encoders.load(clip), encoders.load(clip)
+    pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    layers = lora.add(encoder, 2)
+    assert len(layers) == 3
+    assert torch.allclose(encoder(pictures), plain(pictures), atol=1e-5)
+    for parameter in (p for layer in layers for p in layer):
+        torch.nn.init.normal_(parameter, std=0.3)
+    changed = encoder(pictures)
+    names = lora.merge(encoder)
+    assert len(names) == 12  # q, k, v and out of three blocks
+    assert torch.allclose(encoder(pictures), changed, atol=1e-4)
+    assert not torch.allclose(changed, plain(pictures), atol=1e-2)
+    plain.load_state_dict({name: encoder.state_dict()[name] for name in names}, strict=False)
+    assert torch.allclose(plain(pictures), changed, atol=1e-4)
+
+
+def test_lora_refuses_an_encoder_without_attention():
+    from kitlib import encoders
+
+    with pytest.raises(KitError, match=r"lora_rank 2.*'tiny'.*allowed are hf"):
+        lora.add(encoders.load("tiny"), 2)
+
+
+# train, predict
+
+
+@pytest.fixture(scope="module")
+def trained(world):
+    """A whole run: three folds, both phases."""
+    return multiview.train(SMALL, world, "whole", n_folds=3)
+
+
+def test_a_run_has_guesses_for_every_place_and_a_score(world, trained):
+    oof, test = trained.guesses("oof"), trained.guesses("test")
+    assert sorted(oof.sample_id) == sorted(world.sample_id("train"))
+    assert sorted(test.sample_id) == sorted(world.sample_id("test"))
+    assert oof.state_idx.tolist() == test.state_idx.tolist() == world.states["state_idx"].tolist()
+    assert trained.metrics["oof"] == competition.score_guesses(oof, world).as_dict()
+    assert set(trained.metrics["final_by_fold"]) == {"0", "1", "2"}
+    assert trained.params["settings"]["temperature_km"] == 75.0
+
+
+def test_held_out_places_taught_nothing(world, trained):
+    """The classes of a fold are those of the other folds' places alone."""
+    from kitlib import folds
+
+    held_out = folds.load_or_make(world, n_folds=3)["stratified"].to_numpy() == 1
+    heads = Heads.load(crossfit.folder(trained, 1) / "heads.safetensors")
+    assert heads.classes.state_count.sum() == (~held_out).sum()
+    others = world.points("train")[~held_out]
+    assert geo.nearest(heads.classes.cell_points, others)[0].max() < 2000
+    alone = Classes.of(world, np.flatnonzero(~held_out), SMALL.places_per_cell)
+    assert np.allclose(heads.classes.state_points, alone.state_points)
+
+
+def test_predict_rebuilds_the_models_from_the_run_alone(world, trained):
+    again, test = multiview.predict("whole", world), trained.guesses("test")
+    assert np.allclose(again.state_probs, test.state_probs, atol=1e-6)
+    assert geo.distance_km(again.point(), test.point()).max() < 0.1
+
+
+def test_fine_tuning_changed_the_encoder_and_history_tells(trained):
+    from safetensors.torch import load_file
+
+    from kitlib import encoders
+
+    weights = load_file(crossfit.folder(trained, 0) / "encoder.safetensors")
+    before = encoders.load("tiny").state_dict()
+    assert any(not torch.equal(before[name], tensor) for name, tensor in weights.items())
+    history = multiview.history(trained)
+    assert set(history["phase"]) == {"heads", "finetune"} and set(history["fold"]) == {0, 1, 2}
+    assert history.loc[history["phase"] == "finetune", "held_out_gps_km"].gt(0).all()
+    assert history["true_state_mass"].between(0.3, 1).all()
+
+
+def test_a_finished_run_is_only_opened_and_another_config_refused(world, trained):
+    stamp = (trained.dir / "oof.npz").stat().st_mtime_ns, (crossfit.folder(trained, 0) / "oof.npz").stat().st_mtime_ns
+    multiview.train(SMALL, world, "whole", n_folds=3)
+    assert (crossfit.folder(trained, 0) / "oof.npz").stat().st_mtime_ns == stamp[1]
+    with pytest.raises(KitError, match=r"hidden was 16, now 8"):
+        multiview.train(dataclasses.replace(SMALL, hidden=8), world, "whole", n_folds=3)
+
+
+def test_folds_one_by_one_are_joined(world):
+    run = multiview.train(HEADS, world, "folds", n_folds=3, only_folds=[1])
+    first = run.guesses("oof")
+    assert 0 < len(first) < 30
+    run = multiview.train(HEADS, world, "folds", n_folds=3, only_folds=[0])
+    both = run.guesses("oof")
+    assert len(both) > len(first)
+    assert np.array_equal(both.at(first.sample_id).state_probs, first.state_probs)
+    with pytest.raises(KitError, match=r"folds \[3\]: allowed are"):
+        multiview.train(HEADS, world, "folds", n_folds=3, only_folds=[3])
+
+
+def test_no_time_left_means_unfinished_and_going_on_gives_the_same(world):
+    run = multiview.train(HEADS, world, "cut", n_folds=3, only_folds=[1], max_hours=1e-9)
+    assert not run.finished
+    with pytest.raises(KitError, match="not finished"):
+        _ = run.metrics
+    run = multiview.train(HEADS, world, "cut", n_folds=3, only_folds=[1])
+    whole = runs.open_run("folds").guesses("oof").at(run.guesses("oof").sample_id)
+    assert np.allclose(run.guesses("oof").state_probs, whole.state_probs, atol=1e-6)
+
+
+def test_places_without_a_picture_get_the_commonest_and_are_told(world, tmp_path):
+    import shutil
+
+    folder = tmp_path / "blind"
+    shutil.copytree(world.folder, folder)
+    lost = {split: world.sample_id(split)[0] for split in ("train", "test")}
+    for split in lost:
+        for path in world.rows(split).iloc[0][world.image_columns]:
+            (folder / path).unlink()
+    blind = places.read(folder)
+    run = multiview.train(HEADS, blind, "blind", n_folds=3)
+    for split, name in (("train", "oof"), ("test", "test")):
+        guess = run.guesses(name)
+        assert guess.sample_id[~guess.answered].tolist() == [lost[split]]
+        assert len(guess) == len(blind.rows(split))
+    assert run.metrics["unanswered"] == 1
+
+
+def test_a_source_with_one_view_and_no_test_places(world, tmp_path):
+    import shutil
+
+    folder = tmp_path / "one"
+    (folder / "images").mkdir(parents=True)
+    table = world.rows("train").rename(columns={"image_north": "image"})
+    for path in table["image"]:
+        shutil.copy(world.folder / path, folder / "images")
+    table["image"] = table["image"].str.rpartition("/")[2]
+    table[["sample_id", "image", "latitude", "longitude", "state"]].to_csv(folder / "metadata.csv", index=False)
+    one = places.read(folder)
+    assert one.views == ("only",)
+    run = multiview.train(HEADS, one, "one", n_folds=3, only_folds=[0])
+    assert run.guesses("oof").answered.all()
+    with pytest.raises(KitError, match=r"no test\.npz"):
+        run.guesses("test")
+
+
+@pytest.mark.slow
+def test_lora_on_a_clip_tower_trains_and_predicts(world, clip):
+    config = dataclasses.replace(SMALL, encoder=clip, lora_rank=2, gradient_checkpointing=True)
+    run = multiview.train(config, world, "lora", n_folds=3, only_folds=[0])
+    assert np.allclose(multiview.predict("lora", world).state_probs, run.guesses("test").state_probs, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_fold(world):
+    """Through the command line, as `train` starts them."""
+    torch.set_num_threads(1)  # as the processes: the tiny encoder's weights are computed
+    run = multiview.train(SMALL, world, "ddp", n_folds=3, only_folds=[0], devices=2)
+    assert run.finished and len(run.guesses("test")) == len(world.rows("test"))
+
+
+@pytest.mark.slow
+def test_train_fold_by_the_run_alone(world):
+    multiview.train(HEADS, world, "alone", n_folds=3, only_folds=[1], max_hours=1e-9)
+    command = [sys.executable, "-m", "kitlib", "train-fold", "alone", "2", "--data", str(world.folder)]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert crossfit.done(runs.open_run("alone")) == [2]
+
+
+def test_params_tell_everything_and_no_machine(trained):
+    text = (trained.dir / "params.json").read_text()
+    assert json.loads(text)["settings"]["finetune_blocks"] == -1
+    assert str(paths.home()) not in text
+
+
+def test_unit_vectors_are_float32():
+    assert unit_vectors(np.array([[0.0, 0.0]])).dtype == torch.float32
