@@ -210,6 +210,9 @@ def training_curves(history: pd.DataFrame, title: str = "", note: str = "") -> F
             curve = history[column].dropna()
             colour, kind = (PALETTE[1], "held out") if column.startswith(held_out) else (PALETTE[0], "training")
             axes.plot(curve.index, curve, color=colour, label=kind, marker="o" if len(curve) <= 20 else None, ms=4)
+        low, high = axes.get_ylim()
+        if high - low < 0.01 * abs(low):  # a constant: its last digits are no curve
+            axes.set_ylim(low - 0.1 * abs(low), high + 0.1 * abs(low))
         axes.set(title=name.replace("_", " "), xlabel=str(history.index.name or "step"))
         if len(columns) > 1:
             axes.legend()

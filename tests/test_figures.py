@@ -60,6 +60,13 @@ def test_training_curves_share_a_panel_and_skip_missing_values():
     png(figure)
 
 
+def test_the_last_digits_of_a_constant_are_no_curve():
+    figure = figures.training_curves(pd.DataFrame({"mass": [0.81766791, 0.81766796, 0.81766793]}))
+    low, high = figure.axes[0].get_ylim()
+    assert low < 0.75
+    assert high > 0.89
+
+
 def test_fold_scores_name_mean_and_spread():
     figure = figures.fold_scores(pd.DataFrame({"final": [0.4, 0.6]}), note=NOTE)
     assert "0.5 ± 0.14" in texts(figure)
