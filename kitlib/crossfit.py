@@ -50,8 +50,8 @@ def finish(run: Run, places: Places, more: dict[str, object] | None = None) -> c
     if all((folder(run, fold) / "test.npz").is_file() for fold in folds):
         run.save_guesses("test", guesses.average([Guesses.load(folder(run, fold) / "test.npz") for fold in folds]))
     score = competition.score_guesses(oof, places)
-    by_fold = {str(f): competition.score_guesses(part, places).final for f, part in zip(folds, held_out, strict=True)}
+    by_fold = {str(k): competition.score_guesses(g, places).as_dict() for k, g in zip(folds, held_out, strict=True)}
     unanswered = int(np.sum(~oof.answered))
-    run.finish({"oof": score.as_dict(), "final_by_fold": by_fold, "unanswered": unanswered} | (more or {}))
+    run.finish({"oof": score.as_dict(), "folds": by_fold, "unanswered": unanswered} | (more or {}))
     log.info("run %s, folds %s, out of fold: %s", run.name, folds, score)
     return score

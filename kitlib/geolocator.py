@@ -28,6 +28,7 @@ class Teaching:
     temperature_km: float
     view_dropout: float
     mirror: bool
+    vary: float
     weight_decay: float
     warmup: float
     layer_decay: float
@@ -124,7 +125,9 @@ class Geolocator(pl.LightningModule):
             which = torch.randint(features.shape[1], (len(features),), device=features.device)
             return {"features": features[torch.arange(len(features), device=features.device), which][:, None]}
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        return {"views": views.augment(batch["views"], generator, mirrored=0.5 * self.teaching.mirror)}
+        smaller = self.encoder.preprocess.shrink(batch["views"]) if self.encoder else batch["views"]
+        mirrored, light, zoom = 0.5 * self.teaching.mirror, 0.15 * self.teaching.vary, 0.1 * self.teaching.vary
+        return {"views": views.augment(smaller, generator, mirrored, light, zoom)}
 
 
 def encode(batch: Batch, encoder: Encoder | None, mirrored: bool = False) -> torch.Tensor:

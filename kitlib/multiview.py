@@ -55,11 +55,12 @@ class Config:
     dropout: float = 0.5  # share of features, and of hidden units, left out in training
     view_dropout: float = 0.3  # share of views left out in training
     mirror: bool = True  # learn from mirrored places too, and average over both when guessing
+    vary: float = 1.0  # how far light and zoom of pictures vary in fine-tuning; 0: not at all
     soft_labels: str = "place"  # distances behind the state targets: from the place, the matrix of states, or none
     temperature_km: float = 75.0  # km at which a target's weight falls to 1/e, of states and of cells
     places_per_cell: int = 50  # training places in a geocell, on average; a state has at least one cell
     tie: str = "state"  # what the GPS head adds to: the middle of the likely states, of the cells, or none
-    gps_share: float = 0.5  # weight of the GPS head's point among a guess's points; cells share the rest
+    gps_share: float = 0.1  # weight of the GPS head's point among a guess's points; cells share the rest
     points: int = 24  # likeliest cells that become points of a guess
     weight_decay: float = 0.05  # of matrices; biases and norms have none
     warmup: float = 0.1  # share of the steps in which the rates rise; then they fall along a cosine

@@ -29,7 +29,7 @@ SMALL = Config(
     finetune_blocks=-1,
 )
 HEADS = dataclasses.replace(SMALL, finetune_epochs=0)
-TEACHING = Teaching("place", 75.0, 0.3, True, 0.05, 0.1, 0.5)
+TEACHING = Teaching("place", 75.0, 0.3, True, 1.0, 0.05, 0.1, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_a_run_has_guesses_for_every_place_and_a_score(world, trained):
     assert sorted(test.sample_id) == sorted(world.sample_id("test"))
     assert oof.state_idx.tolist() == test.state_idx.tolist() == world.states["state_idx"].tolist()
     assert trained.metrics["oof"] == competition.score_guesses(oof, world).as_dict()
-    assert set(trained.metrics["final_by_fold"]) == {"0", "1", "2"}
+    assert set(trained.metrics["folds"]) == {"0", "1", "2"}
     assert trained.params["settings"]["temperature_km"] == 75.0
 
 
