@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,17 @@ FLOOR = 1e-9  # a probability of 0 would make one wrong certainty infinitely bad
 def blend(members: Sequence[Guesses], weights: ArrayLike) -> Guesses:
     """The members' weighted average: probabilities averaged, points concatenated; KitErrors are `guesses.average`'s."""
     return average(members, np.asarray(weights, float).tolist())
+
+
+def on_common_places(members: Mapping[str, Guesses]) -> dict[str, Guesses]:
+    """The members at the places that all of them guessed, in one order: a run may have trained some folds only.
+
+    Raises KitError where there is no such place.
+    """
+    shared = functools.reduce(np.intersect1d, (member.sample_id for member in members.values()))
+    if not len(shared):
+        raise KitError(f"members {', '.join(members)} have guessed no place in common: train the same folds of each")
+    return {name: member.at(shared) for name, member in members.items()}
 
 
 def fit_weights(members: Sequence[Guesses], places: Places, rows: int = 3000, seed: int = 0) -> np.ndarray:

@@ -129,7 +129,11 @@ class Files:
                 table = pd.read_csv(
                     io.StringIO(text), dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False
                 )
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning) as error:
+        except pd.errors.ParserWarning as warning:
+            raise KitError(
+                f"{path} in {self.root} is not a CSV table: rows have more fields than the header"
+            ) from warning
+        except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
             raise KitError(f"{path} in {self.root} is not a CSV table: {str(error).strip()}") from error
         table.columns = table.columns.str.strip()
         return table.fillna("").apply(lambda column: column.str.strip()), encoding

@@ -92,7 +92,7 @@ class Geolocator(pl.LightningModule):
         else:
             states = losses.hard_targets(batch["state"], len(heads.state_vectors))
         cells = losses.place_targets(place, heads.cell_vectors, batch["cell"], teaching.temperature_km)
-        moved = answer.moved[torch.arange(len(place), device=place.device), batch["cell"]]
+        moved = heads.moved(answer.offsets, batch["cell"][:, None])[:, 0]
         return {
             "state_loss": losses.soft_cross_entropy(answer.states, states),
             "cell_loss": losses.soft_cross_entropy(answer.cells, cells),

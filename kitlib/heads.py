@@ -111,7 +111,7 @@ class Answer(NamedTuple):
 
     states: torch.Tensor  # (B, S) logits
     cells: torch.Tensor  # (B, C) logits
-    moved: torch.Tensor  # (B, C, 3) unit vectors: the cells' centres moved by their offsets
+    offsets: torch.Tensor  # (B, C, 2) how far to move each cell's centre, in its radii, to the east and to the north
     gps: torch.Tensor  # (B, 3) unit vectors
 
 
@@ -181,14 +181,18 @@ class Heads(nn.Module):
         with torch.autocast(fused.device.type, enabled=False):
             fused = fused.float()
             states, cells = self.states(fused), self.cells(fused)
-            radii = self.offsets(fused).unflatten(1, (-1, 2))  # (B, C, 2) to the east and to the north
-            moved = F.normalize(self.cell_vectors + torch.einsum("bca,cad->bcd", radii, self.cell_axes), dim=-1)
             start = self.state_vectors.mean(0).expand(len(fused), 3)
             if self.tie == "state":
                 start = states.softmax(1) @ self.state_vectors
             if self.tie == "cell":
                 start = cells.softmax(1) @ self.cell_vectors
-            return Answer(states, cells, moved, F.normalize(F.normalize(start, dim=1) + self.gps(fused), dim=1))
+            gps = F.normalize(F.normalize(start, dim=1) + self.gps(fused), dim=1)
+            return Answer(states, cells, self.offsets(fused).unflatten(1, (-1, 2)), gps)
+
+    def moved(self, offsets: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (B, K, 3): the centres of cells (B, K), moved by their share of offsets (B, C, 2)."""
+        radii = offsets.gather(1, cell[..., None].expand(-1, -1, 2))
+        return F.normalize(self.cell_vectors[cell] + (radii[..., None] * self.cell_axes[cell]).sum(-2), dim=-1)
 
     @torch.no_grad()
     def guess(self, sample_id: np.ndarray, answers: Sequence[Answer], n_points: int, gps_share: float) -> Guesses:
@@ -204,7 +208,7 @@ class Heads(nn.Module):
         states = (by_head + by_cells) / 2
         cells = cells * (states / by_cells.clamp(min=1e-12))[:, self.cell_state]
         weights, top = cells.topk(min(n_points, cells.shape[1]), dim=1)  # (B, K)
-        moved = torch.stack([a.moved for a in answers]).mean(0).gather(1, top[..., None].expand(-1, -1, 3))
+        moved = self.moved(torch.stack([a.offsets for a in answers]).mean(0), top)
         gps = torch.stack([a.gps for a in answers]).mean(0)[:, None]
         weights = (1 - gps_share) * weights / weights.sum(1, keepdim=True)
         weights = torch.cat([torch.full_like(weights[:, :1], gps_share), weights], 1)

@@ -59,11 +59,9 @@ def run_plan(
         began = time.perf_counter()
         before = _read_state(folder)
         records = {record["name"]: record for record in before.get("steps", [])}
-        keys = _keys(steps)
-        current = (
-            _is_current(records.get(step.name, {}), step, key, folder) for step, key in zip(steps, keys, strict=True)
-        )
-        first = next((index for index, kept in enumerate(current) if not kept or index >= rerun_from), len(steps))
+        made_from = _made_from(steps)
+        why = {step.name: _why_stale(records.get(step.name), step, made_from[step.name], folder) for step in steps}
+        first = next((index for index, name in enumerate(names) if why[name] or index >= rerun_from), len(steps))
         state: dict[str, Any] = {
             "plan": file.stem,
             "description": plan.description,
@@ -75,7 +73,7 @@ def run_plan(
         for title in titles[:first]:
             log.info("%s · unchanged", title)
         for index in range(first, len(steps)):
-            log.info("%s", titles[index])
+            log.info("%s%s", titles[index], f" · {why[names[index]]}" if records and index == first else "")
             runs.write_json(folder / "plan.json", state)  # what this step and the later ones left is no longer sure
             record = _blank_record(steps[index])
             state["steps"].append(record)
@@ -85,7 +83,7 @@ def run_plan(
                 unreached = [_blank_record(later) for later in steps[index + 1 :]]
                 _write_report(folder, {**state, "steps": state["steps"] + unreached})
                 raise
-            record["key"] = keys[index]
+            record["made_from"] = made_from[record["name"]]
             for done, step in zip(state["steps"], steps, strict=False):  # an earlier one's files may have been changed
                 done["files"] = _files(step, done)
             log.info("%s · done in %s", record["name"], record["time"])
@@ -156,19 +154,28 @@ def _blank_record(step: Ready) -> dict[str, Any]:
     }
 
 
-def _keys(steps: list[Ready]) -> list[str]:
-    """For each step a key of all that makes it: kitlib, libraries, its notebook, values and data, and those before."""
-    key, keys = paths.digest(_code_digest(), json.dumps(_versions())), []
-    for step, data in zip(steps, _data_signatures(steps), strict=True):
-        key = paths.digest(key, step.notebook.code, json.dumps([step.values, data], sort_keys=True))
-        keys.append(key)
-    return keys
+def _made_from(steps: list[Ready]) -> dict[str, dict[str, str]]:
+    """For each step digests of all that makes it, besides the steps before it."""
+    everywhere = {"kitlib": _code_digest(), "a library": paths.digest(json.dumps(_versions()))}
+    return {
+        step.name: everywhere
+        | {"the notebook": paths.digest(step.notebook.code)}
+        | {"a parameter": paths.digest(json.dumps(step.values, sort_keys=True))}
+        | {"the data": paths.digest(json.dumps(data))}
+        for step, data in zip(steps, _data_signatures(steps), strict=True)
+    }
 
 
-def _is_current(record: dict[str, Any], step: Ready, key: str, folder: Path) -> bool:
-    """Whether a step's record was made under this key and what it left is as it was."""
-    same = record.get("key") == key and (folder / f"{step.name}.ipynb").is_file()
-    return same and record["files"] == _files(step, record)
+def _why_stale(record: dict[str, Any] | None, step: Ready, made_from: dict[str, str], folder: Path) -> str:
+    """Why a step has to run, or "" when it was made from the same and what it left is as it was."""
+    if record is None or not (folder / f"{step.name}.ipynb").is_file():
+        return "not run yet"
+    changed = [what for what, digest in made_from.items() if record["made_from"].get(what) != digest]
+    if changed:
+        return f"{' and '.join(changed)} changed"
+    now = _files(step, record)
+    changed = [path for path in now | record["files"] if now.get(path) != record["files"].get(path)]
+    return f"changed since: {changed[0]}" if changed else ""
 
 
 def _files(step: Ready, record: dict[str, Any]) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +179,5 @@ def test_the_real_files(real_us, tmp_path):
         competition.validate(eight, template, mapping)
     images = pd.read_csv(template).filter(regex="sample_id|image_")
     pd.read_csv(eight).merge(images, on="sample_id").to_csv(tmp_path / "mended.csv", index=False)
-    start = time.perf_counter()
     assert competition.validate(tmp_path / "mended.csv", template, mapping) == []
-    assert time.perf_counter() - start < 5
     assert competition.diff(eight, tmp_path / "mended.csv").top5_overlap == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,11 +86,14 @@ def test_rows_are_joined_and_never_dropped(places):
         ensemble.fit_weights([members[0], members[1].take(np.arange(N - 1))], places)
 
 
-def test_the_search_is_quick(places):
-    members = [member(places, seed, 1.0) for seed in range(5)]
-    start = time.perf_counter()
-    ensemble.fit_weights(members, places)
-    assert time.perf_counter() - start < 20
+def test_members_of_some_folds_are_compared_on_the_places_they_share(places):
+    whole, part = member(places, 1, 1.5), member(places, 2, 1.5).take(np.arange(0, N, 3))
+    shared = ensemble.on_common_places({"whole": whole, "part": part})
+    assert {len(guesses) for guesses in shared.values()} == {N // 3}
+    assert (shared["whole"].sample_id == shared["part"].sample_id).all()
+    assert ensemble.fit_weights(list(shared.values()), places).sum() == pytest.approx(1)
+    with pytest.raises(KitError, match="members a, b have guessed no place in common"):
+        ensemble.on_common_places({"a": whole.take(np.arange(5)), "b": whole.take(np.arange(5, 9))})
 
 
 def test_temperature_recovers_how_much_too_sure_the_guesses_are(places):

@@ -32,8 +32,7 @@ def features(n: int = 5) -> torch.Tensor:
 def certain(state: int, cell: int, point: tuple[float, float]) -> Answer:
     """An answer that is sure of a state, a cell, and a point of the GPS head."""
     one_hot = [torch.full((1, n), -50.0).index_fill_(1, torch.tensor([i]), 50.0) for i, n in ((state, 3), (cell, 4))]
-    cells = heads.unit_vectors(CLASSES.cell_points)[None]
-    return Answer(one_hot[0], one_hot[1], cells, heads.unit_vectors(np.array([point])))
+    return Answer(one_hot[0], one_hot[1], torch.zeros(1, 4, 2), heads.unit_vectors(np.array([point])))
 
 
 @pytest.mark.parametrize("kind", heads.FUSIONS)
@@ -63,10 +62,9 @@ def test_fusion_refuses_an_unknown_kind():
 @pytest.mark.parametrize("tie", heads.TIES)
 def test_answer_shapes_types_and_unit_vectors(tie):
     answer = make(tie=tie)(features())
-    assert [tuple(part.shape) for part in answer] == [(5, 3), (5, 4), (5, 4, 3), (5, 3)]
+    assert [tuple(part.shape) for part in answer] == [(5, 3), (5, 4), (5, 4, 2), (5, 3)]
     assert all(part.dtype == torch.float32 for part in answer)
     assert torch.allclose(answer.gps.norm(dim=1), torch.ones(5))
-    assert torch.allclose(answer.moved.norm(dim=2), torch.ones(5, 4))
 
 
 def test_one_view_works():
@@ -77,7 +75,7 @@ def test_coordinates_stay_float32_under_bfloat16_autocast():
     model = make()
     with torch.autocast("cpu", torch.bfloat16):
         fused = model(features())
-    assert fused.gps.dtype == fused.moved.dtype == torch.float32
+    assert fused.gps.dtype == fused.offsets.dtype == torch.float32
     with torch.no_grad():  # a head whose answer is known: everything zero but the pull towards one state
         for layer in (model.states, model.gps, model.offsets):
             layer.weight.zero_()
@@ -93,7 +91,9 @@ def test_offsets_are_cell_radii_to_the_east_and_north():
     with torch.no_grad():
         model.offsets.weight.zero_()
         model.offsets.bias.view(4, 2)[:] = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
-    moved = geo.from_unit_vectors(model(features(1)).moved[0].detach().numpy())
+    moved = model.moved(model(features(1)).offsets, torch.arange(4)[None])[0].detach()
+    assert torch.allclose(moved.norm(dim=1), torch.ones(4))
+    moved = geo.from_unit_vectors(moved.numpy())
     km = geo.distance_km(moved, CLASSES.cell_points)
     assert km == pytest.approx([100.0, 50.0, 0.0, 0.0], abs=0.05)
     assert moved[0, 1] > CLASSES.cell_points[0, 1] and moved[1, 0] > CLASSES.cell_points[1, 0]
