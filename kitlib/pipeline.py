@@ -73,7 +73,7 @@ def run_plan(
         for title in titles[:first]:
             log.info("%s · unchanged", title)
         for index in range(first, len(steps)):
-            log.info("%s%s", titles[index], f" · {why[names[index]]}" if records and index == first else "")
+            log.info(" · ".join(filter(None, [titles[index], why[names[index]] if index == first else ""])))
             runs.write_json(folder / "plan.json", state)  # what this step and the later ones left is no longer sure
             record = _blank_record(steps[index])
             state["steps"].append(record)
@@ -155,14 +155,18 @@ def _blank_record(step: Ready) -> dict[str, Any]:
 
 
 def _made_from(steps: list[Ready]) -> dict[str, dict[str, str]]:
-    """For each step digests of all that makes it, besides the steps before it."""
-    everywhere = {"kitlib": _code_digest(), "a library": paths.digest(json.dumps(_versions()))}
+    """For each step digests of all that makes it; what the steps before it wrote is new whenever one of them runs."""
+    kitlib, libraries = _code_digest(), paths.digest(json.dumps(_versions()))
     return {
-        step.name: everywhere
-        | {"the notebook": paths.digest(step.notebook.code)}
-        | {"a parameter": paths.digest(json.dumps(step.values, sort_keys=True))}
-        | {"the data": paths.digest(json.dumps(data))}
-        for step, data in zip(steps, _data_signatures(steps), strict=True)
+        step.name: {
+            "kitlib": kitlib,
+            "a library": libraries,
+            "the order of steps": paths.digest(*(earlier.name for earlier in steps[:index])),
+            "the notebook": paths.digest(step.notebook.code),
+            "a parameter": paths.digest(json.dumps(step.values, sort_keys=True)),
+            "the data": paths.digest(json.dumps(data)),
+        }
+        for index, (step, data) in enumerate(zip(steps, _data_signatures(steps), strict=True))
     }
 
 
@@ -170,7 +174,7 @@ def _why_stale(record: dict[str, Any] | None, step: Ready, made_from: dict[str, 
     """Why a step has to run, or "" when it was made from the same and what it left is as it was."""
     if record is None or not (folder / f"{step.name}.ipynb").is_file():
         return "not run yet"
-    changed = [what for what, digest in made_from.items() if record["made_from"].get(what) != digest]
+    changed = [what for what, digest in made_from.items() if record.get("made_from", {}).get(what) != digest]
     if changed:
         return f"{' and '.join(changed)} changed"
     now = _files(step, record)
