@@ -103,7 +103,8 @@ class Fusion(nn.Module):
         if self.kind == "attention":
             score = self.out(torch.tanh(self.hidden(views)))[..., 0].float()
         share = score.masked_fill(~keep, -torch.inf).softmax(1)
-        return torch.einsum("bv,bvd->bd", share, views)
+        with torch.autocast(views.device.type, enabled=False):  # unscaled features do not bear half precision
+            return torch.einsum("bv,bvd->bd", share.float(), views.float())
 
 
 class Answer(NamedTuple):
@@ -175,9 +176,13 @@ class Heads(nn.Module):
 
     def forward(self, features: torch.Tensor, keep: torch.Tensor | None = None) -> Answer:
         """features (B, V, D); keep (B, V) bool: which views to look at, all when None."""
-        views = (features.float() - self.mean) * self.scale
+        views = features.float()
         keep = torch.ones(views.shape[:2], dtype=torch.bool, device=views.device) if keep is None else keep
-        fused = self.trunk(self.fusion(views, keep))
+        if self.fusion.kind in ("average", "learned"):  # shares that sum to 1: scaling comes later, for fewer numbers
+            fused = (self.fusion(views, keep) - self.mean) * self.scale
+        else:
+            fused = self.fusion((views - self.mean) * self.scale, keep)
+        fused = self.trunk(fused)
         with torch.autocast(fused.device.type, enabled=False):
             fused = fused.float()
             states, cells = self.states(fused), self.cells(fused)
