@@ -134,6 +134,8 @@ def train(
     settings = asdict(config) | {"family": "multiview", "folds_column": folds_column, "n_folds": n_folds}
     settings |= {"data": paths.relative(places.folder)}
     checksums = {"places": places.checksum, "folds": saved_folds.folds_checksum(places)}
+    if overwrite or run_name not in runs.list_runs():
+        encoders.load(config.encoder, config.image_size or None)  # what cannot be had is refused before a run begins
     run = runs.start(run_name, settings, data=checksums, overwrite=overwrite)
     session = Session(run, places)
     for fold in todo:

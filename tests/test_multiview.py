@@ -254,6 +254,12 @@ def test_fine_tuning_changed_the_encoder_and_history_tells(trained):
     assert history["true_state_mass"].between(0.3, 1).all()
 
 
+def test_an_encoder_that_cannot_be_had_is_refused_before_a_run_begins(world):
+    with pytest.raises(KitError, match="encoder 'resnet': allowed are tiny"):
+        multiview.train(dataclasses.replace(HEADS, encoder="resnet"), world, "never", n_folds=3)
+    assert "never" not in runs.list_runs()
+
+
 def test_a_finished_run_is_only_opened_and_another_config_refused(world, trained):
     stamp = (trained.dir / "oof.npz").stat().st_mtime_ns, (crossfit.folder(trained, 0) / "oof.npz").stat().st_mtime_ns
     multiview.train(SMALL, world, "whole", n_folds=3)
