@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
 
-from kitlib import geo, geocells, paths
+from kitlib import geo, geocells, paths, projection
 from kitlib.geo import EARTH_RADIUS_KM
 from kitlib.guesses import Guesses
 from kitlib.paths import KitError
@@ -165,7 +165,8 @@ class Heads(nn.Module):
         self.register_buffer("state_vectors", unit_vectors(classes.state_points))
         self.register_buffer("cell_vectors", unit_vectors(classes.cell_points))
         radius_rad = torch.from_numpy(classes.cell_radius_km / EARTH_RADIUS_KM).float()
-        self.register_buffer("cell_axes", _axes(classes.cell_points) * radius_rad[:, None, None])
+        axes = torch.from_numpy(projection.axes(classes.cell_points)[:, :2]).float()  # east and north
+        self.register_buffer("cell_axes", axes * radius_rad[:, None, None])
         self.register_buffer("cell_state", torch.tensor(classes.cell_state, dtype=torch.long))
 
     def fit_scale(self, features: torch.Tensor) -> None:
@@ -245,10 +246,3 @@ class Heads(nn.Module):
 def unit_vectors(points: np.ndarray) -> torch.Tensor:
     """Points (..., 2) as float32 unit vectors (..., 3)."""
     return torch.from_numpy(geo.unit_vectors(points)).float()
-
-
-def _axes(points: np.ndarray) -> torch.Tensor:
-    """Unit vectors (C, 2, 3) to the east and to the north at points (C, 2)."""
-    lon_rad = np.radians(points[:, 1])
-    east = np.stack([-np.sin(lon_rad), np.cos(lon_rad), np.zeros_like(lon_rad)], axis=-1)
-    return torch.from_numpy(np.stack([east, np.cross(geo.unit_vectors(points), east)], axis=1)).float()
