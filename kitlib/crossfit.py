@@ -7,16 +7,48 @@ scored) and the test places (averaged over the folds).
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from kitlib import competition, guesses
+from kitlib import competition, folds, guesses, pictures
 from kitlib.guesses import Guesses
+from kitlib.paths import KitError
 from kitlib.runs import Run
 from kitlib.tables import Places
 
 log = logging.getLogger(__name__)
+
+
+def chosen(places: Places, column: str, n_folds: int, only: Sequence[int] | None = None) -> list[int]:
+    """The folds to train, all when `only` is None; the saved folds are made where there are none yet.
+
+    Raises KitError for an unknown fold or column.
+    """
+    table = folds.load_or_make(places, pictures.pack(places, "train").hashes, n_folds)
+    if column not in folds.KINDS:
+        raise KitError(f"folds_column {column!r}: allowed are {', '.join(folds.KINDS)}")
+    todo = list(range(n_folds)) if only is None else list(only)
+    if not todo or not set(todo) <= set(range(n_folds)):
+        raise KitError(f"folds {todo}: allowed are {', '.join(map(str, sorted(table[column].unique())))}")
+    return todo
+
+
+def train_in_processes(
+    run: Run, fold: int, data: Path, devices: int, max_hours: float | None, more: Sequence[str] = ()
+) -> None:
+    """`python -m kitlib train-fold` with one process a device, as a kernel that has touched a GPU cannot be forked.
+
+    data: where the data set is; more: further options. Raises KitError when a process fails.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={devices}", "-m", "kitlib"]
+    command += ["train-fold", run.name, str(fold), "--devices", str(devices), "--data", str(data), *more]
+    command += ["--max-hours", str(max_hours)] if max_hours else []
+    if code := subprocess.run(command, check=False).returncode:
+        raise KitError(f"fold {fold} of run {run.name} ended with code {code}: its log above says why")
 
 
 def folder(run: Run, fold: int) -> Path:
@@ -43,15 +75,15 @@ def done(run: Run) -> list[int]:
 
 def finish(run: Run, places: Places, more: dict[str, object] | None = None) -> competition.Score:
     """Join the done folds into oof.npz, test.npz and metrics.json (with `more`), and return the out-of-fold score."""
-    folds = done(run)
-    held_out = [Guesses.load(folder(run, fold) / "oof.npz") for fold in folds]
+    finished = done(run)
+    held_out = [Guesses.load(folder(run, fold) / "oof.npz") for fold in finished]
     oof = guesses.stack(held_out)
     run.save_guesses("oof", oof)
-    if all((folder(run, fold) / "test.npz").is_file() for fold in folds):
-        run.save_guesses("test", guesses.average([Guesses.load(folder(run, fold) / "test.npz") for fold in folds]))
+    if all((folder(run, fold) / "test.npz").is_file() for fold in finished):
+        run.save_guesses("test", guesses.average([Guesses.load(folder(run, fold) / "test.npz") for fold in finished]))
     score = competition.score_guesses(oof, places)
-    by_fold = {str(k): competition.score_guesses(g, places).as_dict() for k, g in zip(folds, held_out, strict=True)}
+    by_fold = {str(k): competition.score_guesses(g, places).as_dict() for k, g in zip(finished, held_out, strict=True)}
     unanswered = int(np.sum(~oof.answered))
     run.finish({"oof": score.as_dict(), "folds": by_fold, "unanswered": unanswered} | (more or {}))
-    log.info("run %s, folds %s, out of fold: %s", run.name, folds, score)
+    log.info("run %s, folds %s, out of fold: %s", run.name, finished, score)
     return score

@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import logging
 import math
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -28,24 +25,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from kitlib import crossfit, embeddings, encoders, fitting, guesses, lora, paths, pictures, runs
+from kitlib import crossfit, encoders, fitting, guesses, lora, paths, runs
 from kitlib import folds as saved_folds
 from kitlib.encoders import Encoder
 from kitlib.fitting import Batches
 from kitlib.geolocator import SOFT_LABELS, Batch, Geolocator, Teaching, encode
 from kitlib.guesses import Guesses
 from kitlib.heads import FUSIONS, TIES, Classes, Heads, unit_vectors
-from kitlib.paths import KitError
+from kitlib.inputs import Inputs
 from kitlib.places import read
 from kitlib.runs import Run
-from kitlib.tables import SPLITS, Places
-from kitlib.views import autocast, best_device, to_tensor
+from kitlib.settings import Settings
+from kitlib.tables import Places
+from kitlib.views import autocast
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """What decides the result; travels with the run in params.json."""
 
     encoder: str = encoders.STREETCLIP  # see encoders.py
@@ -78,31 +76,11 @@ class Config:
     gradient_checkpointing: bool = False  # a tenth of the activations' memory for 23 % more work
     seed: int = 0  # of weights, order, dropout and augmentation
 
-    def __post_init__(self) -> None:
-        choices = {"fusion": FUSIONS, "soft_labels": SOFT_LABELS, "tie": TIES}
-        positive = ["hidden", "temperature_km", "places_per_cell", "points", "heads_epochs", "heads_batch"]
-        positive += ["finetune_batch", "device_batch"]
-        shares = ("dropout", "view_dropout", "gps_share", "warmup", "layer_decay")
-        for name, value in asdict(self).items():
-            kind = type(getattr(Config, name))  # of the default
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise KitError(f"{name}={value!r}: wanted is {kind.__name__}")
-            if name in choices and value not in choices[name]:
-                raise KitError(f"{name}={value!r}: allowed are {', '.join(choices[name])}")
-            if name in positive and not value > 0:
-                raise KitError(f"{name}={value}: allowed is more than 0")
-            if name in shares and not 0 <= value <= 1:
-                raise KitError(f"{name}={value}: allowed is from 0 to 1")
-            if kind is not str and not value >= (-1 if name == "finetune_blocks" else 0):
-                raise KitError(f"{name}={value}: must not be negative")
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
-        """A Config from settings by name. Raises KitError for a name that is none of its."""
-        names = [field.name for field in fields(cls)]
-        if unknown := sorted(set(settings) - set(names)):
-            raise KitError(f"unknown setting {', '.join(unknown)}; allowed are {', '.join(names)}")
-        return cls(**settings)
+    CHOICES: ClassVar = {"fusion": FUSIONS, "soft_labels": SOFT_LABELS, "tie": TIES}
+    POSITIVE: ClassVar = ("hidden", "temperature_km", "places_per_cell", "points", "heads_epochs", "heads_batch",
+                          "finetune_batch", "device_batch")  # fmt: skip
+    SHARES: ClassVar = ("dropout", "view_dropout", "gps_share", "warmup", "layer_decay")
+    MINUS_ONE: ClassVar = ("finetune_blocks",)
 
 
 def train(
@@ -125,12 +103,7 @@ def train(
     for a run of that name that was started otherwise.
     """
     began = time.monotonic()
-    table = saved_folds.load_or_make(places, pictures.pack(places, "train").hashes, n_folds)
-    if folds_column not in ("stratified", "spatial"):
-        raise KitError(f"folds_column {folds_column!r}: allowed are stratified and spatial")
-    todo = list(range(n_folds)) if only_folds is None else list(only_folds)
-    if not todo or not set(todo) <= set(range(n_folds)):
-        raise KitError(f"folds {todo}: allowed are {', '.join(map(str, table[folds_column].unique()))}")
+    todo = crossfit.chosen(places, folds_column, n_folds, only_folds)
     settings = asdict(config) | {"family": "multiview", "folds_column": folds_column, "n_folds": n_folds}
     settings |= {"data": paths.relative(places.folder)}
     checksums = {"places": places.checksum, "folds": saved_folds.folds_checksum(places)}
@@ -145,7 +118,8 @@ def train(
         if devices == 1:
             session.train_fold(fold, 1, left)
         else:
-            _train_fold_in_processes(session, fold, devices, left)
+            _ = session.features  # computed once, here
+            crossfit.train_in_processes(run, fold, places.folder, devices, left)
         if not crossfit.is_done(run, fold):
             log.warning("run %s: %s hours are over in fold %d; the same call goes on", run_name, max_hours, fold)
             return run
@@ -176,32 +150,12 @@ def history(run: Run) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-class Session:
+class Session(Inputs):
     """A run with its data at hand: what its folds share."""
 
     def __init__(self, run: Run, places: Places) -> None:
-        self.run, self.places, self.device = run, places, best_device()
-        self.config = Config(**{field.name: run.settings[field.name] for field in fields(Config)})
-        self.packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
-
-    @cached_property
-    def features(self) -> dict[str, torch.Tensor]:
-        """Cached features (N, M, V, D) float16 of each split, M being plain and mirrored; computed where missing."""
-        encoder, out_dir, both = self.encoder(), self.places.derived / "embeddings", self.config.mirror
-        embedded = {split: embeddings.embed(pack, encoder, out_dir, both) for split, pack in self.packs.items()}
-        sides = {s: [e.features] if e.mirrored is None else [e.features, e.mirrored] for s, e in embedded.items()}
-        return {split: torch.from_numpy(np.stack(arrays, axis=1)) for split, arrays in sides.items()}
-
-    def encoder(self) -> Encoder:
-        """The run's encoder with its published weights."""
-        return encoders.load(self.config.encoder, self.config.image_size or None)
-
-    def look(self, split: str, encoder: Encoder | None, rows: np.ndarray) -> Batch:
-        """What the network sees of the places in `rows`: cached features, or pictures for its encoder."""
-        if encoder is None:
-            return {"features": self.features[split][rows]}
-        pack = self.packs[split]
-        return {"views": to_tensor(pack.decode(rows, None if len(pack.sizes) == 1 else encoder.preprocess.resize))}
+        self.run, self.config = run, Config.of_run(run.settings)
+        super().__init__(places, self.config.encoder, self.config.image_size, self.config.mirror)
 
     def train_fold(self, fold: int, devices: int = 1, max_hours: float | None = None) -> None:
         """Both phases of one fold, then its guesses; returns early when the hours are over."""
@@ -290,13 +244,3 @@ def _labels(places: Places, classes: Classes) -> Batch:
     state, cell = classes.labels(places.points("train"), places.rows("train")["state_idx"].to_numpy())
     place = unit_vectors(places.points("train"))
     return {"state": torch.from_numpy(state), "cell": torch.from_numpy(cell), "place": place}
-
-
-def _train_fold_in_processes(session: Session, fold: int, devices: int, max_hours: float | None) -> None:
-    """One process a device: a kernel that has touched a GPU cannot start them itself."""
-    _ = session.features  # computed once, here
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={devices}", "-m", "kitlib"]
-    command += ["train-fold", session.run.name, str(fold), "--devices", str(devices)]
-    command += ["--data", str(session.places.folder)] + (["--max-hours", str(max_hours)] if max_hours else [])
-    if code := subprocess.run(command, check=False).returncode:
-        raise KitError(f"fold {fold} of run {session.run.name} ended with code {code}: its log above says why")

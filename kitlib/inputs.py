@@ -1,0 +1,44 @@
+"""What a network sees of a data set's places: the frozen encoder's cached features, or the pictures themselves."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from kitlib import embeddings, encoders, pictures
+from kitlib.encoders import Encoder
+from kitlib.tables import SPLITS, Places
+from kitlib.views import best_device, to_tensor
+
+
+class Inputs:
+    """The packed pictures of both splits, and their features once they are asked for.
+
+    encoder, image_size: as for `encoders.load`, 0 px being the encoder's own. mirror: also features of mirrored places.
+    """
+
+    def __init__(self, places: Places, encoder: str, image_size: int = 0, mirror: bool = False) -> None:
+        self.places, self.device = places, best_device()
+        self._encoder, self._mirror = (encoder, image_size or None), mirror
+        self.packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
+
+    def encoder(self) -> Encoder:
+        """The encoder with its published weights."""
+        return encoders.load(*self._encoder)
+
+    @cached_property
+    def features(self) -> dict[str, torch.Tensor]:
+        """Cached features (N, M, V, D) float16 of each split, M being plain and mirrored; computed where missing."""
+        encoder, out_dir = self.encoder(), self.places.derived / "embeddings"
+        embedded = {split: embeddings.embed(pack, encoder, out_dir, self._mirror) for split, pack in self.packs.items()}
+        sides = {s: [e.features] if e.mirrored is None else [e.features, e.mirrored] for s, e in embedded.items()}
+        return {split: torch.from_numpy(np.stack(arrays, axis=1)) for split, arrays in sides.items()}
+
+    def look(self, split: str, encoder: Encoder | None, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """`features` (B, M, V, D) of the places in `rows`, or with an encoder `views` (B, V, 3, H, W) uint8 for it."""
+        if encoder is None:
+            return {"features": self.features[split][rows]}
+        pack = self.packs[split]
+        return {"views": to_tensor(pack.decode(rows, None if len(pack.sizes) == 1 else encoder.preprocess.resize))}

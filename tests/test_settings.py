@@ -1,0 +1,51 @@
+"""Settings of a family: typed by their defaults, within what is allowed, complete by name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import pytest
+
+from kitlib.paths import KitError
+from kitlib.settings import Settings
+
+
+@dataclass(frozen=True)
+class Example(Settings):
+    colour: str = "red"
+    size: int = 3
+    share: float = 0.5
+    blocks: int = -1
+    on: bool = True
+
+    CHOICES: ClassVar = {"colour": ("red", "blue")}
+    POSITIVE: ClassVar = ("size",)
+    SHARES: ClassVar = ("share",)
+    MINUS_ONE: ClassVar = ("blocks",)
+
+
+def test_settings_travel_by_name():
+    example = Example(size=5, share=1)
+    assert Example.from_dict(asdict(example)) == example
+    assert Example.of_run(asdict(example) | {"family": "example"}) == example
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"colour": "green"}, "colour='green': allowed are red, blue"),
+        ({"size": 0}, "size=0: allowed is more than 0"),
+        ({"size": 1.5}, "size=1.5: wanted is int"),
+        ({"size": True}, "size=True: wanted is int"),
+        ({"share": 1.1}, "share=1.1: allowed is from 0 to 1"),
+        ({"share": float("nan")}, "share=nan: allowed is from 0 to 1"),
+        ({"blocks": -2}, "blocks=-2: must not be negative"),
+        ({"on": 1}, "on=1: wanted is bool"),
+        ({"colour": None}, "colour=None: wanted is str"),
+        ({"weight": 1}, "unknown setting weight; allowed are colour, size, share, blocks, on"),
+    ],
+)
+def test_what_is_wrong_is_told(wrong, told):
+    with pytest.raises(KitError, match=told):
+        Example.from_dict(wrong)
