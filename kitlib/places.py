@@ -1,6 +1,7 @@
 """Every source of labelled places, read into one checked table (`tables.Places`).
 
     places.read("us")                                          # a name under data/raw, a folder or a .zip of any kind
+    places.read("mine", train_csv="a.csv", train_images="a")   # a region table whose files have other names
     places.read_hugging_face("owner/name", "train", "mine")    # streamed once to data/raw/mine
 
 The vocabulary of states comes from the data, never from here.
@@ -8,6 +9,7 @@ The vocabulary of states comes from the data, never from here.
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,25 +27,42 @@ PREDICTED = [f"predicted_state_idx_{rank}" for rank in range(1, 6)] + ["predicte
 REGION_COLUMNS = ("state", "region", "country", "Region_ID")  # the order in which a label column is looked for
 
 
-def read(data: str | Path, region_column: str | None = None) -> Places:
+def read(
+    data: str | Path,
+    region_column: str | None = None,
+    *,
+    train_csv: str | None = None,
+    test_csv: str | None = None,
+    train_images: str | None = None,
+    test_images: str | None = None,
+) -> Places:
     """Read a data set, given its folder, its .zip or its name under data/raw, whichever of the kinds it is.
 
     A folder with train_ground_truth.csv is a competition, one with metadata.csv is described there, and one with
-    a CSV of filename, latitude, longitude is a region table. `region_column` names the label column of the latter two.
+    a CSV of filename, latitude, longitude is a region table. `region_column` names the label column of the latter two;
+    the other options are for a region table whose files have names of their own (see `read_region_table`).
+    Raises KitError for an unknown kind, and for an option that the kind does not have.
     """
+    options = {"train_csv": train_csv, "test_csv": test_csv, "train_images": train_images, "test_images": test_images}
+    named = {option: path for option, path in options.items() if path}
     root = paths.find_data(str(data))
     tables = [name for name in Files(root).names() if name.lower().endswith(".csv")]
+    known = [name for name in ("train_ground_truth.csv", "metadata.csv") if name in tables]
+    if known and named:
+        told = f"{', '.join(named)}: only a region table has files to be named"
+        raise KitError(f"{told}; {root} has {known[0]}, where everything is told")
     if "train_ground_truth.csv" in tables:
         if region_column:
             raise KitError(f"region_column={region_column!r}: the competition folder {root} has its states in `state`")
         return read_competition(root)
     if "metadata.csv" in tables:
         return read_metadata(root, region_column)
-    if any(name.startswith("labels_") for name in tables):
-        return read_region_table(root, region_column=region_column)
+    if named or any(name.startswith("labels_") for name in tables):
+        return read_region_table(root, region_column=region_column, **named)
     raise KitError(
         f"{root} is no known data set: needed is train_ground_truth.csv (a competition), metadata.csv, or labels_*.csv "
-        f"(a region table); CSV files found: {shorten(tables)}"
+        f"(a region table, whose tables may also be named by train_csv and test_csv); CSV files found: "
+        f"{shorten(tables)}"
     )
 
 
@@ -79,28 +98,52 @@ def read_region_table(
     train_csv: str | None = None,
     test_csv: str | None = None,
     region_column: str | None = None,
+    train_images: str | None = None,
+    test_images: str | None = None,
 ) -> Places:
-    """Read CSVs of filename, latitude, longitude and Region_ID, one picture a place.
+    """Read CSVs of filename, latitude, longitude and Region_ID (a name or a number), one picture a place.
 
-    The CSVs are labels_train.csv and labels_val.csv or labels_test.csv unless named; the rows of the second become the
-    split "test" with their truth known. The pictures of labels_<x>.csv are in images_<x>/, possibly once more inside
-    a folder of the same name. A place's sample_id is its file name.
+    All paths are relative to the data folder. The CSVs are labels_train.csv and labels_val.csv or labels_test.csv
+    unless named; the rows of the second become the split "test" with their truth known. The pictures of labels_<x>.csv
+    are in images_<x>/ unless named, possibly once more inside a folder of the same name. A place's sample_id is its
+    file name, which both splits may use, as long as the pictures are in different folders.
     """
     files = Files(Path(folder_or_zip))
     findings: list[dict] = []
     region_column = region_column or "Region_ID"
     there = files.names()
-    train_csv = train_csv or "labels_train.csv"
-    test_csv = test_csv or next((name for name in ("labels_val.csv", "labels_test.csv") if name in there), None)
-    where = {"train": train_csv} | ({"test": test_csv} if test_csv else {})
+    usual = next((name for name in ("labels_val.csv", "labels_test.csv") if name in there), None)
+    where = {"train": _inside(train_csv) or "labels_train.csv"}
+    if test_csv or usual:
+        where["test"] = _inside(test_csv) or str(usual)
+    elif test_images:
+        raise KitError(f"test_images={test_images!r} has no table: name test_csv too; found: {shorten(there)}")
+    if where["train"] == where.get("test"):
+        raise KitError(f"train_csv and test_csv are both {where['train']!r}: the test places would be learned by heart")
     needed = ["filename", "latitude", "longitude", region_column]
     tables = [_csv(files, path, needed, findings)[needed].assign(split=split) for split, path in where.items()]
     table = pd.concat(tables).rename(columns={"filename": "image_only", region_column: "state"})
-    folders = {}
-    for split, path in where.items():
-        word = Path(path).stem.rpartition("_")[2]
-        folders[split] = [f"images_{word}/images_{word}", f"images_{word}", word, "images", ""]
+    images = {"train": _inside(train_images), "test": _inside(test_images)}
+    folders = {split: _picture_folders(path, images[split]) for split, path in where.items()}
     return _labelled(files, table.assign(sample_id=table["image_only"]), findings, where, folders)
+
+
+def _inside(path: str | None) -> str | None:
+    """A path below the data folder in its plain form ("" is the folder itself); None where none is named."""
+    if not path:
+        return None
+    plain = posixpath.normpath(str(path).replace("\\", "/"))
+    if plain.startswith(("/", "..")) or ":" in plain:
+        raise KitError(f"{path!r} is not inside the data folder: tables and picture folders are named relative to it")
+    return "" if plain == "." else plain
+
+
+def _picture_folders(table: str, named: str | None) -> list[str]:
+    """Where the pictures of a region table may be."""
+    if named is not None:
+        return [named, posixpath.join(named, posixpath.basename(named))]
+    word = Path(table).stem.rpartition("_")[2]
+    return [f"images_{word}/images_{word}", f"images_{word}", word, "images", ""]
 
 
 def read_metadata(folder_or_zip: str | Path, region_column: str | None = None) -> Places:
@@ -126,7 +169,7 @@ def read_metadata(folder_or_zip: str | Path, region_column: str | None = None) -
         table, images = table.rename(columns={single[0]: "image_only"}), ["image_only"]
     filled = [column for column in REGION_COLUMNS if column in table and (table[column] != "").all()]
     labels = [column for column in table if column not in {"sample_id", "split", "latitude", "longitude", *images}]
-    if region_column is None and filled:
+    if not region_column and filled:
         region_column = filled[0]
     if region_column not in labels:
         told = f"no label column {region_column!r}" if region_column else "no label column is filled in every row"
@@ -161,13 +204,19 @@ def read_hugging_face(
 def _labelled(
     files: Files, table: pd.DataFrame, findings: list[dict], where: dict[str, str], folders: dict[str, list[str]]
 ) -> Places:
-    """Finish a source whose states are just names: numbered alphabetically; training rows without one are left out."""
+    """Finish a source whose states are just names, or just numbers.
+
+    They are numbered in the order of the alphabet, or of the numbers; training rows without one are left out.
+    """
     unlabelled = (table["state"] == "") & (table["split"] == "train")
     if unlabelled.any():
         ids = table.loc[unlabelled, "sample_id"]
         findings.append(finding("place without a label", where["train"], ids, "left out of training"))
-    table = table[~unlabelled]
-    names = sorted(set(table["state"]) - {""})
+    table = table[~unlabelled].copy()
+    whole = table["state"].str.fullmatch(r"-?\d+(\.0*)?") | (table["state"] == "")
+    if whole.all():
+        table["state"] = table["state"].str.partition(".")[0]  # pandas writes a column with gaps as 1.0, else as 1
+    names = sorted(set(table["state"]) - {""}, key=lambda name: (int(name) if whole.all() else 0, name))
     states = pd.DataFrame({"state_idx": np.arange(len(names)), "state": names})
     table["state_idx"] = table["state"].map(dict(zip(names, range(len(names)), strict=True)))
     return checked(files, table, states, findings, where, folders)

@@ -168,9 +168,21 @@ def checked(
             )
         table.loc[rows.index, images] = found.to_numpy().reshape(len(rows), -1)
 
+    test = table["split"] == "test"
+    shared = set(table.loc[test, images].to_numpy().ravel()) & set(table.loc[~test, images].to_numpy().ravel()) - {""}
+    if shared:
+        in_both = table.loc[test, images].isin(shared).any(axis=1)
+        refuse(in_both, table[test], f"{where['train']}: a picture that is in the test split too", images)
+
     numbers = table["sample_id"].str.fullmatch(r"0|[1-9]\d{0,17}").all()  # "007" stays text, so that it can be joined
     table["sample_id"] = table["sample_id"].astype(np.int64 if numbers else str)
-    findings += _state_findings(table[table["split"] == "train"], states, where["train"])
+    findings += _state_findings(table[~test], states, where["train"])
+    unlearned = test & (table["state"] != "") & ~table["state_idx"].isin(table.loc[~test, "state_idx"])
+    if unlearned.any():
+        told = "kept and scored: nothing is learned of their states"
+        findings.append(
+            finding("test place of a state without training places", where["test"], table["sample_id"][unlearned], told)
+        )
     columns = ["split", "sample_id", *images, "state", "state_idx", "latitude", "longitude"]
     return Places(paths.data_name(files.root), files.root, table[columns], states, None, findings)
 

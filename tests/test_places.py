@@ -214,7 +214,7 @@ def region_table(root: Path) -> Path:
         images.mkdir(parents=True)
         lines = ["filename,latitude,longitude,Region_ID"]
         for i in range(n):
-            (images / f"img_{i}.jpg").write_bytes(b"jpeg")
+            (images / f"img_{i}.jpg").write_bytes(f"{word} {i}".encode())
             lines.append(f"img_{i}.jpg,{10 + 0.01 * i},20,{['lima', 'bern'][i % 2]}")
         (root / f"labels_{word}.csv").write_text("\n".join(lines) + "\n")
     return root
@@ -247,14 +247,102 @@ def test_coordinates_of_a_test_split_are_known_or_hidden_but_not_broken(tmp_path
     assert np.isnan(places.read(folder).points("test")).all()
 
 
+def test_region_table_splits_that_reuse_file_names_are_not_mixed(tmp_path, home):
+    folder = region_table(tmp_path)
+    read = places.read(folder)
+    for split, word in (("train", "train"), ("test", "val")):
+        rows = read.rows(split)
+        contents = [Files(read.folder).read(image).decode() for image in rows["image_only"]]
+        assert contents == [f"{word} {i}" for i in range(len(rows))]
+    told = (
+        r"labels_train.csv: a picture that is in the test split too: sample_id img_0.jpg \(images_train/images_train/"
+    )
+    with pytest.raises(KitError, match=told):
+        places.read(folder, test_images="images_train")
+
+
 def test_region_table_named_by_the_user(tmp_path, home):
     folder = region_table(tmp_path)
-    (folder / "labels_train.csv").rename(folder / "mine.csv")
-    (folder / "images_train/images_train").rename(folder / "images")
+    (folder / "tables").mkdir()
+    (folder / "labels_train.csv").rename(folder / "tables/mine.csv")
+    (folder / "images_train/images_train").rename(folder / "photos")
+    (folder / "images_val/images_val").rename(folder / "images_val/held out")
+    (folder / "images_val").rename(folder / "held out")
     with pytest.raises(KitError, match=r"labels_train.csv is missing"):
         places.read(folder)
-    read = places.read_region_table(folder, "mine.csv", "labels_val.csv")
-    assert read.rows("train")["image_only"][0] == "images/img_0.jpg" and len(read.rows("test")) == 2
+    (folder / "labels_val.csv").rename(folder / "other.csv")
+    with pytest.raises(KitError, match=r"no known data set: .*may also be named by train_csv and test_csv"):
+        places.read(folder)
+    named = {"train_csv": "tables/mine.csv", "train_images": "./photos/"}
+    alone = places.read(folder, **named)
+    assert alone.rows("train")["image_only"].tolist() == [f"photos/img_{i}.jpg" for i in range(4)]
+    assert alone.rows("test").empty
+    read = places.read(folder, **named, test_csv="other.csv", test_images="held out")
+    assert read.rows("test")["image_only"].tolist() == [
+        "held out/held out/img_0.jpg",
+        "held out/held out/img_1.jpg",
+    ]
+    read = places.read(folder, **named, test_csv="other.csv", test_images="held out/held out")
+    assert len(read.rows("test")) == 2 and read.integrity == []
+    for i in range(4):
+        (folder / f"photos/img_{i}.jpg").rename(folder / f"img_{i}.jpg")
+    top = places.read(folder, train_csv="tables/mine.csv", train_images=".")
+    assert top.rows("train")["image_only"][3] == "img_3.jpg"
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ({"train_csv": "labels_val.csv"}, "train_csv and test_csv are both 'labels_val.csv'"),
+        ({"train_csv": "gone.csv"}, "gone.csv is missing in .*found there: labels_train.csv, labels_val.csv"),
+        ({"train_images": "gone"}, "none of the 4 pictures of labels_train.csv is in gone/ or gone/gone/ in"),
+        ({"train_images": "/tmp"}, "'/tmp' is not inside the data folder"),
+        ({"test_csv": "../labels_val.csv"}, "'../labels_val.csv' is not inside the data folder"),
+    ],
+)
+def test_region_table_named_wrongly_is_refused(tmp_path, home, named, told):
+    with pytest.raises(KitError, match=told):
+        places.read(region_table(tmp_path), **named)
+
+
+def test_files_are_named_for_region_tables_alone(tmp_path, home):
+    folder = region_table(tmp_path / "regions")
+    (folder / "labels_val.csv").unlink()
+    with pytest.raises(KitError, match="test_images='images_val' has no table: name test_csv too"):
+        places.read(folder, test_images="images_val")
+    with pytest.raises(KitError, match=r"train_csv, test_images: only a region table .*has train_ground_truth.csv"):
+        places.read(competition(tmp_path / "a"), train_csv="a.csv", test_images="b")
+    described = metadata(tmp_path / "described", state=["a"] * 4)
+    with pytest.raises(KitError, match=r"train_images: only a region table has files to be named; .*has metadata.csv"):
+        places.read(described, train_images="images")
+    assert len(places.read(described, train_csv=None, train_images="").rows("train")) == 4  # "" names nothing
+
+
+def test_numeric_regions_sort_as_numbers_whatever_pandas_made_of_them(tmp_path, home):
+    folder = region_table(tmp_path)
+    edit(folder, lambda table: table.assign(Region_ID=["10.0", "2.0", "", "1.0"]), "labels_train.csv")
+    edit(folder, lambda table: table.assign(Region_ID=["2", "1"]), "labels_val.csv")
+    read = places.read(folder)
+    assert read.states.to_dict("list") == {"state_idx": [0, 1, 2], "state": ["1", "2", "10"]}
+    assert read.state_position("train").tolist() == [2, 1, 0] and read.state_position("test").tolist() == [1, 0]
+    assert [entry["check"] for entry in read.integrity] == ["place without a label"]
+    edit(folder, put(0, "Region_ID", "old town"), "labels_train.csv")  # one name makes them all names
+    assert places.read(folder).states["state"].tolist() == ["1", "1.0", "2", "2.0", "old town"]
+
+
+def test_regions_that_only_the_test_table_has_are_told(tmp_path, home):
+    folder = region_table(tmp_path)
+    edit(folder, put(1, "Region_ID", "oslo"), "labels_val.csv")
+    read = places.read(folder)
+    assert read.states["state"].tolist() == ["bern", "lima", "oslo"] and read.state_position("test").tolist() == [1, 2]
+    assert found(read, "state without training places")["examples"] == ["oslo"]
+    assert found(read, "test place of a state without training places") == {
+        "check": "test place of a state without training places",
+        "where": "labels_val.csv",
+        "count": 1,
+        "examples": ["img_1.jpg"],
+        "action": "kept and scored: nothing is learned of their states",
+    }
 
 
 def metadata(root: Path, **columns: list[str]) -> Path:
