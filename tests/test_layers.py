@@ -18,7 +18,7 @@ LAYERS = [
     ("1b numbers", "inspection pictures baselines ensemble geocells crossfit scalers regions"),
     ("1c pictures and figures", "figures atlas maps results stamps strip scenery sample"),
     ("2a torch", "views losses batches checkpoints"),
-    ("2b networks", "tiny backbones encoders embeddings keeper fitting heads lora geolocator neighbours"),
+    ("2b networks", "tiny backbones encoders embeddings keeper fitting heads lora geolocator location neighbours"),
     ("3 families", "frozen multiview"),
     ("4a one notebook", "notebooks plans kernels report"),
     ("4b plans", "pipeline"),

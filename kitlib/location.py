@@ -1,0 +1,226 @@
+"""A place as an embedding: GeoCLIP's location encoder (Vivanco Cepeda et al. 2023, arXiv:2309.16020) and its weights.
+
+Degrees -> equal earth projection -> random Fourier features at several scales -> one MLP a scale -> their sum. Trained
+so that a place's embedding lies close to those of the pictures taken there, it is the GPS side of a retrieval gallery.
+
+    encoder = load_geoclip("location_encoder_weights.pth")
+    gallery = embed_points(encoder, points)  # (N, 512), rows of length 1: cosine similarity is a dot product
+
+The published weights are in the wheel of the `geoclip` package, under geoclip/model/weights. At the finest scale a
+phase reaches thousands of radians, so a rounding of the projection's last bit moves an embedding by some 1e-5: order
+and form of the arithmetic below are those that the weights were trained with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from safetensors.torch import load_file
+from torch import nn
+
+from kitlib import geo
+from kitlib.paths import KitError
+
+EQUAL_EARTH = (1.340264, -0.081106, 0.000893, 0.003796)  # the polynomial's coefficients, of theta^1, 3, 7 and 9
+SCALE = 66.50336  # / 180: x runs from -1 to 1 along the equator, y from -0.487 to 0.487 from pole to pole
+
+
+def equal_earth(points: torch.Tensor) -> torch.Tensor:
+    """Points (..., 2) [lat, lon] in degrees as [x, y] (..., 2) on the equal earth map, in the points' own precision.
+
+    The two sides of the date line are opposite edges of the map. Source: Šavrič et al. 2018,
+    doi:10.1080/13658816.2018.1504949, scaled as in GeoCLIP.
+
+    >>> equal_earth(torch.tensor([0.0, 180.0])).round(decimals=4).tolist()
+    [1.0, 0.0]
+    """
+    a1, a2, a3, a4 = EQUAL_EARTH
+    lat_rad, lon_rad = torch.deg2rad(points).unbind(-1)
+    theta = torch.asin(math.sqrt(3) / 2 * torch.sin(lat_rad))
+    x = 2 * math.sqrt(3) * lon_rad * torch.cos(theta)
+    x = x / (3 * (9 * a4 * theta**8 + 7 * a3 * theta**6 + 3 * a2 * theta**2 + a1))
+    y = a4 * theta**9 + a3 * theta**7 + a2 * theta**3 + a1 * theta
+    return torch.stack([x, y], dim=-1) * SCALE / 180
+
+
+class FourierFeatures(nn.Module):
+    """Random Fourier features (Tancik et al. 2020, arXiv:2006.10739) of points on a plane, at one scale.
+
+    The frequencies are drawn once, with standard deviation `sigma`, and do not learn. Phases come from two products
+    and a sum, not from a matrix product, which TF32 or autocast would round to three digits.
+    """
+
+    b: torch.Tensor  # (n_frequencies, 2) waves in a unit of the map; b as in the published weights
+
+    def __init__(self, sigma: float, n_frequencies: int) -> None:
+        super().__init__()
+        self.register_buffer("b", torch.randn(n_frequencies, 2) * sigma)
+
+    def forward(self, plane: torch.Tensor) -> torch.Tensor:
+        """Plane (..., 2) to cosines and sines (..., 2 * n_frequencies)."""
+        x, y = (2 * math.pi * plane).split(1, dim=-1)
+        phase_rad = torch.addcmul(x * self.b[:, 0], y, self.b[:, 1])
+        return torch.cat([phase_rad.cos(), phase_rad.sin()], dim=-1)
+
+
+class LocationEncoder(nn.Module):
+    """Points (..., 2) [lat, lon] in degrees to embeddings (..., dim), not normalised.
+
+    sigmas: the scales; a wave of standard deviation 1, 16, 256 is some 20,000, 1,250, 80 km long at the equator.
+    n_frequencies: random waves a scale. hidden: width of the MLPs. The projection and the waves are always computed in
+    float32. The defaults are GeoCLIP's, and what `load_geoclip` needs.
+    """
+
+    def __init__(
+        self, dim: int = 512, sigmas: Sequence[float] = (1, 16, 256), n_frequencies: int = 256, hidden: int = 1024
+    ) -> None:
+        super().__init__()
+        if not sigmas or min(*sigmas, dim, n_frequencies, hidden) <= 0:
+            raise KitError(
+                f"location encoder of dim {dim}, sigmas {tuple(sigmas)}, {n_frequencies} frequencies, hidden {hidden}: "
+                "allowed are numbers above 0, and at least one sigma"
+            )
+        self.dim = dim
+        self.scales = nn.ModuleList(
+            nn.Sequential(
+                FourierFeatures(sigma, n_frequencies),
+                nn.Linear(2 * n_frequencies, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, dim),
+            )
+            for sigma in sigmas
+        )
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        """Embed points (..., 2), float32 or float64, as float32 (..., dim)."""
+        if points.shape[-1:] != (2,):
+            raise KitError(f"location encoder: points have shape {tuple(points.shape)}, wanted is (..., 2), [lat, lon]")
+        plane = equal_earth(points.float())
+        return torch.stack([scale(plane).float() for scale in self.scales]).sum(0)
+
+
+class ImageProjection(nn.Sequential):
+    """GeoCLIP's image side: features (..., 768) of CLIP ViT-L/14, projected, not normalised, to (..., 512)."""
+
+    def __init__(self, n_features: int = 768, dim: int = 512) -> None:
+        super().__init__(nn.Linear(n_features, n_features), nn.ReLU(), nn.Linear(n_features, dim))
+
+
+def embed_points(
+    encoder: LocationEncoder, points: ArrayLike, batch: int = 8192, device: torch.device | str | None = None
+) -> np.ndarray:
+    """Embeddings float32 (N, dim) with rows of length 1 of points (N, 2), `batch` at once, in float32.
+
+    device: where to compute; the encoder moves there and stays (default: where it is). Raises KitError for points that
+    are not on Earth.
+    """
+    points = geo.check_points(points, "points to embed")
+    if points.ndim != 2 or batch < 1:
+        raise KitError(f"points of shape {points.shape} in batches of {batch}: wanted are (N, 2) and at least 1")
+    encoder = encoder.to(device) if device is not None else encoder
+    there = next(encoder.parameters()).device
+    embeddings = np.empty((len(points), encoder.dim), np.float32)
+    with torch.inference_mode(), torch.autocast(there.type, enabled=False):
+        for start in range(0, len(points), batch):
+            some = torch.from_numpy(points[start : start + batch]).float().to(there)
+            embeddings[start : start + batch] = F.normalize(encoder(some), dim=-1).cpu().numpy()
+    return embeddings
+
+
+def load_geoclip(path_to_weights: str | Path) -> LocationEncoder:
+    """GeoCLIP's location encoder with its published weights, on the CPU, in eval mode.
+
+    path_to_weights: location_encoder_weights.pth of the `geoclip` package, or a .safetensors file with the same names,
+    alone or as `location_encoder.*`. Raises KitError if a weight is missing, unknown, of another shape, not finite.
+    """
+    state = _read(path_to_weights, "location_encoder.")
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: a loader leaves the seed alone
+        encoder = LocationEncoder()
+    _fill(encoder, state, f"{path_to_weights} does not fit GeoCLIP's location encoder", _published_name)
+    return encoder.eval()
+
+
+def load_image_projection(path_to_weights: str | Path) -> ImageProjection:
+    """GeoCLIP's image projection with its published weights, on the CPU, in eval mode.
+
+    path_to_weights: image_encoder_mlp_weights.pth of the `geoclip` package, or a .safetensors file with the same names
+    (0.* and 2.*), alone or as `image_encoder.mlp.*`. Raises KitError as `load_geoclip` does.
+    """
+    state = _read(path_to_weights, "image_encoder.mlp.")
+    with torch.random.fork_rng(devices=[]):
+        projection = ImageProjection()
+    _fill(projection, state, f"{path_to_weights} does not fit GeoCLIP's image projection")
+    return projection.eval()
+
+
+def load_logit_scale(path_to_weights: str | Path) -> float:
+    """What GeoCLIP multiplies cosine similarities by before the softmax: e to the published number, 39.7.
+
+    path_to_weights: logit_scale_weights.pth of the `geoclip` package, or a .safetensors file with `logit_scale`.
+    """
+    stored = _read(path_to_weights, "").get("logit_scale")
+    if stored is None or stored.numel() != 1 or not bool(torch.isfinite(stored.double().exp())):
+        raise KitError(f"{path_to_weights}: no logit scale there; wanted is one finite number, alone or as logit_scale")
+    return math.exp(stored.item())
+
+
+def _published_name(name: str) -> str:
+    """What the package calls a weight of the location encoder; it keeps the last layer of each MLP apart as its head.
+
+    >>> _published_name("scales.2.0.b"), _published_name("scales.0.7.bias")
+    ('LocEnc2.capsule.0.b', 'LocEnc0.head.0.bias')
+    """
+    _, scale, layer, kind = name.split(".")
+    return f"LocEnc{scale}.head.0.{kind}" if layer == "7" else f"LocEnc{scale}.capsule.{layer}.{kind}"
+
+
+def _read(path: str | Path, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of a .pth or .safetensors file by name; of those that begin with `prefix`, if any do, only they."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise KitError(f"no weights at {path}; wanted is a .pth or .safetensors file of GeoCLIP's")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file fails in any of a dozen ways
+        told = f"{path} cannot be read as weights ({type(error).__name__}); wanted is a whole .pth or .safetensors file"
+        raise KitError(told) from error
+    if isinstance(content, torch.Tensor):
+        return {"logit_scale": content}
+    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+        raise KitError(f"{path} holds a {type(content).__name__}; wanted are tensors by name")
+    state = {str(name): tensor for name, tensor in content.items()}
+    inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return inner or state
+
+
+def _fill(
+    net: nn.Module, state: dict[str, torch.Tensor], misfit: str, published_name: Callable[[str], str] = str
+) -> None:
+    """Give `net` the weights of `state`, by their published names, none missing and none left over.
+
+    Errors begin with `misfit`.
+    """
+    wanted = {published_name(name): tensor for name, tensor in net.state_dict().items()}
+    shared = wanted.keys() & state.keys()
+    faults = {
+        "missing": wanted.keys() - shared,
+        "unknown": state.keys() - shared,
+        "of another shape": {name for name in shared if state[name].shape != wanted[name].shape},
+        "not finite": {name for name in shared if not bool(torch.isfinite(state[name]).all())},
+    }
+    if told := ", ".join(f"{len(names)} {what} ({min(names)})" for what, names in faults.items() if names):
+        raise KitError(f"{misfit} of {len(wanted)} weights: {told}")
+    net.load_state_dict({name: state[published_name(name)] for name in net.state_dict()})
