@@ -1,4 +1,4 @@
-"""The blank map: the United States with Alaska and Hawaii in insets, elsewhere a plain grid of longitude and latitude.
+"""The blank map: the United States with Alaska and Hawaii in insets, elsewhere land and a grid of degrees.
 
 Points are [lat, lon] in degrees. A map holds every point it is given: its frame is made from them and from the
 states they lie in, and an inset is there when a point lies in it.
@@ -23,6 +23,7 @@ from kitlib.figures import GREY, LAND, Figure, finish, new
 from kitlib.geo import EARTH_RADIUS_KM
 
 WHOLE_KM = 1500.0  # a map wider than this shows all contiguous states, a smaller one those with places
+COAST_DEG = 3.0  # a map of the world narrower than this is all land: its coarse coasts would be wrong there
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,26 @@ def united_states(points: np.ndarray) -> np.ndarray:
     return np.where(piece == 1, ALASKA(points), np.where(piece == 2, HAWAII(points), CONTIGUOUS(points)))
 
 
-def world(points: np.ndarray) -> np.ndarray:
-    """[lat, lon] (..., 2) to [lon, lat]."""
-    return points[..., ::-1]
+@dataclass(frozen=True)
+class PlateCarree:
+    """Longitude and latitude as they are, on a map that is cut opposite to the meridian in its `middle`."""
+
+    middle: float = 0.0
+
+    @classmethod
+    def around(cls, points: np.ndarray) -> PlateCarree:
+        """The map for points (N, 2): the usual one, unless they lie together across the date line, as Fiji does."""
+        lon = np.sort(points[:, 1])
+        gaps = np.diff(lon)
+        if not len(gaps) or gaps.max() <= 270:
+            return cls()
+        before, after = lon[gaps.argmax()], lon[gaps.argmax() + 1]
+        return cls((before + after) / 2 + (180 if before + after <= 0 else -180))
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """[lat, lon] (..., 2) to [lon, lat], the longitude within 180 degrees of the middle."""
+        turns = np.round((points[..., 1] - self.middle) / 360)
+        return np.stack([points[..., 1] - 360 * turns, points[..., 0]], -1)
 
 
 def is_united_states(points: np.ndarray) -> bool:
@@ -91,6 +109,15 @@ def state_rings() -> dict[str, list[np.ndarray]]:
     return drawn
 
 
+@lru_cache(maxsize=1)
+def world_land() -> Outline:
+    """The world's land three times side by side, so that a map may be cut at any meridian; (M, 2) [lon, lat]."""
+    rings = [np.array(ring.coords) for part in outlines.land_shape().geoms for ring in (part.exterior, *part.interiors)]
+    return Outline.make_compound_path(
+        *(Outline(r + np.array((turn, 0)), closed=True) for turn in (-360, 0, 360) for r in rings)
+    )
+
+
 class Map:
     """A figure with land drawn and a frame that holds `points`; `xy` turns [lat, lon] into its coordinates."""
 
@@ -98,16 +125,24 @@ class Map:
         everything = np.concatenate([np.asarray(p, float).reshape(-1, 2) for p in points])
         everything = everything[np.isfinite(everything).all(1)]
         self.is_us = is_united_states(everything)
-        self.xy: Callable[[np.ndarray], np.ndarray] = united_states if self.is_us else world
+        self.xy: Callable[[np.ndarray], np.ndarray]
+        self.xy = united_states if self.is_us else PlateCarree.around(everything)
         self.figure: Figure = new(5.6) if axes is None else axes.figure  # type: ignore[assignment]
         self.axes = axes if axes is not None else self.figure.subplots()
         self.axes.set_anchor("N")
-        inside = {*states, *outlines.state_of(everything)} - {""} if self.is_us else set()
-        pieces = {0, *inset_of(everything).tolist()}  # Alaska and Hawaii only with their insets
-        corners, contiguous = [self.xy(everything)], []
-        for name, rings in state_rings().items():
-            if self.is_us:
-                rings = [ring for ring in rings if int(inset_of(ring.mean(0))) in pieces]
+        corners = [self.xy(everything)]
+        if self.is_us:
+            corners += self._draw_states({*states, *outlines.state_of(everything)}, everything)
+        self._frame(np.concatenate(corners), everything)
+        if not self.is_us:
+            self._draw_world()
+
+    def _draw_states(self, inside: set[str], points: np.ndarray) -> list[np.ndarray]:
+        """The land, darker in the states that hold points; returns the corners that the frame must hold."""
+        pieces = {0, *inset_of(points).tolist()}  # Alaska and Hawaii only with their insets
+        corners, contiguous = [np.empty((0, 2))], []
+        for name, all_rings in state_rings().items():
+            rings = [ring for ring in all_rings if int(inset_of(ring.mean(0))) in pieces]
             paths = [Outline(self.xy(ring), closed=True) for ring in rings]
             if not paths:
                 continue
@@ -116,11 +151,19 @@ class Map:
             self.axes.add_collection(land, autolim=False).set_zorder(0)
             if name in inside:
                 corners += [np.asarray(path.vertices) for path in paths]
-            if self.is_us and not inset_of(rings[0].mean(0)):
+            if not inset_of(rings[0].mean(0)):
                 contiguous += [np.asarray(path.vertices) for path in paths]
-        if self.is_us and np.ptp(np.concatenate(corners), axis=0).max() > WHOLE_KM:
-            corners += contiguous
-        self._frame(np.concatenate(corners), everything)
+        wide = np.ptp(np.concatenate([*corners, self.xy(points)]), axis=0).max() > WHOLE_KM
+        return [*corners, *contiguous] if wide else corners
+
+    def _draw_world(self) -> None:
+        """Land under the grid, or nothing but land where the coast is too coarse for the frame."""
+        if np.ptp(self.axes.get_xlim()) < COAST_DEG:
+            self.axes.set_facecolor(LAND)
+            self.axes.grid(color="white")
+            return
+        land = PathCollection([world_land()], facecolor="#e6ebee", edgecolor="#d3dadf", lw=0.5, zorder=0)
+        self.axes.add_collection(land, autolim=False)
 
     def _frame(self, corners: np.ndarray, points: np.ndarray) -> None:
         boxes = [_inset_box(piece, points) for piece in np.unique(inset_of(points)) if piece] if self.is_us else []
@@ -131,7 +174,10 @@ class Map:
                 np.array([-1, 1]) * max(high[1] - low[1], 0.35 * (high[0] - low[0])) / 2 + (low[1] + high[1]) / 2
             )
         pad = 0.02 * max(*(high - low), 1.0)
-        self.axes.set(xlim=(low[0] - pad, high[0] + pad), ylim=(low[1] - pad, high[1] + pad))
+        low, high = low - pad, high + pad
+        if not self.is_us:
+            low[1], high[1] = max(low[1], -90), min(high[1], 90)
+        self.axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         for box in boxes:
             self.axes.plot(box[:, 0], box[:, 1], color=GREY, lw=0.6)
         if self.is_us:
@@ -140,11 +186,25 @@ class Map:
         else:
             self.axes.set_aspect(1 / max(np.cos(np.radians((low[1] + high[1]) / 2)), 0.3))
             self.axes.set(xlabel="longitude", ylabel="latitude")
+            self.axes.xaxis.set_major_formatter(FuncFormatter(lambda lon, _: f"{(lon + 180) % 360 - 180:g}"))
 
     def scatter(self, points: ArrayLike, **style):
         """Mark points (N, 2) with matplotlib's scatter, as pixels where there are many."""
         xy = self.xy(np.asarray(points, float))
         return self.axes.scatter(xy[:, 0], xy[:, 1], **{"lw": 0, "rasterized": True, "zorder": 2} | style)
+
+    def lines(self, start: ArrayLike, end: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Lines (L, 2, 2) from points to points (N, 2), the shorter way round, and the row (L,) that each belongs to.
+
+        A row whose line leaves the map on one side and comes back on the other has two.
+        """
+        a, b = self.xy(np.asarray(start, float)), self.xy(np.asarray(end, float))
+        turn = np.zeros_like(a)
+        if not self.is_us:
+            turn[:, 0] = 360 * np.round((a[:, 0] - b[:, 0]) / 360)
+        over = np.flatnonzero(turn[:, 0])
+        lines = np.concatenate([np.stack([a, b + turn], 1), np.stack([a - turn, b], 1)[over]])
+        return lines, np.concatenate([np.arange(len(a)), over])
 
     def colour_bar(self, marks, label: str, **style) -> None:
         """A slim colour bar right of the map."""

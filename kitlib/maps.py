@@ -122,8 +122,8 @@ def errors(
     rows = rows[np.argsort(km[rows])]
     canvas = Map(true, guess)
     norm = LogNorm(25, 2500, clip=True)
-    ends = np.stack([canvas.xy(true[rows]), canvas.xy(guess[rows])], 1)
-    lines = LineCollection(list(ends), array=km[rows], cmap=ERROR_COLOURS, norm=norm, lw=0.6, alpha=0.35, zorder=2)
+    ends, row = canvas.lines(true[rows], guess[rows])
+    lines = LineCollection(list(ends), array=km[rows][row], cmap=ERROR_COLOURS, norm=norm, lw=0.6, alpha=0.35, zorder=2)
     canvas.axes.add_collection(lines, autolim=False)
     style = {"c": km[rows], "cmap": ERROR_COLOURS, "norm": norm, "edgecolor": "white", "lw": 0.3, "zorder": 3}
     dots = canvas.scatter(true[rows], s=14, **style)

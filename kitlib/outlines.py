@@ -1,7 +1,8 @@
-"""State outlines: which state a point lies in, and the shapes that maps are drawn from.
+"""Outlines of states and of the world's land: which state a point lies in, and the shapes that maps are drawn from.
 
-The shapes are the Census Bureau's cartographic boundaries (2017, public domain) as packed by the npm package
-us-atlas 3.0.1; see assets/README.md. Coastlines are simplified to about a kilometre, so a pier may lie in no state.
+The states are the Census Bureau's cartographic boundaries (2017), the land is Natural Earth's at 1:110 million, both in
+the public domain and packed by the npm packages us-atlas and world-atlas; see assets/README.md. Coastlines of states
+are simplified to about a kilometre, so a pier may lie in no state; those of the land to some tens of kilometres.
 """
 
 from __future__ import annotations
@@ -20,12 +21,31 @@ from kitlib import paths
 def state_shapes() -> dict[str, shapely.MultiPolygon]:
     """The 50 states, the District of Columbia and 5 territories by name; coordinates are (longitude, latitude).
 
-    Source: the TopoJSON specification; arcs are delta-encoded integers, and ~i is arc i reversed.
-
     >>> round(state_shapes()["Colorado"].bounds[1], 1), len(state_shapes())
     (37.0, 56)
     """
-    topology = json.loads((paths.assets_dir() / "states-10m.json").read_text())
+    return {name: _shape(polygons) for name, polygons in _polygons("states-10m.json", "states")}
+
+
+@cache
+def land_shape() -> shapely.MultiPolygon:
+    """All land of the world but small islands, coarse; (longitude, latitude) from -180 to 180, cut at the date line.
+
+    >>> [bool(shapely.contains_xy(land_shape(), lon, lat)) for lon, lat in [(2.3, 48.9), (-30, 40), (0, -89)]]
+    [True, False, True]
+    """
+    ((_, polygons),) = _polygons("land-110m.json", "land")
+    parts = [shapely.difference(_cut(outer), shapely.union_all([_cut(hole) for hole in holes]))
+             for outer, *holes in polygons]  # fmt: skip
+    return _multi(shapely.union_all(parts))
+
+
+def _polygons(asset: str, kind: str) -> list[tuple[str, list[list[np.ndarray]]]]:
+    """The name and the polygons, each a list of rings (M, 2), of all geometries of one kind in a TopoJSON file.
+
+    Source: the TopoJSON specification; arcs are delta-encoded integers, and ~i is arc i reversed.
+    """
+    topology = json.loads((paths.assets_dir() / asset).read_text())
     scale, shift = topology["transform"]["scale"], topology["transform"]["translate"]
     arcs = [np.cumsum(arc, axis=0) * scale + shift for arc in topology["arcs"]]
 
@@ -33,15 +53,35 @@ def state_shapes() -> dict[str, shapely.MultiPolygon]:
         pieces = [arcs[i] if i >= 0 else arcs[~i][::-1] for i in indices]
         return np.concatenate([pieces[0], *(piece[1:] for piece in pieces[1:])])
 
-    def shape(geometry: dict[str, Any]) -> shapely.MultiPolygon:
+    def rings(geometry: dict[str, Any]) -> list[list[np.ndarray]]:
         polygons = geometry["arcs"] if geometry["type"] == "MultiPolygon" else [geometry["arcs"]]
-        rings = [[ring(indices) for indices in polygon] for polygon in polygons]
-        whole = shapely.MultiPolygon([shapely.Polygon(outer, holes) for outer, *holes in rings])
-        # in Delaware and Oregon simplification made rings touch themselves
-        valid = shapely.make_valid(whole, method="structure", keep_collapsed=False)
-        return valid if isinstance(valid, shapely.MultiPolygon) else shapely.MultiPolygon([valid])
+        return [[ring(indices) for indices in polygon] for polygon in polygons]
 
-    return {g["properties"]["name"]: shape(g) for g in topology["objects"]["states"]["geometries"]}
+    return [(g.get("properties", {}).get("name", ""), rings(g)) for g in topology["objects"][kind]["geometries"]]
+
+
+def _shape(polygons: list[list[np.ndarray]]) -> shapely.MultiPolygon:
+    whole = shapely.MultiPolygon([shapely.Polygon(outer, holes) for outer, *holes in polygons])
+    # in Delaware and Oregon simplification made rings touch themselves
+    return _multi(shapely.make_valid(whole, method="structure", keep_collapsed=False))
+
+
+def _multi(shape: Any) -> shapely.MultiPolygon:
+    return shape if isinstance(shape, shapely.MultiPolygon) else shapely.MultiPolygon([shape])
+
+
+def _cut(ring: np.ndarray) -> Any:
+    """The inside of a ring on the globe on a map from -180 to 180; it may cross the date line, or hold a pole.
+
+    Followed without jumps, a ring around a pole ends a whole turn from its start and is closed along that pole.
+    """
+    lon, lat = np.unwrap(ring[:, 0], period=360), ring[:, 1]
+    turns = round((lon[-1] - lon[0]) / 360)
+    if turns:
+        lon, lat = np.r_[lon, lon[-1], lon[0]], np.r_[lat, np.full(2, np.copysign(90, lat.mean()))]
+    shape = shapely.make_valid(shapely.Polygon(np.column_stack([lon, lat])), method="structure", keep_collapsed=False)
+    copies = [shapely.transform(shape, lambda xy, k=k: xy + np.array((360 * k, 0))) for k in range(-2, 3)]
+    return shapely.union_all(shapely.intersection(copies, shapely.box(-180, -90, 180, 90)))
 
 
 def state_of(points: np.ndarray) -> np.ndarray:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import to_rgba
 
 from kitlib import atlas, geo
+from kitlib.figures import LAND
 
 CITIES = {
     "Alaska": (61.2, -149.9), "California": (34.0, -118.2), "Florida": (25.8, -80.2), "Hawaii": (19.6, -155.5),
@@ -55,10 +59,56 @@ def test_no_state_is_cut_off_and_no_inset_touches_another_state():
         assert 0 not in pieces
 
 
-def test_places_outside_the_united_states_get_a_world_grid():
-    world = atlas.Map(np.array([(48.9, 2.4), (40.7, -74.0)]))
+def drawn_land(canvas: atlas.Map) -> list:
+    return [path for collection in canvas.axes.collections for path in collection.get_paths()]
+
+
+def test_places_outside_the_united_states_get_land_on_a_grid():
+    world = atlas.Map(np.array([(48.9, 2.4), (40.7, -74.0), (-33.9, 151.2)]))
     assert not world.is_us
     assert world.axes.get_xlabel() == "longitude"
+    (land,) = drawn_land(world)
+    for point, on_land in [((48.9, 2.4), True), ((-25.0, 135.0), True), ((40.0, -40.0), False)]:
+        assert land.contains_point(world.xy(np.array(point))) == on_land
+    assert np.abs(world.axes.get_ylim()).max() <= 90
+
+
+def test_a_city_is_all_land():
+    city = atlas.Map(np.array([(14.60, 120.97), (14.62, 121.0)]))
+    assert drawn_land(city) == []
+    assert city.axes.get_facecolor() == to_rgba(LAND)
+
+
+def test_islands_on_both_sides_of_the_date_line_stay_together():
+    fiji = np.array([(-17.8, 177.4), (-16.8, -179.9), (-18.2, -178.8), (-17.0, 180.0)])
+    canvas = atlas.Map(fiji)
+    assert np.ptp(canvas.axes.get_xlim()) < 6
+    assert limits_hold(canvas.axes, canvas.xy(fiji))
+    canvas.figure.canvas.draw()
+    labels = [float(text.get_text().replace("−", "-")) for text in canvas.axes.get_xticklabels()]
+    assert min(labels) < 0 < max(labels) and np.abs(labels).max() <= 180
+    (land,) = drawn_land(canvas)
+    assert land.contains_point((178.0, -17.8)) and not land.contains_point((180.5, -17.5))
+
+
+@given(st.lists(st.tuples(st.floats(-90, 90), st.floats(-180, 180)), min_size=1, max_size=6))
+def test_longitudes_keep_their_meridian_whatever_the_middle(points):
+    points = np.array(points)
+    flat = atlas.PlateCarree.around(points)
+    xy = flat(points)
+    assert (np.abs(xy[:, 0] - flat.middle) <= 180 + 1e-9).all()
+    turns = (xy[:, 0] - points[:, 1]) / 360
+    np.testing.assert_allclose(turns, np.round(turns), atol=1e-9)
+    assert np.ptp(xy[:, 0]) <= np.ptp(points[:, 1]) + 1e-9
+    np.testing.assert_array_equal(xy[:, 1], points[:, 0])
+
+
+def test_lines_take_the_shorter_way():
+    canvas = atlas.Map(np.array([(-17.0, 178.0), (48.9, 2.4), (40.7, -74.0)]))
+    start, end = np.array([(-17.0, 178.0), (48.9, 2.4)]), np.array([(-14.0, -171.0), (40.7, -74.0)])
+    lines, row = canvas.lines(start, end)
+    assert row.tolist() == [0, 1, 0]
+    assert lines[:, :, 0].tolist() == [[178, 189], [2.4, -74], [-182, -171]]
 
 
 def test_all_states_are_drawn_and_territories_are_not():

@@ -60,3 +60,32 @@ def test_areas_are_right():
         weight = np.cos(np.radians(points[:, 0]))
         area = box * weight[outlines.state_of(points) == state].sum() / weight.sum() / 1000
         assert area == pytest.approx(expected, rel=0.07), state
+
+
+LAND = {
+    "Paris": (48.9, 2.4, True),
+    "Chukotka, beyond the date line": (67.0, -178.0, True),
+    "Chukotka, before it": (67.0, 178.0, True),
+    "Wrangel Island": (71.2, -179.5, True),
+    "Viti Levu": (-17.8, 178.0, True),
+    "the South Pole": (-90.0, 0.0, True),
+    "Antarctica at the date line": (-88.0, 180.0, True),
+    "the Caspian Sea": (42.0, 51.0, False),
+    "the Pacific at the date line": (0.0, 180.0, False),
+    "the Atlantic": (35.0, -40.0, False),
+    "the North Pole": (90.0, 0.0, False),
+}
+
+
+@pytest.mark.parametrize("place", LAND)
+def test_land_and_sea(place):
+    latitude, longitude, land = LAND[place]
+    assert bool(shapely.intersects_xy(outlines.land_shape(), longitude, latitude)) == land
+
+
+def test_land_is_three_tenths_of_the_globe():
+    shape = outlines.land_shape()
+    assert shape.is_valid and shape.bounds[::2] == (-180, 180)
+    rng = np.random.default_rng(0)
+    lon, lat = rng.uniform(-180, 180, 40_000), np.degrees(np.arcsin(rng.uniform(-1, 1, 40_000)))
+    assert shapely.contains_xy(shape, lon, lat).mean() == pytest.approx(0.292, abs=0.01)
