@@ -15,7 +15,7 @@ LAYERS = [
     ("0 maths and paths", "paths geo projection"),
     ("0 files and outlines", "files outlines"),
     ("1a tables", "tables streaming places folds guesses runs submissions competition accuracy"),
-    ("1b numbers", "inspection pictures baselines ensemble geocells crossfit scalers regions"),
+    ("1b numbers", "inspection pictures baselines ensemble geocells crossfit scalers regions gallery"),
     ("1c pictures and figures", "figures atlas maps results stamps strip scenery sample"),
     ("2a torch", "views losses batches checkpoints location"),
     ("2b networks", "tiny backbones encoders embeddings keeper fitting heads lora geolocator neighbours"),

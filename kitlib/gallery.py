@@ -1,0 +1,242 @@
+"""Galleries that represent the land: which of many places to keep, a grid where there are none, and what they can earn.
+
+A gallery of chance holds its cities a thousand times and its deserts never. `choose` deals its places in turn: cell by
+cell of the land, in each cell cluster by cluster of what the places look like, in each cluster label by label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import ArrayLike
+
+from kitlib import accuracy, folds, geo, outlines
+from kitlib.files import Files, shorten
+from kitlib.paths import KitError
+
+LATITUDE, LONGITUDE = ("latitude", "lat"), ("longitude", "lon", "lng", "long")  # in the order they are looked for
+MINI_BATCH = 2000  # places in a cell from which MiniBatchKMeans clusters them
+GRID_KM = 0.5  # the finest grid: 37 million points in the United States
+CHUNK = 2**20  # grid points made, or embeddings checked, at once
+GOLDEN = (5**0.5 - 1) / 2
+
+
+def choose(
+    points: ArrayLike,
+    budget: int,
+    *,
+    embeddings: np.ndarray | None = None,
+    labels: ArrayLike | pd.DataFrame | None = None,
+    cell_km: float = 100.0,
+    clusters: int = 8,
+    seed: int = 0,
+) -> np.ndarray:
+    """The rows (budget,) of the places that represent all others, in the order in which they were chosen.
+
+    Every turn takes one place of each cell that has any left: of its clusters the one whose turn it is, there of the
+    labels the one whose turn it is, there first the place nearest to the cluster's centre, then any. Larger clusters
+    and labels have their turn first, cells in random order.
+
+    Args:
+        points: (N, 2) [lat, lon].
+        budget: how many to choose, at most N.
+        embeddings: (N, D), what the places look like; they are normalised and clustered by k-means in every cell.
+        labels: (N,), or (N, L) columns or a table, whose combinations are the labels.
+        cell_km: height and width of a cell (`folds.blocks`).
+        clusters: in a cell at most; no more than the cell gets turns.
+        seed: of the clusters and of all that is left to chance.
+
+    The idea is that of the gallery of the project Geosolver.
+    """
+    points = _points(points, "places for a gallery")
+    n = len(points)
+    _check_budget(n, budget, seed)
+    if cell_km <= 0 or clusters < 1:
+        raise KitError(
+            f"cell_km={cell_km:g}, clusters={clusters}: allowed are cells of more than 0 km and clusters >= 1"
+        )
+    rng = np.random.default_rng(seed)
+    cell = folds.blocks(points, cell_km)
+    cluster, away = np.zeros(n, np.int64), np.zeros(n)
+    if embeddings is not None:
+        cluster, away = _clusters(_checked_embeddings(embeddings, n), cell, min(clusters, _turns(cell, budget)), seed)
+    cluster = _codes(cell, cluster)
+    leaf = _codes(cluster, _label_codes(labels, n))
+
+    # Only one stands for its cluster: all that come next to it would be alike.
+    turn = _rank(leaf, _rank(leaf, away) > 0, rng.permutation(n))
+    turn = _rank(cluster, turn, -np.bincount(leaf)[leaf], leaf)
+    turn = _rank(cell, turn, -np.bincount(cluster)[cluster], cluster)
+    return np.lexsort((rng.permutation(cell.max() + 1)[cell], turn))[:budget]
+
+
+def uniformly(points: ArrayLike, budget: int, seed: int = 0, cell_km: float = 100.0) -> np.ndarray:
+    """Rows (budget,) of points (N, 2) dealt in turn from cells of equal area, at random within each."""
+    return choose(points, budget, cell_km=cell_km, seed=seed)
+
+
+def at_random(n: int, budget: int, seed: int = 0) -> np.ndarray:
+    """Rows (budget,) of n, each as likely as any other."""
+    _check_budget(n, budget, seed)
+    return np.random.default_rng(seed).choice(n, budget, replace=False)
+
+
+def land_grid(spacing_km: float, states: Sequence[str] | None = None) -> np.ndarray:
+    """Points (M, 2) spread evenly over the land of some states (None: all of `outlines`), one to spacing_km squared.
+
+    They are those of a Fibonacci lattice on the whole sphere that lie on land, so that grids of neighbouring states fit
+    together; their number is the land's area over spacing_km^2, and a state much smaller may get none. Source: Swinbank
+    and Purser 2006 (doi:10.1256/qj.05.227).
+    """
+    shapes = outlines.state_shapes()
+    names = list(shapes if states is None else states)
+    if isinstance(states, str) or not names or set(names) - set(shapes):
+        told = "a single name" if isinstance(states, str) else shorten(sorted(set(names) - set(shapes)))
+        raise KitError(f"states for a grid: {told}; allowed is a list of some of {', '.join(shapes)}")
+    if not spacing_km >= GRID_KM:
+        raise KitError(f"a grid with a point every {spacing_km} km: allowed are {GRID_KM} km and more")
+    total = int(4 * np.pi * (geo.EARTH_RADIUS_KM / spacing_km) ** 2)
+    inside = [_on_lattice(shapes[state], total) for state in names]
+    number = np.unique(np.concatenate(inside))  # a point on a border is in both states
+    if not len(number):
+        raise KitError(f"a grid with a point every {spacing_km:g} km has none in {shorten(names)}: take fewer km")
+    return _lattice(number, total)
+
+
+def read_csv(path: str | Path) -> tuple[np.ndarray, pd.DataFrame]:
+    """Points (N, 2) of any CSV with columns latitude or lat, and longitude, lon, lng or long; and its other columns.
+
+    Letters' case does not matter. The other columns are text, "" where empty, fit to be labels for `choose`. Raises
+    KitError for a missing or doubtful column, and for coordinates that are no place on Earth, naming the line.
+    """
+    path = Path(path)
+    table, _ = Files(path.parent).read_csv(path.name)
+    found = [_column(table, names, path.name) for names in (LATITUDE, LONGITUDE)]
+    numbers = table[found].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    bad = np.flatnonzero(np.isnan(numbers).any(axis=1))
+    if len(bad):
+        raise KitError(
+            f"{path.name}: {len(bad)} of {len(table)} rows have no numbers in {' and '.join(found)}, "
+            f"first {table[found].iloc[bad[0]].tolist()} in line {bad[0] + 2}"
+        )
+    if not len(table):
+        raise KitError(f"{path.name} has no rows")
+    return geo.check_points(numbers, f"{path.name} (row 0 is line 2)"), table.drop(columns=found)
+
+
+def expected_scores(gallery_points: ArrayLike, truth_points: ArrayLike) -> dict[str, float]:
+    """What retrieval earns with this gallery at best: `accuracy.report` on the distances to the nearest entry.
+
+    gallery_points: (M, 2). truth_points: (N, 2), where the pictures that are asked about were taken.
+    """
+    gallery, truth = _points(gallery_points, "gallery"), _points(truth_points, "truth")
+    return accuracy.report(geo.nearest(truth, gallery)[0][:, 0]).as_dict()
+
+
+def _points(points: ArrayLike, what: str) -> np.ndarray:
+    points = geo.check_points(points, what)
+    if points.ndim != 2 or len(points) == 0:
+        raise KitError(f"{what}: points have shape {points.shape}, wanted is (N, 2) with N at least 1")
+    return points
+
+
+def _check_budget(n: int, budget: int, seed: int) -> None:
+    if not 1 <= budget <= n or seed < 0:
+        raise KitError(f"a gallery of {budget} out of {n} places with seed {seed}: allowed are 1..{n} and seeds >= 0")
+
+
+def _checked_embeddings(embeddings: np.ndarray, n: int) -> np.ndarray:
+    if embeddings.ndim != 2 or len(embeddings) != n:
+        raise KitError(f"embeddings of shape {embeddings.shape} for {n} places: wanted is ({n}, D), views averaged")
+    for start in range(0, n, CHUNK // 16):
+        bad = np.flatnonzero(~np.isfinite(embeddings[start : start + CHUNK // 16]).all(axis=1))
+        if len(bad):
+            raise KitError(f"embeddings for a gallery: row {start + bad[0]} is not finite")
+    return embeddings
+
+
+def _label_codes(labels: ArrayLike | pd.DataFrame | None, n: int) -> np.ndarray:
+    """Each row's combination of labels as a number (N,)."""
+    if labels is None:
+        return np.zeros(n, np.int64)
+    table = labels if isinstance(labels, pd.DataFrame) else pd.DataFrame(np.asarray(labels))
+    if len(table) != n or table.shape[1] == 0:
+        raise KitError(f"labels of shape {table.shape} for {n} places: wanted is ({n},) or ({n}, L)")
+    return table.groupby(list(table.columns), dropna=False).ngroup().to_numpy()
+
+
+def _turns(cell: np.ndarray, budget: int) -> int:
+    """How many turns it takes to deal `budget` places from the cells (N,), each giving one a turn while it has any."""
+    size = np.bincount(cell)
+    given = np.cumsum(np.bincount(size)[::-1])[::-1][1:]  # in turn 1, 2, …: as many as cells have that many places
+    return int(np.searchsorted(np.cumsum(given), budget)) + 1
+
+
+def _clusters(embeddings: np.ndarray, cell: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters (N,) of the normalised embeddings in each cell, from 0 in each, and distances (N,) to the centres."""
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
+    cluster, away = np.zeros(len(cell), np.int64), np.zeros(len(cell))
+    order = np.argsort(cell, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(cell[order])) + 1):
+        looks = np.asarray(embeddings[rows], np.float32)
+        looks = looks / np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), np.float32(1e-30))
+        k = min(most, len(np.unique(looks, axis=0)))
+        centres = looks.mean(axis=0, keepdims=True)
+        if k > 1:
+            kind = KMeans if len(rows) < MINI_BATCH else MiniBatchKMeans
+            fitted = kind(k, n_init=1, random_state=seed).fit(looks)
+            cluster[rows], centres = fitted.labels_, fitted.cluster_centers_
+        away[rows] = np.linalg.norm(looks - centres[cluster[rows]], axis=1)
+    return cluster, away
+
+
+def _codes(group: np.ndarray, within: np.ndarray) -> np.ndarray:
+    """One number (N,) for each pair of a group (N,) and what divides it (N,), both from 0."""
+    return np.unique(group * (within.max() + 1) + within, return_inverse=True)[1].reshape(-1)
+
+
+def _rank(group: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """Each row's place (N,) from 0 within its group (N,), ordered by the first key, then the second, and so on."""
+    order = np.lexsort((*keys[::-1], group))
+    first = np.concatenate([[True], np.diff(group[order]) != 0])
+    at = np.arange(len(order))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = at - np.maximum.accumulate(np.where(first, at, 0))
+    return rank
+
+
+def _lattice(number: np.ndarray, total: int) -> np.ndarray:
+    """Points (n, 2) of the Fibonacci lattice of `total` points, by their numbers (n,) from south to north."""
+    latitude = np.degrees(np.arcsin((2 * number + 1) / total - 1))
+    return np.stack([latitude, (number * GOLDEN % 1) * 360 - 180], axis=1)
+
+
+def _on_lattice(shape: shapely.MultiPolygon, total: int) -> np.ndarray:
+    """The numbers of the lattice points that lie in a shape."""
+    west, south, east, north = shape.bounds
+    low, high = ((np.sin(np.radians([south, north])) + 1) / 2 * total).astype(np.int64)
+    shapely.prepare(shape)
+    found = []
+    for start in range(low, high + 1, CHUNK):
+        number = np.arange(start, min(start + CHUNK, high + 1))
+        longitude = (number * GOLDEN % 1) * 360 - 180
+        number = number[(longitude >= west) & (longitude <= east)]
+        points = _lattice(number, total)
+        found.append(number[shapely.intersects_xy(shape, points[:, 1], points[:, 0])])
+    return np.concatenate(found)
+
+
+def _column(table: pd.DataFrame, names: Sequence[str], file: str) -> str:
+    """The one column with one of these names, whatever the letters' case; the first name counts most."""
+    for name in names:
+        found = [column for column in table.columns if column.lower() == name]
+        if len(found) > 1:
+            raise KitError(f"{file}: {' and '.join(found)} are both {name}; leave only one of them")
+        if found:
+            return found[0]
+    raise KitError(f"{file} has no column {' or '.join(names)}; its columns are {shorten(table.columns, 20)}")
