@@ -1,9 +1,10 @@
-"""The files of a fit: its settings in fit.json, checkpoints written beside and renamed, the last two of them kept."""
+"""The files of a fit: its settings in fit.json, the last two checkpoints, the best weights so far; all are renamed."""
 
 from __future__ import annotations
 
 import json
 import logging
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,37 @@ def write(folder: Path, record: dict[str, Any]) -> None:
         half_written.unlink()
 
 
+def keep_best(folder: Path, weights: dict[str, Any]) -> None:
+    """Put these weights in place of the best so far."""
+    path = folder / "best.ckpt"
+    try:
+        with paths.atomic_write(path) as beside:
+            torch.save(weights, beside)
+    except (OSError, RuntimeError) as error:
+        raise KitError(f"{path} could not be written ({error}); the one before it is kept") from error
+
+
+def best_weights(folder: Path) -> dict[str, Any]:
+    """The state dict that `keep_best` kept last; KitError where it cannot be read."""
+    path = folder / "best.ckpt"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise KitError(f"{path} cannot be read ({error}): remove the folder to begin anew") from error
+
+
 def finish(folder: Path, record: dict[str, Any], weights: dict[str, Any]) -> None:
     """Leave the final weights in place of the checkpoints."""
     with paths.atomic_write(folder / "finished.ckpt") as beside:
         torch.save(weights, beside)
     write(folder, record)
-    for checkpoint in listed(folder):
-        checkpoint.unlink()
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a finished fit needs no more."""
+    for checkpoint in [*listed(folder), folder / "best.ckpt"]:
+        checkpoint.unlink(missing_ok=True)
 
 
 def final_weights(folder: Path) -> dict[str, Any]:

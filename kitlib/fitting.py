@@ -1,10 +1,11 @@
 """The Lightning Trainer as the kit uses it: precision, devices, checkpoints, exact resume, a time budget.
 
 A fit lives in one folder: `fit.json` (its settings, then its end), `step-*.ckpt` (the last two checkpoints),
-`history.csv`, and `finished.ckpt` (the final weights, in place of the checkpoints). Calling `fit` again goes on
-where the folder's newest readable checkpoint stands, in the middle of an epoch and of an accumulated step too, and
-ends with the very weights of a fit that was never stopped. Nothing of the random generators needs saving for that:
-the order of an epoch depends on (seed, epoch) and what a batch draws on (seed, rank, epoch, batch) alone.
+`best.ckpt` (the best weights so far, where a metric is monitored), `history.csv`, and `finished.ckpt` (the weights
+that the fit ends with, in place of the others). Calling `fit` again goes on where the folder's newest readable
+checkpoint stands, in the middle of an epoch and of an accumulated step too, and ends with the very weights of a fit
+that was never stopped. Nothing of the random generators needs saving for that: the order of an epoch depends on
+(seed, epoch) and what a batch draws on (seed, rank, epoch, batch) alone; a validation draws as one more batch would.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Fitted:
     steps: int  # optimizer steps made
     seconds: float  # over all sessions
     history: pd.DataFrame
+    best_epoch: int = 0  # passes made when the monitored metric was lowest, whose weights are kept; 0 without one
 
 
 def fit(
@@ -83,6 +85,8 @@ def fit(
     seed: int = 0,
     gradient_clip: float = 1.0,
     logger: Any = None,
+    monitor: str = "",
+    patience: int = 0,
 ) -> Fitted:
     """Train `module`, or go on training it from what `folder` holds; a finished fit only gives its weights back.
 
@@ -95,23 +99,41 @@ def fit(
     on CUDA, 16-mixed where that has no bf16 (T4, P100), 32-true on CPU and MPS. More than one device: start with
     `python -m torch.distributed.run --nproc_per_node DEVICES`.
 
+    monitor: a metric that validation logs, lower is better. The fit then ends with the weights of the epoch that had it
+    lowest (a value that is not finite is none), and after `patience` epochs in a row without a lower one (0: never
+    early). These weights are the module's state_dict after validation: what on_validation_epoch_end changes in the
+    module's parameters and buffers is part of them, and of every checkpoint.
+
     history: epoch (passes made), step, lr (the largest of the groups), seconds, loss and what training logged (means
     over the rows since the line before), and at an epoch's end what validation logged.
-    Raises KitError for settings that are not those the folder began with, checkpoints none of which can be read, and
-    a loss that is not finite.
+    Raises KitError for settings that are not those the folder began with, checkpoints none of which can be read, a
+    loss that is not finite, and a monitored metric that validation does not log or that never was finite.
     """
     if devices > 1 and not torch.distributed.is_torchelastic_launched():
         raise KitError(f"{devices} devices: start with `python -m torch.distributed.run --nproc_per_node {devices}`")
+    validates = getattr(module.validation_step, "__func__", None) is not pl.LightningModule.validation_step
+    if monitor and not (val_batches and validates):
+        raise KitError(f"monitor {monitor!r} is a metric of validation: give val_batches, and a module that validates")
+    if monitor in (own := ("epoch", "step", "lr", "seconds", "loss")):
+        raise KitError(
+            f"monitor {monitor!r}: allowed is what validation logs, under a name other than {', '.join(own)}"
+        )
+    if patience < 0 or (patience and not monitor):
+        raise KitError(f"patience {patience} with monitor {monitor!r}: allowed are whole numbers from 0 with a monitor")
     folder = Path(folder)
     settings: dict[str, Any] = {"config": config, "rows": paths.digest(batches.rows), "batch_size": batches.batch_size}
     settings |= {"epochs": epochs, "accumulate": accumulate, "gradient_clip": gradient_clip, "seed": seed}
     settings |= {"order_seed": batches.seed, "precision": precision, "devices": devices}
+    if monitor and val_batches:  # only then does validation decide the result
+        settings |= {"monitor": monitor, "patience": patience, "val_rows": paths.digest(val_batches.rows)}
     record = checkpoints.begin(folder, settings)
     if "finished" in record:
         module.load_state_dict(checkpoints.final_weights(folder), strict=module.strict_loading)
+        checkpoints.sweep(folder)  # where the fit was killed at its very end
         return Fitted(True, **record["finished"], history=pd.read_csv(folder / "history.csv"))
 
-    keeper, disk = Keeper(folder, batches, accumulate, checkpoint_steps, seed), checkpoints.Disk()
+    keeper = Keeper(folder, batches, accumulate, checkpoint_steps, seed, monitor, patience)
+    disk = checkpoints.Disk()
     device = _device()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -143,8 +165,7 @@ def fit(
             if path:
                 keeper.resume(disk.found["fitting"])
                 if keeper.owes_validation and val_batches:
-                    module.load_state_dict(disk.found["state_dict"], strict=module.strict_loading)
-                    trainer.validate(module, val_batches, verbose=False)
+                    _validate(trainer, module, val_batches, disk.found)
             if max_hours is not None:  # from here on only: however short, a session gets one batch further
                 keeper.deadline = keeper.began + max_hours * 3600
             trainer.fit(module, batches, val_batches, ckpt_path=path)
@@ -157,11 +178,26 @@ def fit(
             keeper.bar.close()
     finished = trainer.state.status == "finished"
     end: dict[str, Any] = {"steps": trainer.global_step, "seconds": round(keeper.seconds(), 3)}
+    end["best_epoch"] = keeper.best_epoch()
+    if finished and monitor:
+        if not end["best_epoch"]:
+            raise KitError(f"{monitor} was finite after no epoch in {folder}: try a smaller learning rate")
+        module.load_state_dict(checkpoints.best_weights(folder), strict=module.strict_loading)
+        trainer.strategy.barrier()  # all have read it before it goes
     if finished and trainer.is_global_zero:
         checkpoints.finish(folder, record | {"finished": end}, module.state_dict())
         log.info("%s done: %s", folder.name, keeper.latest())
     trainer.strategy.barrier()
     return Fitted(finished, **end, history=pd.DataFrame(keeper.lines))
+
+
+def _validate(trainer: pl.Trainer, module: pl.LightningModule, val_batches: Batches, found: dict[str, Any]) -> None:
+    """Make up for the validation that a checkpoint owes; what it changes in the module goes into the checkpoint."""
+    module.load_state_dict(found["state_dict"], strict=module.strict_loading)
+    trainer.fit_loop.load_state_dict(found["loops"]["fit_loop"])
+    trainer.fit_loop.epoch_progress.current.completed -= 1  # current_epoch: validation is part of the epoch it ends
+    trainer.validate(module, val_batches, verbose=False)
+    found["state_dict"] = module.state_dict()
 
 
 def _device() -> str:

@@ -1,4 +1,4 @@
-"""The callback that makes Lightning's loop exact: random numbers, loss weights, checkpoints, stopping, history."""
+"""The callback that makes Lightning's loop exact: random numbers, weights, checkpoints, stopping, history, the best."""
 
 from __future__ import annotations
 
@@ -34,10 +34,23 @@ class Stopped(Exception):
 
 
 class Keeper(pl.Callback):
-    """Watches over one fit; `every`: steps between checkpoints. `deadline` may be set, on time.monotonic()'s clock."""
+    """Watches over one fit; `every`: steps between checkpoints. `deadline` may be set, on time.monotonic()'s clock.
 
-    def __init__(self, folder: Path, batches: Batches, accumulate: int, every: int, seed: int):
+    monitor, patience: see `fitting.fit`. What is best follows from the history alone, so a resumed fit agrees.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        batches: Batches,
+        accumulate: int,
+        every: int,
+        seed: int,
+        monitor: str = "",
+        patience: int = 0,
+    ):
         self.folder, self.batches, self.accumulate, self.every, self.seed = folder, batches, accumulate, every, seed
+        self.monitor, self.patience = monitor, patience
         self.began, self.deadline = time.monotonic(), math.inf
         self.seconds_before = self.seconds_to_save = 0.0
         self.lines: list[dict[str, float]] = []  # the history
@@ -55,6 +68,11 @@ class Keeper(pl.Callback):
     def seconds(self) -> float:
         """Time spent, earlier sessions included."""
         return self.seconds_before + time.monotonic() - self.began
+
+    def best_epoch(self) -> int:
+        """Epochs made when the monitored metric was lowest for the first time; 0 while it never was finite."""
+        values = [(line.get(self.monitor, math.nan), round(line["epoch"])) for line in self.lines]
+        return min((pair for pair in values if math.isfinite(pair[0])), default=(math.inf, 0))[1]
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on where `on_save_checkpoint` was."""
@@ -100,13 +118,7 @@ class Keeper(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed for this batch, and find its weight: its rows' share of the group's rows."""
-        where = [self.seed, trainer.global_rank, trainer.current_epoch, batch_idx]
-        number = int(np.random.SeedSequence(where).generate_state(1)[0])
-        random.seed(number)
-        np.random.seed(number)  # noqa: NPY002 (a module may draw on any of these)
-        torch.default_generator.manual_seed(number)  # torch.manual_seed() sees to every kind of device, and takes 1 ms
-        if module.device.type != "cpu":
-            torch.get_device_module(module.device.type).manual_seed(number)
+        self._seed(trainer, module, trainer.current_epoch, batch_idx)
         first = batch_idx - batch_idx % self.accumulate
         group = sum(map(self.batches.count, range(first, min(first + self.accumulate, len(self.batches)))))
         # Lightning has divided the loss by `accumulate`, and DDP will average over the processes
@@ -144,8 +156,9 @@ class Keeper(pl.Callback):
             raise Stopped
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Listen here too: `fit` may begin with a validation that is owed."""
+        """Listen here too: `fit` may begin with a validation that is owed; which draws what it would have drawn."""
         self._listen()
+        self._seed(trainer, module, self.batches.epoch - 1, len(self.batches))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Stop where it is time; the epoch's end is saved, and validation begins anew next time."""
@@ -153,11 +166,30 @@ class Keeper(pl.Callback):
             raise Stopped
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Add what validation logged to the epoch's line."""
+        """Add what validation logged to the epoch's line; keep the best weights, and end early where it is time."""
         metrics = {n: v.item() for n, v in trainer.callback_metrics.items() if n not in self.training_names}
+        metrics = trainer.strategy.broadcast(metrics)  # the processes agree, whatever each of them has logged
+        if self.monitor and self.monitor not in metrics:
+            logged = ", ".join(sorted(metrics)) or "nothing"
+            raise KitError(f"monitor {self.monitor!r} is not what validation logs: allowed is one of {logged}")
         self.validation_names, self.owes_validation = set(metrics), False
         self.lines[-1] |= metrics
+        if self.monitor:
+            made, best = self.batches.epoch, self.best_epoch()
+            if best == made and trainer.is_global_zero:
+                checkpoints.keep_best(self.folder, module.state_dict())
+            if self.patience and made - best >= self.patience:
+                # unlike should_stop this holds for the fit that follows a validation that was owed, and resumes alike
+                trainer.fit_loop.max_epochs = made
         self._write_history(trainer)
+
+    def _seed(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int, batch: int) -> None:
+        number = int(np.random.SeedSequence([self.seed, trainer.global_rank, epoch, batch]).generate_state(1)[0])
+        random.seed(number)
+        np.random.seed(number)  # noqa: NPY002 (a module may draw on any of these)
+        torch.default_generator.manual_seed(number)  # torch.manual_seed() sees to every kind of device, and takes 1 ms
+        if module.device.type != "cpu":
+            torch.get_device_module(module.device.type).manual_seed(number)
 
     def _listen(self) -> None:
         """Take the signals over from Lightning, which would stop without saving; its teardown gives them back."""

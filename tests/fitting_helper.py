@@ -25,13 +25,16 @@ TARGETS = FEATURES[:, :1] * 2 - FEATURES[:, 1:2]
 class Module(pl.LightningModule):
     """A regression with everything that could break an exact resume: dropout, noise, batch statistics, momentum."""
 
-    def __init__(self, steps: int, dropout: float = 0.5, rate: float = 0.05, pause: float = 0):
+    def __init__(
+        self, steps: int, dropout: float = 0.5, rate: float = 0.05, pause: float = 0, own_values: bool = False
+    ):
         super().__init__()
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(D, 8), nn.BatchNorm1d(8), nn.Dropout(dropout), nn.Linear(8, 1))
         if dropout == 0:  # nothing that depends on how rows fall into batches
             self.net = nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, 1))
         self.noise, self.rate, self.steps, self.pause = dropout > 0, rate, steps, pause
+        self.own_values = own_values  # each process logs what validation gives it alone
         self.before_batch = self.before_validation = lambda epoch, batch: None
         self.train_calls = 0
 
@@ -49,7 +52,7 @@ class Module(pl.LightningModule):
     def validation_step(self, batch, batch_idx):
         self.before_validation(self.current_epoch, batch_idx)
         loss = (self.net(batch["x"]) - batch["y"]).square().mean()
-        self.log("val_loss", loss, batch_size=len(batch["x"]), sync_dist=True)
+        self.log("val_loss", loss, batch_size=len(batch["x"]), sync_dist=not self.own_values)
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), self.rate)
@@ -58,7 +61,7 @@ class Module(pl.LightningModule):
 
 def make(folder, epochs=3, batch_size=4, accumulate=1, devices=1, rows=N, double=False, **options):
     """A module and the arguments of `fit`; what is not an option of the module is one of fit's."""
-    mine = {name: options.pop(name) for name in ("dropout", "rate", "pause") if name in options}
+    mine = {name: options.pop(name) for name in ("dropout", "rate", "pause", "own_values") if name in options}
     module = Module(fitting.total_steps(rows, batch_size, accumulate, epochs, devices), **mine)
     kind = torch.float64 if double else torch.float32
 
@@ -110,6 +113,7 @@ if __name__ == "__main__":
         while not finished:
             module, fitted = fit(Path(sys.argv[1]) / name, max_hours=hours, **options)
             sessions, finished = sessions + 1, fitted.finished
-        answer = {"sessions": sessions, "steps": fitted.steps, "loss": error(module), "weights": weights(module).hex()}
+        answer = {"sessions": sessions, "steps": fitted.steps, "best_epoch": fitted.best_epoch}
+        answer |= {"loss": error(module), "weights": weights(module).hex()}
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
             print(json.dumps(answer | {"history": fitted.history["loss"].tolist()}), flush=True)
