@@ -173,7 +173,7 @@ class Map:
             low[1], high[1] = (
                 np.array([-1, 1]) * max(high[1] - low[1], 0.35 * (high[0] - low[0])) / 2 + (low[1] + high[1]) / 2
             )
-        pad = 0.02 * max(*(high - low), 1.0)
+        pad = 0.02 * max(*(high - low), 1.0 if self.is_us else 0.25)
         low, high = low - pad, high + pad
         if not self.is_us:
             low[1], high[1] = max(low[1], -90), min(high[1], 90)
@@ -186,7 +186,7 @@ class Map:
         else:
             self.axes.set_aspect(1 / max(np.cos(np.radians((low[1] + high[1]) / 2)), 0.3))
             self.axes.set(xlabel="longitude", ylabel="latitude")
-            self.axes.xaxis.set_major_formatter(FuncFormatter(lambda lon, _: f"{(lon + 180) % 360 - 180:g}"))
+            self.axes.xaxis.set_major_formatter(FuncFormatter(lambda lon, _: f"{(lon + 180) % 360 - 180:.7g}"))
 
     def scatter(self, points: ArrayLike, **style):
         """Mark points (N, 2) with matplotlib's scatter, as pixels where there are many."""

@@ -62,6 +62,15 @@ def finish(figure: Figure, title: str = "", note: str = "") -> Figure:
     return figure
 
 
+def join_notes(*notes: str) -> str:
+    """What there is to say in one note; empty ones say nothing.
+
+    >>> join_notes("", "20 of 30 drawn", "drawn sample")
+    '20 of 30 drawn · drawn sample'
+    """
+    return " · ".join(note for note in notes if note)
+
+
 def save(figure: Figure, path: str | Path) -> Figure:
     """Write a figure (the suffix names the format) and give it back, so that a cell can save and show it at once."""
     with paths.atomic_write(path) as beside:

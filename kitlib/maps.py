@@ -16,7 +16,7 @@ from matplotlib.path import Path as Outline
 from numpy.typing import ArrayLike
 
 from kitlib.atlas import Map, state_rings
-from kitlib.figures import GREY, PALETTE, Figure, finish, house, new
+from kitlib.figures import GREY, PALETTE, Figure, finish, house, join_notes, new
 
 if TYPE_CHECKING:
     import folium
@@ -30,10 +30,6 @@ def _sample(n: int, most: int) -> tuple[np.ndarray, str]:
     if n <= most:
         return np.arange(n), ""
     return np.sort(np.random.default_rng(0).choice(n, most, replace=False)), f"{most:,} of {n:,} drawn"
-
-
-def _notes(*notes: str) -> str:
-    return " · ".join(note for note in notes if note)
 
 
 @house
@@ -104,7 +100,7 @@ def cells(
     marks = canvas.scatter(centres, c=radius, s=10 + 90 * counts / counts.max(), cmap="viridis_r", norm=_log(radius),
                            edgecolor="white", lw=0.5, zorder=3)  # fmt: skip
     canvas.colour_bar(marks, "radius of the cell (km)")
-    return canvas.finish(title, _notes(f"places: {drawn}" if drawn else "", note))
+    return canvas.finish(title, join_notes(f"places: {drawn}" if drawn else "", note))
 
 
 def _log(values: np.ndarray) -> LogNorm:
@@ -128,7 +124,7 @@ def errors(
     style = {"c": km[rows], "cmap": ERROR_COLOURS, "norm": norm, "edgecolor": "white", "lw": 0.3, "zorder": 3}
     dots = canvas.scatter(true[rows], s=14, **style)
     canvas.colour_bar(dots, "error (km)", ticks=[25, 200, 750, 2500], extend="both")
-    return canvas.finish(title, _notes("dot: the truth, line: to the guess", drawn, note))
+    return canvas.finish(title, join_notes("dot: the truth, line: to the guess", drawn, note))
 
 
 def position_colours(points: ArrayLike) -> np.ndarray:
@@ -155,7 +151,7 @@ def embedding(plane: ArrayLike, points: ArrayLike, axis_labels: Sequence[str] = 
     canvas = Map(points, axes=right)
     canvas.scatter(points[rows], c=colours, s=size)
     right.set_title("on the map")
-    return finish(figure, title, _notes(drawn, note))
+    return finish(figure, title, join_notes(drawn, note))
 
 
 def error_page(
@@ -177,7 +173,7 @@ def error_page(
     rows = np.concatenate([worst[: most // 5], worst[most // 5 :][rest]])
     page = folium.Map(prefer_canvas=True)
     shade = LinearColormap([to_hex(c) for c in colormaps[ERROR_COLOURS](np.linspace(0, 1, 6))], vmin=0, vmax=2500,
-                           caption=_notes("error (km)", f"{len(rows):,} of {len(km):,} places", note))  # fmt: skip
+                           caption=join_notes("error (km)", f"{len(rows):,} of {len(km):,} places", note))  # fmt: skip
     shade.add_to(page)
     for i in rows[::-1]:
         ends, colour = [true[i].tolist(), guess[i].tolist()], shade(min(km[i], 2500))
