@@ -26,10 +26,11 @@ from kitlib import checkpoints, paths
 from kitlib.batches import Batches
 from kitlib.keeper import Keeper, Stopped
 from kitlib.paths import KitError
+from kitlib.tracking import Tracker, tracker
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Batches", "Fitted", "fit", "total_steps", "warmup_cosine"]
+__all__ = ["Batches", "Fitted", "fit", "total_steps", "tracker", "warmup_cosine"]
 
 
 def total_steps(n_rows: int, batch_size: int, accumulate: int, epochs: int, devices: int = 1) -> int:
@@ -98,6 +99,7 @@ def fit(
     at the next batch (with several devices at the next step). `precision`: a name of Lightning's, or auto: bf16-mixed
     on CUDA, 16-mixed where that has no bf16 (T4, P100), 32-true on CPU and MPS. More than one device: start with
     `python -m torch.distributed.run --nproc_per_node DEVICES`.
+    logger: one of Lightning's, as `tracker` gives; it gets what the module logs, and loss and lr of the history.
 
     monitor: a metric that validation logs, lower is better. The fit then ends with the weights of the epoch that had it
     lowest (a value that is not finite is none), and after `patience` epochs in a row without a lower one (0: never
@@ -149,6 +151,7 @@ def fit(
             callbacks=[keeper],
             plugins=[disk],
             logger=logger or False,
+            log_every_n_steps=min(50, total_steps(len(batches.rows), batches.batch_size, accumulate, 1, devices)),
             default_root_dir=folder,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -176,6 +179,8 @@ def fit(
                 raise SystemExit(128 + keeper.heard) from None
         finally:
             keeper.bar.close()
+            if isinstance(logger, Tracker):
+                logger.close(failed=trainer.state.status != "finished")
     finished = trainer.state.status == "finished"
     end: dict[str, Any] = {"steps": trainer.global_step, "seconds": round(keeper.seconds(), 3)}
     end["best_epoch"] = keeper.best_epoch()
@@ -196,6 +201,7 @@ def _validate(trainer: pl.Trainer, module: pl.LightningModule, val_batches: Batc
     module.load_state_dict(found["state_dict"], strict=module.strict_loading)
     trainer.fit_loop.load_state_dict(found["loops"]["fit_loop"])
     trainer.fit_loop.epoch_progress.current.completed -= 1  # current_epoch: validation is part of the epoch it ends
+    trainer.fit_loop.epoch_loop._batches_that_stepped -= 1  # loggers: and of its last step
     trainer.validate(module, val_batches, verbose=False)
     found["state_dict"] = module.state_dict()
 

@@ -95,6 +95,7 @@ class Keeper(pl.Callback):
         # Lightning counts this batch, and this epoch, as not quite done yet, and miscounts when it resumes from that
         # twice; where all counts agree it has nothing to guess (a validation that is owed is seen to in `fit`)
         loop = checkpoint["loops"]["fit_loop"]
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step  # what loggers count with
         for part in ("total", "current"):
             count = loop["epoch_loop.batch_progress"][part]
             count["completed"] = count["ready"]
@@ -229,6 +230,8 @@ class Keeper(pl.Callback):
         line = {"epoch": round(epoch, 4), "step": trainer.global_step, "lr": self.rate}
         line |= {"seconds": round(self.seconds(), 3)} | {name: total / rows for name, total in self.sums.items()}
         self.lines.append(line)
+        for logger in trainer.loggers:  # Lightning counts steps from zero here
+            logger.log_metrics({"loss": line["loss"], "lr": line["lr"]}, step=trainer.global_step - 1)
         self.sums = {}
         self._write_history(trainer)
 

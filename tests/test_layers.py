@@ -17,7 +17,7 @@ LAYERS = [
     ("1a tables", "tables streaming places folds guesses runs submissions competition accuracy"),
     ("1b numbers", "inspection pictures baselines ensemble geocells crossfit scalers regions gallery"),
     ("1c pictures and figures", "figures atlas maps panels results stamps strip scenery sample"),
-    ("2a torch", "views losses batches checkpoints location"),
+    ("2a torch", "views losses batches checkpoints tracking location"),
     ("2b networks", "tiny backbones encoders embeddings keeper fitting heads lora geolocator neighbours"),
     ("3 families", "frozen multiview"),
     ("4a one notebook", "notebooks plans kernels report"),
