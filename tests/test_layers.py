@@ -16,6 +16,7 @@ LAYERS = [
     ("0 files and outlines", "files outlines"),
     ("1a tables", "tables streaming places folds guesses runs submissions competition accuracy"),
     ("1b numbers", "inspection pictures baselines ensemble geocells crossfit scalers regions gallery"),
+    ("1b cleaning", "clusters outliers"),
     ("1c pictures and figures", "figures atlas maps panels results stamps strip scenery sample"),
     ("2a torch", "views losses batches checkpoints tracking location"),
     ("2b networks", "tiny backbones encoders embeddings keeper fitting heads lora geolocator neighbours"),
