@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that help and refusals come 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import logging
 import os
 import sys
@@ -13,12 +14,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kitlib.notebooks import Parameter, cast
 from kitlib.paths import KitError
+
+if TYPE_CHECKING:
+    from kitlib.runs import Run
 
 app = typer.Typer(
     help="Which US state, and where on the globe? Plans, scores and checks from the command line.",
@@ -28,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes a third of a second to import
 )
 
-SETTINGS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set one of multiview.Config's fields.")
+SETTINGS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set one of the fields of the family's Config.")
 PARAMETERS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")
 
 
@@ -112,25 +117,27 @@ def train(
     data: Annotated[str, typer.Option(help="A folder, a .zip, or a name under data/raw.")] = "sample",
     seeds: Annotated[str, typer.Option(help="One run a seed, such as 0,1,2.")] = "0",
     folds: Annotated[str, typer.Option(help="Folds to train, such as 0,1; all when left out.")] = "",
-    folds_column: Annotated[str, typer.Option(help="stratified or spatial.")] = "stratified",
+    folds_column: Annotated[str, typer.Option(help="stratified, spatial; regional also: given.")] = "stratified",
     parameter: Annotated[list[str] | None, SETTINGS] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or processes on a CPU.", min=1)] = 1,
     max_hours: Annotated[float | None, typer.Option(help="Of all runs together; stops in time, saved.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Start over, deleting the old runs of that name.")] = False,
+    family: Annotated[str, typer.Option(help="multiview or regional.")] = "multiview",
 ) -> None:
-    """Train multiview without a notebook; goes on where an earlier call was cut short."""
+    """Train a family without a notebook; goes on where an earlier call was cut short."""
     began = time.monotonic()
     numbers, only = integers("--seeds", seeds), integers("--folds", folds) if folds else None
     given = pairs(parameter)
-    from kitlib import multiview, places
+    from kitlib import places
     from kitlib import sample as world
 
-    config = multiview.Config.from_dict(typed(multiview.Config, given))
+    module = trained_by(family)
+    config = module.Config.from_dict(typed(module.Config, given))
     read = places.read(world.ensure(data))
     for seed in numbers:
         hours = None if max_hours is None else max_hours - (time.monotonic() - began) / 3600
         with stoppable():
-            trained = multiview.train(
+            trained = module.train(
                 dataclasses.replace(config, seed=seed),
                 read,
                 run if len(numbers) == 1 else f"{run}-seed{seed}",
@@ -140,8 +147,7 @@ def train(
                 max_hours=hours,
                 overwrite=overwrite,
             )
-        score = f"{trained.metrics['oof']['final']:.4f} out of fold" if trained.finished else "time is over"
-        typer.echo(f"{trained.name}: {score}")
+        typer.echo(f"{trained.name}: {outcome(trained)}")
 
 
 @app.command()
@@ -151,11 +157,13 @@ def train_fold(
     data: Annotated[str, typer.Option(help="Where the data is, if not where the run says.")] = "",
     devices: Annotated[int, typer.Option(min=1)] = 1,
     max_hours: float | None = None,
+    region: Annotated[str, typer.Option(help="Of a regional run: whose encoder.")] = "",
 ) -> None:
     """Train one fold of a run that was started; what `python -m torch.distributed.run` calls for several GPUs."""
-    from kitlib import multiview
+    from kitlib import runs
 
-    multiview.train_fold(run, fold, data, devices, max_hours)
+    module = trained_by(runs.open_run(run).settings["family"])
+    module.train_fold(run, fold, data, devices, max_hours, **({"region": region} if region else {}))
 
 
 @app.command()
@@ -193,6 +201,22 @@ def doctor() -> None:
     }
     for name, fact in facts.items():
         typer.echo(f"{name:<18} {fact}")
+
+
+def outcome(run: Run) -> str:
+    """What a training came to, in a few words."""
+    if not run.finished:
+        return "time is over; the same command goes on"
+    if "oof" in run.metrics:
+        return f"{run.metrics['oof']['final']:.4f} out of fold"
+    return f"mean error {run.metrics['within_regions']['mean_km']:.2f} km within the known regions"
+
+
+def trained_by(family: str) -> ModuleType:
+    """The module of a family that is trained fold by fold. Raises KitError for any other."""
+    if family not in ("multiview", "regional"):
+        raise KitError(f"family {family!r}: allowed are multiview and regional")
+    return importlib.import_module(f"kitlib.{family}")
 
 
 def pairs(given: list[str] | None) -> dict[str, str]:

@@ -38,7 +38,7 @@ class Guesses:
     def __post_init__(self) -> None:
         dtypes = {"state_probs": np.float32, "points": np.float64, "weights": np.float32, "answered": bool}
         for field in fields(self):
-            array = np.asarray(getattr(self, field.name))
+            array = _plain(getattr(self, field.name))
             object.__setattr__(self, field.name, array.astype(dtypes.get(field.name, array.dtype), copy=False))
         n, s = self.state_probs.shape
         k = self.points.shape[1]
@@ -73,6 +73,7 @@ class Guesses:
 
     def at(self, sample_id: np.ndarray) -> Guesses:
         """The guesses for `sample_id`, in that order. Raises KitError naming the first id without a guess."""
+        sample_id = _plain(sample_id)
         order = np.argsort(self.sample_id)
         slot = np.searchsorted(self.sample_id, sample_id, sorter=order).clip(max=len(self) - 1)
         rows = order[slot] if len(self) else np.zeros(0, int)
@@ -115,6 +116,12 @@ class Guesses:
             raise KitError(
                 f"{path.name} in {path.parent.name} is not a guesses file with {', '.join(names)}: {error}"
             ) from error
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """An array that a file can hold without pickling: names come from pandas as objects."""
+    array = np.asarray(values)
+    return array.astype(str) if array.dtype == object else array
 
 
 def _same_k(members: Sequence[Guesses]) -> list[Guesses]:

@@ -56,10 +56,12 @@ class Regions:
     def __len__(self) -> int:
         return len(self.names)
 
-    def of(self, points: ArrayLike, state_position: ArrayLike) -> np.ndarray:
-        """The region (N,) of places at points (N, 2) in states (N,); -1 where the state has no region."""
+    def of(self, points: np.ndarray, state_position: ArrayLike) -> np.ndarray:
+        """The region (N,) of places at points (N, 2), NaN where unknown, in states (N,); -1 where there is none."""
         if len(self.centres):
-            return geo.nearest(points, self.centres)[1][:, 0]
+            known, region = ~np.isnan(points).any(axis=1), np.full(len(points), -1)
+            region[known] = geo.nearest(points[known], self.centres)[1][:, 0]
+            return region
         position = np.asarray(state_position)
         known = (position >= 0) & (self.by_state.sum(axis=1) > 0)[position]
         return np.where(known, self.by_state.argmax(axis=1)[position], -1)

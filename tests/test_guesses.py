@@ -121,3 +121,12 @@ def test_impossible_shares_are_refused(weights):
 def test_states_unknown_to_the_target_order_are_refused():
     with pytest.raises(KitError, match="state_idx 7"):
         make().on_states(np.array([5, 6]))
+
+
+def test_names_as_pandas_holds_them_are_saved_and_joined(tmp_path):
+    names = np.array(["b.jpg", "a.jpg", "ccc.jpg"], dtype=object)
+    made = replace(make(), sample_id=names)
+    made.save(tmp_path / "oof.npz")
+    loaded = Guesses.load(tmp_path / "oof.npz")
+    assert loaded.sample_id.tolist() == names.tolist()
+    assert np.array_equal(loaded.at(names[::-1]).points, made.points[::-1])

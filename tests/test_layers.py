@@ -12,15 +12,16 @@ import pytest
 from kitlib import paths
 
 LAYERS = [
-    ("0 maths and paths", "paths geo projection"),
+    ("0 maths and paths", "paths geo projection settings"),
     ("0 files and outlines", "files outlines"),
     ("1a tables", "tables streaming places folds guesses runs submissions competition accuracy"),
     ("1b numbers", "inspection pictures baselines ensemble geocells crossfit scalers regions gallery"),
     ("1b cleaning", "clusters outliers"),
     ("1c pictures and figures", "figures atlas maps panels results stamps strip scenery sample"),
     ("2a torch", "views losses batches checkpoints tracking location"),
-    ("2b networks", "tiny backbones encoders embeddings keeper fitting heads lora geolocator neighbours"),
-    ("3 families", "frozen multiview"),
+    ("2b networks", "tiny backbones encoders embeddings keeper fitting heads lora geolocator inputs neighbours"),
+    ("2c region-wise", "regressors regression regionwise"),
+    ("3 families", "frozen multiview regional"),
     ("4a one notebook", "notebooks plans kernels report"),
     ("4b plans", "pipeline"),
     ("4c command line", "__main__"),

@@ -60,6 +60,7 @@ def test_clusters_take_the_nearest_centre_and_share_states(drawn, rows):
     assert len(regions) == 5
     of = regions.of(points, np.full(len(points), -1))  # the state is not needed
     assert (of == geo.nearest(points, regions.centres)[1][:, 0]).all()
+    assert (regions.of(drawn.points("test"), drawn.state_position("test")) == -1).all()  # the truth is hidden
     assert np.bincount(of[rows], minlength=5).tolist() == regions.count.tolist()
     everywhere = np.arange(len(points))
     many = Regions.make(drawn, everywhere, "cluster:40").by_state[np.unique(position)]
