@@ -68,10 +68,14 @@ class Batches:
         """How many of them are this process's."""
         return len(range(self.rank, self.count(batch), self.world))
 
+    def order(self, epoch: int) -> np.ndarray:
+        """The rows in the order in which that epoch goes through them."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.rows) if self.shuffle else self.rows
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         begin, self._begin = self._begin, 0
         epoch, whole = self.epoch, self.batch_size * self.world
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.rows) if self.shuffle else self.rows
+        order = self.order(epoch)
 
         def load(batch: int) -> dict[str, Any]:
             dealt = order[batch * whole : (batch + 1) * whole]

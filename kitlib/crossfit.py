@@ -11,12 +11,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from kitlib import competition, folds, guesses, pictures
+from kitlib import competition, folds, guesses, paths, pictures
 from kitlib.guesses import Guesses
 from kitlib.paths import KitError
+from kitlib.places import read
 from kitlib.runs import Run
 from kitlib.tables import Places
 
@@ -35,6 +38,16 @@ def chosen(places: Places, column: str, n_folds: int, only: Sequence[int] | None
     if not todo or not set(todo) <= set(range(n_folds)):
         raise KitError(f"folds {todo}: allowed are {', '.join(map(str, sorted(table[column].unique())))}")
     return todo
+
+
+def source(places: Places) -> dict[str, Any]:
+    """What a run's settings say about where its places come from, so that another process finds them."""
+    return {"data": paths.relative(places.folder)} | ({"read": places.options} if places.options else {})
+
+
+def reread(run: Run, data: str = "") -> Places:
+    """The places of a run, from where its settings say or, when they are elsewhere now, from `data`."""
+    return read(data or run.settings["data"], **run.settings.get("read", {}))
 
 
 def train_in_processes(
@@ -71,6 +84,13 @@ def keep(run: Run, fold: int, held_out: Guesses, test: Guesses | None) -> None:
 def done(run: Run) -> list[int]:
     """The folds that are done, in ascending order."""
     return sorted(int(path.parent.name.removeprefix("fold_")) for path in run.checkpoints.glob("fold_*/oof.npz"))
+
+
+def history(run: Run) -> pd.DataFrame:
+    """What the fits of a run logged, with the columns fold and phase (the fit's folder)."""
+    files = sorted(run.checkpoints.glob("fold_*/*/history.csv"))
+    parts = [pd.read_csv(f).assign(fold=int(f.parts[-3].removeprefix("fold_")), phase=f.parts[-2]) for f in files]
+    return pd.concat(parts, ignore_index=True)
 
 
 def finish(run: Run, places: Places, more: dict[str, object] | None = None) -> competition.Score:

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
@@ -33,7 +32,6 @@ from kitlib.geolocator import SOFT_LABELS, Batch, Geolocator, Teaching, encode
 from kitlib.guesses import Guesses
 from kitlib.heads import FUSIONS, TIES, Classes, Heads, unit_vectors
 from kitlib.inputs import Inputs
-from kitlib.places import read
 from kitlib.runs import Run
 from kitlib.settings import Settings
 from kitlib.tables import Places
@@ -105,7 +103,7 @@ def train(
     began = time.monotonic()
     todo = crossfit.chosen(places, folds_column, n_folds, only_folds)
     settings = asdict(config) | {"family": "multiview", "folds_column": folds_column, "n_folds": n_folds}
-    settings |= {"data": paths.relative(places.folder)}
+    settings |= crossfit.source(places)
     checksums = {"places": places.checksum, "folds": saved_folds.folds_checksum(places)}
     if overwrite or run_name not in runs.list_runs():
         encoders.load(config.encoder, config.image_size or None)  # what cannot be had is refused before a run begins
@@ -133,7 +131,7 @@ def train_fold(run_name: str, fold: int, data: str = "", devices: int = 1, max_h
     data: where the data set is now, when it is not where the run says.
     """
     run = runs.open_run(run_name)
-    Session(run, read(data or run.settings["data"])).train_fold(fold, devices, max_hours)
+    Session(run, crossfit.reread(run, data)).train_fold(fold, devices, max_hours)
     return crossfit.is_done(run, fold)
 
 
@@ -141,13 +139,6 @@ def predict(run_name: str, places: Places, split: str = "test") -> Guesses:
     """What the run's models, averaged, guess of the places of `split`; all settings are the run's own."""
     session = Session(runs.open_run(run_name), places)
     return guesses.average([session.guess(fold, split) for fold in crossfit.done(session.run)])
-
-
-def history(run: Run) -> pd.DataFrame:
-    """What the fits of a run logged, with the columns fold and phase (heads, finetune)."""
-    files = sorted(run.checkpoints.glob("fold_*/*/history.csv"))
-    parts = [pd.read_csv(f).assign(fold=int(f.parts[-3].removeprefix("fold_")), phase=f.parts[-2]) for f in files]
-    return pd.concat(parts, ignore_index=True)
 
 
 class Session(Inputs):

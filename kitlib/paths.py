@@ -100,6 +100,14 @@ def workers() -> int:
     return int(asked) if asked else min(os.cpu_count() or 1, 8)
 
 
+def use_workers(threads: int) -> None:
+    """Let this process and those it starts decode pictures with that many threads; 0 changes nothing."""
+    if threads < 0:
+        raise KitError(f"{threads} threads to decode pictures: allowed is 0 (as KITLIB_WORKERS says) or more")
+    if threads:
+        os.environ["KITLIB_WORKERS"] = str(threads)
+
+
 def find_data(data: str | Path) -> Path:
     """The folder (or .zip) of a data set, given a path or a name under data/raw.
 

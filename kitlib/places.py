@@ -45,6 +45,7 @@ def read(
     """
     options = {"train_csv": train_csv, "test_csv": test_csv, "train_images": train_images, "test_images": test_images}
     named = {option: path for option, path in options.items() if path}
+    given = named | ({"region_column": region_column} if region_column else {})
     root = paths.find_data(str(data))
     tables = [name for name in Files(root).names() if name.lower().endswith(".csv")]
     known = [name for name in ("train_ground_truth.csv", "metadata.csv") if name in tables]
@@ -56,9 +57,9 @@ def read(
             raise KitError(f"region_column={region_column!r}: the competition folder {root} has its states in `state`")
         return read_competition(root)
     if "metadata.csv" in tables:
-        return read_metadata(root, region_column)
+        return replace(read_metadata(root, region_column), options=given)
     if named or any(name.startswith("labels_") for name in tables):
-        return read_region_table(root, region_column=region_column, **named)
+        return replace(read_region_table(root, region_column=region_column, **named), options=given)
     raise KitError(
         f"{root} is no known data set: needed is train_ground_truth.csv (a competition), metadata.csv, or labels_*.csv "
         f"(a region table, whose tables may also be named by train_csv and test_csv); CSV files found: "

@@ -25,13 +25,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from kitlib import accuracy, baselines, crossfit, encoders, guesses, outliers, paths, runs, tracking
+from kitlib import accuracy, baselines, crossfit, encoders, geo, guesses, outliers, paths, projection, runs, tracking
 from kitlib import folds as saved_folds
 from kitlib.guesses import Guesses
 from kitlib.inputs import Inputs
 from kitlib.outliers import Cleaned
 from kitlib.paths import KitError
-from kitlib.places import read
 from kitlib.regions import Regions
 from kitlib.regionwise import POOLED, Part
 from kitlib.regressors import LOSSES
@@ -115,7 +114,7 @@ def train(
         todo = crossfit.chosen(places, folds_column, n_folds, only_folds)
         checksums = {"places": places.checksum, "folds": saved_folds.folds_checksum(places)}
     settings = asdict(config) | {"family": "regional", "folds_column": folds_column, "n_folds": n_folds}
-    settings |= {"data": paths.relative(places.folder)}
+    settings |= crossfit.source(places)
     _check_router(config.router, folds_column, checksums)
     cleaned = clean(config, places)
     Regions.make(places, np.flatnonzero(cleaned.kept), config.regions, config.seed)
@@ -142,7 +141,7 @@ def train_fold(
 ) -> bool:
     """Train one region's encoder in one fold of a run that `train` has started, as one of several processes."""
     run = runs.open_run(run_name)
-    session = Session(run, read(data or run.settings["data"]))
+    session = Session(run, crossfit.reread(run, data))
     return session.part(fold).train_encoder(region, devices, max_hours=max_hours)
 
 
@@ -171,6 +170,17 @@ def clean(config: Config, places: Places) -> Cleaned:
         min_samples=config.min_samples,
         exclude=[name.strip() for name in config.exclude.split(",") if name.strip()],
     )
+
+
+def local_km(table: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Truth and what was said, of each region in a table as by `held_out`: (n, 2) km east and north of its middle."""
+    true, said = {}, {}
+    for name, rows in table.groupby("region"):
+        points = rows[["latitude", "longitude"]].to_numpy()
+        middle = geo.geometric_median(points)
+        true[str(name)] = projection.to_local_km(points, middle)
+        said[str(name)] = projection.to_local_km(rows[["said_latitude", "said_longitude"]].to_numpy(), middle)
+    return true, said
 
 
 def evaluation(run: Run) -> pd.DataFrame:

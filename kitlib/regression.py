@@ -78,7 +78,9 @@ class HeadsTraining(pl.LightningModule):
         keep |= ~keep.any(1, keepdim=True)
         total, count = self._losses(self.heads.fuse(features, keep), batch)
         each = total / count.clamp(min=1)
-        return torch.where(each.isfinite(), each, 0.0).sum()
+        each = torch.where(each.isfinite(), each, 0.0)
+        self.log("train_loss", each.sum() / (count > 0).sum())
+        return each.sum()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """A head whose gradient is not finite stays as it is, and is remembered as broken."""
@@ -166,7 +168,9 @@ class EncoderTraining(pl.LightningModule):
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         how = 0.5 * self.teaching.mirror, 0.15 * self.teaching.vary, 0.1 * self.teaching.vary
         varied = views.augment(self.encoder.preprocess.shrink(batch["views"]), generator, *how)
-        return self.frames.loss(self.teaching.loss, self(varied), batch).mean()
+        loss = self.frames.loss(self.teaching.loss, self(varied), batch).mean()
+        self.log("train_loss", loss)
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss on held-out places."""

@@ -32,6 +32,7 @@ FEW_PLACES, LONELY_KM, STRANGE_KM, STRANGE_TIMES = 5, 2000.0, 300.0, 4.0
 class Places:
     """The places of one data set; made by the readers in `places`.
 
+    `options` are those that `places.read` was given, so that another process can read the same again.
     `table` has one row a place: split, sample_id, image_<view> (paths below `folder`, "" where none is named), state
     ("" unknown), state_idx (-1 unknown), latitude, longitude (degrees, NaN unknown). `states` has state_idx and state,
     sorted. `integrity` lists findings as {"check", "where", "count", "examples", "action"}.
@@ -43,6 +44,7 @@ class Places:
     states: pd.DataFrame
     template: pd.DataFrame | None = None
     integrity: list[dict] = field(default_factory=list)
+    options: dict[str, str] = field(default_factory=dict)
 
     @property
     def image_columns(self) -> list[str]:

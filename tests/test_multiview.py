@@ -248,7 +248,7 @@ def test_fine_tuning_changed_the_encoder_and_history_tells(trained):
     weights = load_file(crossfit.folder(trained, 0) / "encoder.safetensors")
     before = encoders.load("tiny").state_dict()
     assert any(not torch.equal(before[name], tensor) for name, tensor in weights.items())
-    history = multiview.history(trained)
+    history = crossfit.history(trained)
     assert set(history["phase"]) == {"heads", "finetune"} and set(history["fold"]) == {0, 1, 2}
     assert history.loc[history["phase"] == "finetune", "held_out_gps_km"].gt(0).all()
     assert history["true_state_mass"].between(0.3, 1).all()

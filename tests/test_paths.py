@@ -73,3 +73,13 @@ def test_impossible_settings_of_the_machine_are_refused(monkeypatch, name, value
     monkeypatch.setenv(name, value)
     with pytest.raises(KitError, match=name):
         paths.device_name() if name == "KITLIB_DEVICE" else paths.workers()
+
+
+def test_threads_are_inherited_by_what_is_started(monkeypatch):
+    monkeypatch.setenv("KITLIB_WORKERS", "3")
+    paths.use_workers(0)
+    assert paths.workers() == 3
+    paths.use_workers(5)
+    assert paths.workers() == 5
+    with pytest.raises(KitError, match="allowed is 0"):
+        paths.use_workers(-1)
