@@ -94,3 +94,12 @@ def test_batches_prefetch_one_ahead_in_a_thread_and_pass_errors_on():
 def test_batches_refuse(bad):
     with pytest.raises(KitError, match="allowed"):
         loader(**bad)
+
+
+def test_batches_of_a_subclass_go_through_their_own_order():
+    class Backwards(Batches):
+        def order(self, epoch):
+            return self.rows[::-1] + 100 * epoch
+
+    batches = Backwards(3, 2, 0, lambda rows: {"row": rows})
+    assert rows_of(batches) + rows_of(batches) == [[2, 1], [0], [102, 101], [100]]
