@@ -138,9 +138,11 @@ def violations(
     The near pair's similarity is below the far pair's in a violation; equal ones are none.
     """
     _, similarity, bucket = _pairs(similarity, km, mask, curve)
+    similarity, order = similarity.sort()
+    bucket = bucket[order]
     wrong = compared = torch.zeros((), dtype=torch.int64, device=km.device)
     for number in range(len(curve.count) - gap):
-        near, far = similarity[bucket == number], similarity[bucket >= number + gap].sort().values
+        near, far = similarity[bucket == number], similarity[bucket >= number + gap]
         wrong = wrong + (len(far) - torch.searchsorted(far, near, right=True)).sum()
         compared = compared + len(near) * len(far)
     return wrong, compared
