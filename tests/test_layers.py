@@ -21,6 +21,7 @@ LAYERS = [
     ("2a torch", "views losses batches checkpoints tracking location"),
     ("2b networks", "tiny backbones encoders embeddings keeper fitting heads lora geolocator inputs neighbours"),
     ("2c region-wise", "regressors regression regionwise"),
+    ("2c matching", "gpsqueue gpsnet gpsmatch"),
     ("2c metric learning", "mining metric"),
     ("3 families", "frozen multiview regional"),
     ("4a one notebook", "notebooks plans kernels report"),
