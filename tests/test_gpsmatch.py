@@ -179,6 +179,13 @@ def test_autocast_leaves_the_location_side_in_float32(dtype):
     assert torch.allclose(plain.norm(dim=1), torch.ones(N), atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_it_learns_in_half_precision_too(tmp_path, precision):
+    module, fitted = fit(tmp_path, epochs=8, rate=3e-2, precision=precision)
+    assert fitted.history["val_km"].iloc[-1] < 0.6 * fitted.history["val_km"].iloc[0]
+    assert module.queue.points.dtype == torch.float32
+
+
 def test_the_image_side_sees_the_kept_views_alone_standardised():
     match = small().eval()
     features = toy()["features"][:3, 0].float()
