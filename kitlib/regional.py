@@ -51,7 +51,7 @@ class Config(Settings):
     regions: str = "state"  # state (the data's labels), division (of the US Census Bureau) or cluster:N
     min_places: int = 20  # a region with fewer training places shares a pooled model
     router: str = "logistic"  # who tells the region: a finished run, logistic regression, or known (in a region table)
-    routes: int = 8  # likeliest regions that become points of a guess
+    routes: int = 32  # likeliest regions that become points of a guess
     exclude: str = ""  # sample_ids (file names) or row numbers, commas between: nothing is learned from them
     mad_threshold: float = 0.0  # median absolute deviations from its label's median that a coordinate may be; 0: any
     eps_km: float = 0.0  # a place with fewer than min_samples within this is noise (DBSCAN); 0: none is

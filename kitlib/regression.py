@@ -86,7 +86,7 @@ class HeadsTraining(pl.LightningModule):
         """A head whose gradient is not finite stays as it is, and is remembered as broken."""
         for bank, first in ((self.heads.own, 0), (self.heads.pooled, self.heads.n_own)):
             for parameter in [] if bank is None else bank.parameters():
-                if parameter.grad is not None:
+                if parameter.grad is not None and not parameter.grad.sum().isfinite():  # a sum is quickly had
                     bad = ~parameter.grad.flatten(1).isfinite().all(1)
                     parameter.grad[bad] = 0
                     self.broken[first : first + len(bad)] |= bad
@@ -128,7 +128,7 @@ class HeadsTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm restarts."""
-        return _optimizer([{"params": self.heads.parameters(), "lr": self.rate}], self.teaching, self.epoch_steps)
+        return _optimizer(self, list(self.heads.parameters()))
 
     def _losses(self, fused: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Each head's summed loss (H,) and number of places (H,)."""
@@ -179,15 +179,17 @@ class EncoderTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm restarts."""
-        learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return _optimizer([{"params": learning, "lr": self.rate}], self.teaching, self.epoch_steps)
+        return _optimizer(self, [parameter for parameter in self.parameters() if parameter.requires_grad])
 
 
-def _optimizer(groups: list[dict[str, Any]], teaching: Teaching, epoch_steps: int) -> Any:
+def _optimizer(module: HeadsTraining | EncoderTraining, learning: list[nn.Parameter]) -> Any:
     """AdamW; the rate falls along a cosine and starts again after t_0 epochs, then after t_mult times as many."""
-    optimizer = torch.optim.AdamW(groups, weight_decay=teaching.weight_decay)
+    teaching, trainer = module.teaching, module._trainer
+    # Lightning cannot clip gradients that a fused optimizer unscales itself (float16, as on a T4)
+    fused = module.device.type != "mps" and (trainer is None or trainer.precision != "16-mixed")
+    optimizer = torch.optim.AdamW(learning, lr=module.rate, weight_decay=teaching.weight_decay, fused=fused)
     schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
-        optimizer, T_0=teaching.t_0 * epoch_steps, T_mult=teaching.t_mult
+        optimizer, T_0=teaching.t_0 * module.epoch_steps, T_mult=teaching.t_mult
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
