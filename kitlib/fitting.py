@@ -30,7 +30,7 @@ from kitlib.tracking import Tracker, tracker
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Batches", "Fitted", "fit", "total_steps", "tracker", "warmup_cosine"]
+__all__ = ["Batches", "Fitted", "fit", "may_fuse", "total_steps", "tracker", "warmup_cosine"]
 
 
 def total_steps(n_rows: int, batch_size: int, accumulate: int, epochs: int, devices: int = 1) -> int:
@@ -57,6 +57,15 @@ def warmup_cosine(
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def may_fuse(module: pl.LightningModule) -> bool:
+    """Whether a module that `fit` trains may use a fused optimizer, which is faster.
+
+    Lightning refuses to clip gradients for one under mixed precision, bfloat16 included, and MPS has none.
+    """
+    trainer = module._trainer
+    return module.device.type != "mps" and not (trainer and str(trainer.precision).endswith("-mixed"))
 
 
 @dataclass(frozen=True)

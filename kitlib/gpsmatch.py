@@ -147,9 +147,7 @@ class MatchTraining(pl.LightningModule):
         groups = self._groups(own, self.rate) + self._groups(location, self.location_rate)
         for depth, layer in enumerate(reversed(self.layers)):
             groups += self._groups(layer, self.encoder_rate * self.teaching.layer_decay**depth)
-        # in mixed precision, bfloat16 too, Lightning refuses to clip the gradients of a fused optimizer
-        fused = self.device.type != "mps" and not self.trainer.precision.endswith("-mixed")
-        optimizer = torch.optim.AdamW(groups, fused=fused)
+        optimizer = torch.optim.AdamW(groups, fused=fitting.may_fuse(self))
         schedule = fitting.warmup_cosine(optimizer, self.total_steps, self.teaching.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

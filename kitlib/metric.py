@@ -209,9 +209,7 @@ class MetricTraining(pl.LightningModule):
         groups = self._groups(list(self.projection.parameters()), self.rate)
         for depth, layer in enumerate(reversed(self.layers)):
             groups += self._groups(layer, self.encoder_rate * self.teaching.layer_decay**depth)
-        # Lightning cannot clip gradients that a fused optimizer unscales itself (float16, as on a T4)
-        fused = self.device.type != "mps" and self.trainer.precision != "16-mixed"
-        optimizer = torch.optim.AdamW(groups, fused=fused)
+        optimizer = torch.optim.AdamW(groups, fused=fitting.may_fuse(self))
         schedule = fitting.warmup_cosine(optimizer, self.total_steps, self.teaching.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from kitlib import views
+from kitlib import fitting, views
 from kitlib.encoders import Encoder
 from kitlib.regressors import Batch, Frames, RegionHeads
 
@@ -184,9 +184,7 @@ class EncoderTraining(pl.LightningModule):
 
 def _optimizer(module: HeadsTraining | EncoderTraining, learning: list[nn.Parameter]) -> Any:
     """AdamW; the rate falls along a cosine and starts again after t_0 epochs, then after t_mult times as many."""
-    teaching, trainer = module.teaching, module._trainer
-    # Lightning cannot clip gradients that a fused optimizer unscales itself (float16, as on a T4)
-    fused = module.device.type != "mps" and (trainer is None or trainer.precision != "16-mixed")
+    teaching, fused = module.teaching, fitting.may_fuse(module)
     optimizer = torch.optim.AdamW(learning, lr=module.rate, weight_decay=teaching.weight_decay, fused=fused)
     schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
         optimizer, T_0=teaching.t_0 * module.epoch_steps, T_mult=teaching.t_mult

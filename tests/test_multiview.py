@@ -357,3 +357,16 @@ def test_params_tell_everything_and_no_machine(trained):
 
 def test_unit_vectors_are_float32():
     assert unit_vectors(np.array([[0.0, 0.0]])).dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_every_precision_that_fit_chooses_can_clip_the_gradients(world, tmp_path, precision):
+    heads, batch = heads_of(world), batch_of(n_states=len(Classes.of(world, np.arange(60), 5).state_idx))
+    from kitlib import fitting
+
+    def load(rows):
+        return {name: tensor[rows] for name, tensor in batch.items()}
+
+    module = Geolocator(heads, None, TEACHING, 2, rate=1e-3)
+    batches = fitting.Batches(6, 3, 0, load)
+    assert fitting.fit(module, batches, tmp_path, epochs=1, config={}, precision=precision).steps == 2
