@@ -53,7 +53,10 @@ class Part:
         self.has_own = self.regions.count >= config.min_places
         self.val = val[0], val[1][self.region[val[0]][val[1]] >= 0]
         if not len(self.val[1]):
-            raise KitError(f"{folder.name} of {places.name}: no place is left to tell when to stop; raise val_share")
+            log.warning(
+                "%s: too few places to keep any back; those that are learned from tell when to stop", folder.name
+            )
+            self.val = "train", rows
 
     @property
     def models(self) -> list[str]:

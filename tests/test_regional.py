@@ -262,3 +262,11 @@ def test_a_region_without_training_places_is_told_not_dropped(cities):
     assert table.loc["10", "model"] == "failed: no training place is left" and table.loc["10", "held_out"] == 2
     assert table.loc["all", "held_out"] == 12 and list(run.metrics["failed"]) == ["10"]
     assert len(pd.read_csv(run.dir / "dropped.csv")) == 5
+
+
+def test_too_few_places_to_keep_any_back_still_train(cities, caplog):
+    part = regional.Session(runs.open_run("cities"), cities).part(0)
+    rows = part.rows[:3]
+    alone = regional.Part(part.inputs, part.config, part.folder, rows, ("train", rows[:0]), part.held)
+    assert "too few places to keep any back" in caplog.text
+    assert alone.val[0] == "train" and alone.val[1].tolist() == rows.tolist()
