@@ -10,6 +10,9 @@ UV := 0.13.8
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
+# Bytecode that is not kept is compiled anew in every process, 20 s of it for torch, timm and transformers.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help pipeline test lab bench environment lock
 .DEFAULT_GOAL := help
 
