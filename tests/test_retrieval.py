@@ -1,0 +1,197 @@
+"""The retrieval family: three methods out of fold, what may not meet, galleries, resume, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kitlib import competition, crossfit, embedders, folds, geo, paths, places, retrieval, runs, vote  # noqa: E402
+from kitlib.paths import KitError  # noqa: E402
+from kitlib.retrieval import Config, Session  # noqa: E402
+
+KNN = Config(encoder="tiny", mirror=False)
+METRIC = dataclasses.replace(KNN, method="metric", dim=16, epochs=3, batch=16, mirror=True)
+GPS = dataclasses.replace(KNN, method="gps", dim=16, hidden=16, epochs=2, batch=16, gallery="grid:200")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """A home for the whole file, so that pictures are packed and embedded once."""
+    before = os.environ.get("KITLIB_HOME")
+    os.environ["KITLIB_HOME"] = str(tmp_path_factory.mktemp("home"))
+    yield paths.home()
+    os.environ.pop("KITLIB_HOME")
+    if before is not None:
+        os.environ["KITLIB_HOME"] = before
+
+
+@pytest.fixture(scope="module")
+def world(small_sample):
+    return places.read(small_sample)
+
+
+@pytest.fixture(scope="module")
+def knn(world):
+    return retrieval.train(KNN, world, "knn", n_folds=3)
+
+
+def check(run, world):
+    oof, test = run.guesses("oof"), run.guesses("test")
+    assert sorted(oof.sample_id) == sorted(world.sample_id("train"))
+    assert sorted(test.sample_id) == sorted(world.sample_id("test"))
+    assert oof.answered.all() and (oof.state_probs > 0).all()
+    assert run.metrics["oof"] == competition.score_guesses(oof, world).as_dict()
+    assert run.metrics["accuracy"]["mean_km"] == pytest.approx(run.metrics["oof"]["mean_km"])
+
+
+def test_knn_guesses_every_place_out_of_fold_and_the_test(knn, world):
+    check(knn, world)
+    again = retrieval.predict("knn", world)
+    assert np.array_equal(again.state_probs, knn.guesses("test").state_probs)
+    assert set(retrieval.choices(knn)["fold"]) == {0, 1, 2}
+
+
+def test_a_place_meets_neither_its_fold_nor_its_near_duplicates(knn, world):
+    table = folds.load_or_make(world, n_folds=3).set_index("sample_id")
+    points = pd.DataFrame(world.points("train"), index=world.sample_id("train"))
+    oof = knn.guesses("oof")
+    for row, name in enumerate(oof.sample_id):
+        own = points[table.loc[points.index, "stratified"].to_numpy() == table.loc[name, "stratified"]].to_numpy()
+        assert geo.distance_matrix_km(own, oof.points[row][oof.weights[row] > 0]).min() > 0.001
+
+
+def test_k_and_temperature_are_chosen_without_the_held_out_fold(knn, world, monkeypatch):
+    asked = {}
+
+    def search(queries, gallery, k, *, query_group, gallery_group, device):
+        asked.update(query=query_group, gallery=gallery_group)
+        return real(queries, gallery, k, query_group=query_group, gallery_group=gallery_group, device=device)
+
+    session = Session(knn, world)
+    table = folds.load_or_make(world, n_folds=3)
+    of_fold, group = table["stratified"].to_numpy(), table["group"].to_numpy()
+    rows = np.flatnonzero(of_fold != 1)
+    real = retrieval.neighbours.search
+    monkeypatch.setattr(retrieval.neighbours, "search", search)
+    embedder = embedders.load(crossfit.folder(knn, 1), "knn", "mean")
+    chosen, _ = session._choose(embedder, rows, rows, of_fold, group)
+    assert [part.tolist() for part in asked["query"]] == [group[rows].tolist(), of_fold[rows].tolist()]
+    assert 1 not in asked["gallery"][1]
+    saved = (crossfit.folder(knn, 1) / "vote.json").read_text()
+    assert f'"k": {chosen.k}' in saved and f'"temperature": {chosen.temperature}' in saved
+
+
+@pytest.mark.parametrize("by", ["heading", "rotation"])
+def test_views_are_compared_in_other_ways(world, by):
+    check(retrieval.train(dataclasses.replace(KNN, by=by), world, by, n_folds=3), world)
+
+
+def test_rotation_does_not_mind_where_the_camera_points():
+    torch.manual_seed(0)
+    features = torch.randn(10, 1, 4, 6)
+    turned = features.roll(1, dims=2)
+    frozen = embedders.Frozen.fit(features, "rotation")
+    entries = frozen.entries(features, np.zeros((10, 2)))
+    similarity, index = retrieval.neighbours.search(frozen.queries(turned), entries, 1)
+    assert index[:, 0].tolist() == list(range(10)) and np.allclose(similarity, 1, atol=1e-5)
+
+
+def test_metric_learns_and_goes_on_where_it_was_cut_short(world):
+    run = retrieval.train(METRIC, world, "metric", n_folds=3, max_hours=1e-9)
+    assert not run.finished
+    run = retrieval.train(METRIC, world, "metric", n_folds=3)
+    check(run, world)
+    whole = retrieval.train(METRIC, world, "whole", n_folds=3, only_folds=[0])
+    again, first = whole.guesses("oof"), run.guesses("oof").at(whole.guesses("oof").sample_id)
+    assert np.allclose(again.state_probs, first.state_probs, atol=1e-6)
+    before = [(crossfit.folder(run, fold) / "gallery.npz").stat().st_mtime_ns for fold in range(3)]
+    (run.dir / "metrics.json").unlink()
+    retrieval.train(METRIC, world, "metric", n_folds=3)
+    assert before == [(crossfit.folder(run, fold) / "gallery.npz").stat().st_mtime_ns for fold in range(3)]
+
+
+def test_gps_guesses_points_of_the_grid(world):
+    run = retrieval.train(GPS, world, "gps", n_folds=3)
+    check(run, world)
+    grid, oof = GPS.points(), run.guesses("oof")
+    assert geo.nearest(oof.points.reshape(-1, 2), grid)[0].max() < 1e-3
+
+
+def test_gps_takes_a_file_or_training_places(world, tmp_path):
+    table = pd.DataFrame({"lat": [40.0, 35.0, 45.0], "lng": [-100.0, -90.0, -110.0]})
+    table.to_csv(tmp_path / "gallery.csv", index=False)
+    config = dataclasses.replace(GPS, gallery=str(tmp_path / "gallery.csv"))
+    run = retrieval.train(config, world, "file", n_folds=3, only_folds=[0])
+    assert run.guesses("oof").weights.shape[1] == 3
+    config = dataclasses.replace(GPS, gallery="train", gallery_size=20)
+    run = retrieval.train(config, world, "budget", n_folds=3, only_folds=[0])
+    entries, _ = vote.Entries.load(crossfit.folder(run, 0) / "gallery.npz")
+    assert len(entries.points) == 20 and geo.nearest(entries.points, world.points("train"))[0].max() < 1e-3
+
+
+def test_places_without_a_picture_are_not_answered(small_sample, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(small_sample, folder)
+    world = places.read(folder)
+    broken = world.rows("train").iloc[3]
+    for column in world.image_columns:
+        (world.folder / broken[column]).write_bytes(b"no picture")
+    run = retrieval.train(KNN, world, "broken", n_folds=3)
+    oof = run.guesses("oof")
+    assert oof.sample_id[~oof.answered].tolist() == [broken["sample_id"]]
+    assert run.metrics["unanswered"] == 1 and run.metrics["oof"]["n"] == 60
+
+
+def test_a_folder_with_metadata_ends_with_metrics_too(world, tmp_path):
+    rows = world.rows("train")
+    table = rows[["latitude", "longitude", "state"]].assign(filename=rows[world.image_columns[0]], country="US")
+    for name in table["filename"]:
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(world.folder / name, tmp_path / "own" / name)
+    table.to_csv(tmp_path / "own/metadata.csv", index=False)
+    own = places.read(tmp_path / "own", region_column="state")
+    run = retrieval.train(KNN, own, "own", n_folds=3)
+    assert run.metrics["oof"]["n"] == 60 and run.metrics["accuracy"]["n"] == 60
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"method": "magic"}, "allowed are knn, metric, gps"),
+        ({"by": "smell"}, "allowed are mean, heading, rotation"),
+        ({"method": "metric", "by": "heading"}, "allowed is mean"),
+        ({"gallery": "grid:50"}, "allowed is train"),
+        ({"sigmas": "2,x"}, "allowed are numbers above 0"),
+        ({"smoothing": 0.0}, "more than 0"),
+    ],
+)
+def test_config_refuses(changed, told):
+    with pytest.raises(KitError, match=told):
+        Config(**changed)
+
+
+@pytest.mark.parametrize("gallery", ["grid:fine", "missing.csv", "empty.csv", "far.csv"])
+def test_a_gallery_that_is_none_is_refused_before_a_run_begins(world, tmp_path, monkeypatch, gallery):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.csv").write_text("lat,lon\n")
+    (tmp_path / "far.csv").write_text("lat,lon\n95,10\n")
+    with pytest.raises(KitError):
+        retrieval.train(dataclasses.replace(GPS, gallery=gallery), world, "refused", n_folds=3)
+    assert "refused" not in runs.list_runs()
+
+
+def test_features_that_do_not_fit_or_are_not_finite_are_refused():
+    features = torch.randn(10, 1, 4, 6)
+    frozen = embedders.Frozen.fit(features, "mean")
+    with pytest.raises(KitError, match="must come from the same encoder"):
+        frozen.queries(torch.randn(2, 1, 4, 7))
+    features[4, 0, 2, 1] = torch.nan
+    with pytest.raises(KitError, match="place 4 of 10 are not finite"):
+        embedders.Frozen.fit(features, "mean")
