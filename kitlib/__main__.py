@@ -123,6 +123,7 @@ def train(
     max_hours: Annotated[float | None, typer.Option(help="Of all runs together; stops in time, saved.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Start over, deleting the old runs of that name.")] = False,
     family: Annotated[str, typer.Option(help="multiview, retrieval or regional.")] = "multiview",
+    regions: Annotated[str, typer.Option(help="Of regional: whose encoders to train here, commas between.")] = "",
 ) -> None:
     """Train a family without a notebook; goes on where an earlier call was cut short."""
     began = time.monotonic()
@@ -146,6 +147,7 @@ def train(
                 devices=devices,
                 max_hours=hours,
                 overwrite=overwrite,
+                **({"only_regions": [name.strip() for name in regions.split(",")]} if regions else {}),
             )
         typer.echo(f"{trained.name}: {outcome(trained)}")
 
