@@ -30,8 +30,9 @@ def test_log_has_a_line_of_history_from_time_to_time(tmp_path, caplog, monkeypat
     monkeypatch.setattr(keeper, "LOG_EVERY", 0.0)
     caplog.set_level("INFO", logger="kitlib.keeper")
     history = helper.fit(tmp_path, checkpoint_steps=4)[1].history
-    assert len(caplog.messages) == len(history)
-    assert ["val_loss" in line for line in caplog.messages] == history["val_loss"].notna().tolist()
+    lines = [record.getMessage() for record in caplog.records if record.name == "kitlib.keeper"]
+    assert len(lines) == len(history)
+    assert ["val_loss" in line for line in lines] == history["val_loss"].notna().tolist()
 
 
 def test_history_means_are_over_rows(tmp_path):
