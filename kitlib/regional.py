@@ -32,7 +32,7 @@ from kitlib.inputs import Inputs
 from kitlib.outliers import Cleaned
 from kitlib.paths import KitError
 from kitlib.regions import Regions
-from kitlib.regionwise import POOLED, Part
+from kitlib.regionwise import Part, failures
 from kitlib.regressors import LOSSES
 from kitlib.runs import Run
 from kitlib.scalers import KINDS
@@ -115,7 +115,9 @@ def train(
         checksums = {"places": places.checksum, "folds": saved_folds.folds_checksum(places)}
     settings = asdict(config) | {"family": "regional", "folds_column": folds_column, "n_folds": n_folds}
     settings |= crossfit.source(places)
-    _check_router(config.router, folds_column, checksums)
+    checksums |= _router_checksum(config.router, folds_column, checksums)
+    if only_regions is not None and not config.finetune:
+        raise KitError("only_regions needs finetune=True: heads on frozen features learn in all regions at once")
     cleaned = clean(config, places)
     Regions.make(places, np.flatnonzero(cleaned.kept), config.regions, config.seed)
     if overwrite or run_name not in runs.list_runs():
@@ -141,8 +143,10 @@ def train_fold(
 ) -> bool:
     """Train one region's encoder in one fold of a run that `train` has started, as one of several processes."""
     run = runs.open_run(run_name)
-    session = Session(run, crossfit.reread(run, data))
-    return session.part(fold).train_encoder(region, devices, max_hours=max_hours)
+    part = Session(run, crossfit.reread(run, data)).part(fold)
+    if region not in part.models:
+        raise KitError(f"region {region!r} of run {run_name}: allowed are {', '.join(part.models)}")
+    return part.train_encoder(region, devices, max_hours=max_hours)
 
 
 def predict(run_name: str, places: Places, split: str = "test") -> Guesses:
@@ -186,15 +190,15 @@ def local_km(table: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, np.n
 def evaluation(run: Run) -> pd.DataFrame:
     """How good the regressors are within each region (rows), the true one being known, and over all places.
 
-    train: places learned from (mean over folds). model: own, pooled, or why it failed. mse_scaled, mse_degrees: mean
-    squared errors of scaled coordinates and of degrees (longitudes the short way round). median_point_km: the mean
-    error of saying the region's median point for every place, which a regressor has to beat.
+    train: places learned from (mean over folds). model: own, pooled, or why it failed; all that occur in the folds.
+    mse_scaled, mse_degrees: mean squared errors of scaled coordinates and of degrees (longitudes the short way round).
+    median_point_km: the mean error of saying the region's median point for every place, which a regressor has to beat.
     """
     table = held_out(run)
     table["mse_scaled"] = ((table[["east", "north"]].to_numpy() - table[["said_east", "said_north"]]) ** 2).mean(axis=1)
     turned = (table["said_longitude"] - table["longitude"] + 180) % 360 - 180
     table["mse_degrees"] = ((table["said_latitude"] - table["latitude"]) ** 2 + turned**2) / 2
-    columns = {"train": ("train", "mean"), "held_out": ("km", "size"), "model": ("model", "first")}
+    columns = {"train": ("train", "mean"), "held_out": ("km", "size"), "model": ("model", _kinds)}
     columns |= {"mse_scaled": ("mse_scaled", "mean"), "mse_degrees": ("mse_degrees", "mean")}
     columns |= {"mean_km": ("km", "mean"), "median_km": ("km", "median")}
     columns |= {"median_point_km": ("median_point_km", "mean")}
@@ -203,19 +207,24 @@ def evaluation(run: Run) -> pd.DataFrame:
     return pd.concat([each, whole.assign(train=each["train"].sum(), model="")])
 
 
-def _check_router(router: str, folds_column: str, checksums: dict[str, str]) -> None:
-    """Refuse a router that would know too much, or nothing about these places."""
+def _kinds(models: pd.Series) -> str:
+    return ", ".join(sorted(set(models)))
+
+
+def _router_checksum(router: str, folds_column: str, checksums: dict[str, str]) -> dict[str, str]:
+    """What stands for the guesses of a run that routes; refuses one that would know too much, or other places."""
     if router == "known" and folds_column != "given":
         raise KitError("router 'known' needs folds_column 'given': out of fold, and in a test, the region is not known")
     if router in ("known", "logistic"):
-        return
+        return {}
     run = runs.open_run(router)
-    other = runs.difference(run.params["data"], checksums)
-    if not run.finished or other or run.settings.get("folds_column", "stratified") != folds_column:
+    same = all(run.params["data"].get(name) == checksum for name, checksum in checksums.items())
+    if not run.finished or not same or run.settings.get("folds_column", "stratified") != folds_column:
         raise KitError(
             f"router {router!r} must be a finished run on the same places in the same folds ({folds_column}): "
             "what it says of a place must come from models that have not seen it"
         )
+    return {"router": paths.digest(*sorted(run.dir.glob("*.npz")))}
 
 
 def _finish(run: Run, places: Places) -> None:
@@ -224,9 +233,11 @@ def _finish(run: Run, places: Places) -> None:
     with paths.atomic_write(run.dir / "regions.csv") as beside:
         table.to_csv(beside)
     within = accuracy.report(held_out(run)["km"]).as_dict() | {"median_point_km": table.loc["all", "median_point_km"]}
-    failed = {name: model for name, model in table["model"].items() if model not in ("own", POOLED, "")}
+    failed = {name: model for name, model in table.drop("all")["model"].items() if "failed" in model}
+    for fold in crossfit.done(run):  # a region that failed may have no place that is held out
+        failed |= failures(crossfit.folder(run, fold)) | failed
     for name, reason in failed.items():
-        log.warning("run %s: region %s %s", run.name, name, reason)
+        log.warning("run %s: region %s: %s", run.name, name, reason)
     if run.settings["folds_column"] == "given":
         run.save_guesses("test", Guesses.load(crossfit.folder(run, 0) / "oof.npz"))
         run.finish({"within_regions": within, "failed": failed})

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,12 @@ log = logging.getLogger(__name__)
 POOLED = "pooled"
 
 Rows = tuple[str, np.ndarray]  # a split, and row numbers in it
+
+
+def failures(folder: Path) -> dict[str, str]:
+    """Why which models of a fold could not be trained, by name."""
+    files = sorted(folder.glob("failed_*.txt"))
+    return {unquote(file.stem.removeprefix("failed_")): f"failed: {file.read_text().strip()}" for file in files}
 
 
 class Part:
@@ -137,11 +144,9 @@ class Part:
     @property
     def model_of(self) -> list[str]:
         """What guesses in each of the R regions: own, pooled, or "failed: …" with the reason."""
-        names = np.where(self.has_own, self.regions.names, POOLED)
-        failures = [self._failure(name) for name in names]
-        kinds = np.where(self.has_own, "own", POOLED)
-        pairs = zip(failures, kinds, strict=True)
-        return [f"failed: {path.read_text().strip()}" if path.is_file() else kind for path, kind in pairs]
+        failed = failures(self.folder)
+        named = zip(self.regions.names, self.has_own, strict=True)
+        return [failed.get(name, "own") if own else failed.get(POOLED, POOLED) for name, own in named]
 
     def scaled(self, split: str, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Scaled coordinates (B, R, 2) of places in the regions that are `wanted` (B, R); elsewhere the median point's.
@@ -207,8 +212,9 @@ class Part:
         own = np.zeros((len(rows), len(self.regions)), bool)
         own[each[~lost], region[~lost]] = True
         scaled = self.scaled(split, rows, own)[each, region]
-        said = self.points(scaled[:, None].repeat(len(self.regions), axis=1))[each, region]
-        median = self.regions.medians[region]
+        said, median = np.empty((len(rows), 2)), self.regions.medians[region]
+        for k in np.unique(region[~lost]):
+            said[region == k] = self.scalers[k].inverse(scaled[region == k])
         true = self.labels(split)["scaled"].numpy()[rows]
         said[lost] = median[lost] = geo.geometric_median(self.regions.medians, self.regions.count)
         scaled[lost] = true[lost] = np.nan

@@ -98,13 +98,11 @@ class HeadsTraining(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add to each head's loss; log the mean over the places, each by the head that will guess it."""
-        total, count = self._losses(self.heads.fuse(batch["features"][:, 0]), batch)
-        self._total += total
-        self._count += count
-        scaled = self.heads(self.heads.fuse(batch["features"][:, 0]))
-        chosen = scaled[torch.arange(len(scaled), device=scaled.device), batch["region"]]
-        each = self.frames.loss(self.teaching.loss, chosen, batch)
-        self.log("val_loss", each.mean(), batch_size=len(each))
+        each, rows, head = self._each(self.heads.fuse(batch["features"][:, 0]), batch)
+        self._total.index_add_(0, head, each)
+        self._count.index_add_(0, head, torch.ones_like(each))
+        guessing = head == self.heads.slot[batch["region"][rows]]  # the pooled head learns from all, guesses for some
+        self.log("val_loss", each[guessing].mean(), batch_size=len(batch["region"]))
 
     def on_validation_epoch_end(self) -> None:
         """Keep the weights of the heads that are better than ever, and stop when all have waited long enough."""
@@ -130,11 +128,15 @@ class HeadsTraining(pl.LightningModule):
         """AdamW with warm restarts."""
         return _optimizer(self, list(self.heads.parameters()))
 
-    def _losses(self, fused: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Each head's summed loss (H,) and number of places (H,)."""
+    def _each(self, fused: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, row of the batch and head (P,) of each pair of a place and a head that learns from it."""
         rows, head, scaled = self.heads.by_head(fused, batch["region"])
         own = {name: batch[name][rows] for name in ("region", "scaled", "place")}
-        each = self.frames.loss(self.teaching.loss, scaled, own)
+        return self.frames.loss(self.teaching.loss, scaled, own), rows, head
+
+    def _losses(self, fused: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Each head's summed loss (H,) and number of places (H,)."""
+        each, _, head = self._each(fused, batch)
         zeros = each.new_zeros(self.heads.n_heads)
         return zeros.index_add(0, head, each), zeros.index_add(0, head, torch.ones_like(each))
 

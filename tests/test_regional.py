@@ -183,6 +183,8 @@ def test_regions_can_be_trained_one_after_the_other_on_any_machine(finetuned, ci
     run = regional.train(ENCODERS, cities, "spread", folds_column="given", only_regions=["1"])
     assert run.finished
     assert np.array_equal(run.guesses("test").points, finetuned.guesses("test").points)
+    with pytest.raises(KitError, match="allowed are 1, 2, pooled"):
+        regional.train_fold("spread", 0, str(cities.folder), region="10")
     with pytest.raises(KitError, match="with a model of their own are 1, 2, pooled"):
         regional.train(ENCODERS, cities, "other", folds_column="given", only_regions=["10"])
 
@@ -201,6 +203,31 @@ def test_one_bad_region_does_not_stop_the_others(cities, monkeypatch):
     assert table.loc["2", "model"] == "failed: out of memory" and table.loc["1", "model"] == "own"
     assert np.isclose(table.loc["2", "mean_km"], table.loc["2", "median_point_km"])
     assert run.metrics["failed"] == {"2": "failed: out of memory"}
+
+
+def test_a_failure_in_one_fold_only_is_named_too(routed, world):
+    part = regional.Session(routed, world).part(2)
+    (part.folder / "failed_Mountain.txt").write_text("no luck\n")
+    try:
+        assert part.model_of[part.regions.names.tolist().index("Mountain")] == "failed: no luck"
+        assert regional.failures(part.folder) == {"Mountain": "failed: no luck"}
+    finally:
+        part.forget_failure("Mountain")
+
+
+def test_a_router_that_was_trained_anew_makes_another_run(routed, world):
+    config = dataclasses.replace(HEADS, router="routed", epochs=1)
+    how = {"n_folds": 3, "only_folds": [2]}
+    regional.train(config, world, "chained", **how)
+    nested = dataclasses.replace(config, router="chained")  # a router may have a router itself
+    assert regional.train(nested, world, "nested", **how).finished
+    guesses = routed.guesses("oof")
+    routed.save_guesses("oof", dataclasses.replace(guesses, state_probs=guesses.state_probs[:, ::-1]))
+    try:
+        with pytest.raises(KitError, match="router was"):
+            regional.train(config, world, "chained", **how)
+    finally:
+        routed.save_guesses("oof", guesses)
 
 
 @pytest.mark.slow
@@ -235,6 +262,7 @@ def test_clusters_as_regions(world):
         ({}, {"folds_column": "given"}, "no second table whose coordinates are known"),
         ({}, {"folds_column": "random"}, "allowed are stratified, spatial"),
         ({"regions": "county"}, {}, "allowed are state"),
+        ({}, {"only_regions": ["Mountain"]}, "only_regions needs finetune=True"),
         ({"exclude": "nothing.jpg"}, {}, "nothing.jpg"),
         ({"encoder": "timm:nothing_at_all"}, {}, "timm knows no model"),
     ],
