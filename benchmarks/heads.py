@@ -21,11 +21,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from kitlib import fitting, geo
-from kitlib.geolocator import Batch, Geolocator, Teaching
+from kitlib.geolocator import Geolocator, Teaching
 from kitlib.heads import Classes, Heads, unit_vectors
+from kitlib.learner import Batch
 
 VIEWS, FEATURES, STATES, CELLS, HIDDEN, BATCH, REPEATS = 4, 1024, 33, 400, 256, 1024, 3
-TEACHING = Teaching("place", 75.0, 0.3, True, 1.0, 0.05, 0.1, 0.9)
 
 
 class Rows(Dataset):
@@ -57,7 +57,7 @@ def drawn(n: int) -> tuple[Batch, Heads]:
 
 def epoch(batches: Iterable[Batch], heads: Heads, fused: bool) -> None:
     """One pass in a plain loop."""
-    module = Geolocator(heads, None, TEACHING, 1, rate=1e-3)
+    module = Geolocator(heads, None, Teaching(), 1, rate=1e-3)
     module.log_dict = lambda *_: None  # type: ignore[method-assign, assignment]
     optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-3, fused=fused, foreach=False if not fused else None)
     for batch in batches:
@@ -74,7 +74,7 @@ def sliced(batch: Batch) -> fitting.Batches:
 def fit(batch: Batch, heads: Heads) -> None:
     """The same through the kit's Lightning Trainer, its checkpoint included."""
     n = len(batch["state"])
-    module = Geolocator(heads, None, TEACHING, fitting.total_steps(n, BATCH, 1, 1), rate=1e-3)
+    module = Geolocator(heads, None, Teaching(), fitting.total_steps(n, BATCH, 1, 1), rate=1e-3)
     with TemporaryDirectory() as folder:
         fitting.fit(module, sliced(batch), Path(folder) / "heads", epochs=1, config={})
 

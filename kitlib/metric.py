@@ -16,27 +16,26 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, safe_open, save_file
 from scipy.spatial import cKDTree
 from torch import nn
 
-from kitlib import fitting, geo, lora, losses, mining, paths, views
+from kitlib import geo, learner, losses, mining, paths
 from kitlib.batches import Batches
 from kitlib.encoders import Encoder
-from kitlib.geolocator import Batch, encode
+from kitlib.learner import Batch, Learner, encode
 from kitlib.paths import KitError
 
 LOSSES = ("cosent", "infonce", "both")
 
 
 @dataclass(frozen=True)
-class Teaching:
+class Teaching(learner.Teaching):
     """What a projection is taught, and how; see `mining` for the losses."""
 
     loss: str = "both"  # cosent, infonce, or both: their sum
@@ -46,17 +45,8 @@ class Teaching:
     temperature: float = 0.07  # of similarities in InfoNCE
     near_km: float = 100.0  # km at which an InfoNCE target falls to 1/e
     min_km: float = 0.0  # closer pairs are left out
-    view_dropout: float = 0.3  # share of views left out
-    mirror: bool = True  # mirror half of the places; features as often as the batch has them
-    vary: float = 1.0  # how far light and zoom of pictures vary; 0: not at all
-    weight_decay: float = 0.05  # of matrices: back to the frozen features' similarities; biases and norms have none
-    warmup: float = 0.1  # share of the steps in which the rates rise
-    layer_decay: float = 0.9  # factor from each layer's rate to the one below it
 
-    def __post_init__(self) -> None:
-        """Raises KitError for a loss of another name."""
-        if self.loss not in LOSSES:
-            raise KitError(f"loss {self.loss!r}: allowed are {', '.join(LOSSES)}")
+    CHOICES: ClassVar = {"loss": LOSSES}
 
 
 class Projection(nn.Module):
@@ -136,44 +126,25 @@ def pool(features: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tens
     return (features.float() * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
 
 
-class MetricTraining(pl.LightningModule):
-    """A projection, and the encoder below it when it learns too, with the losses and the optimizer.
+class MetricTraining(Learner):
+    """A projection, and the encoder below it when it learns too, with the losses.
 
-    Batches hold `features` (B, M, V, D) or `views` (B, V, 3, H, W) uint8, as for `geolocator.encode`, and of each place
-    `place` (B, 3), its unit vector, and `group` (B,), its group of near-duplicates. rate: of the projection;
-    encoder_rate: of the encoder's top layer. n_blocks: last blocks of the encoder that learn, -1 for all of it.
-    lora_rank: of updates that learn instead, 0 for none.
+    Batches hold of each place `place` (B, 3), its unit vector, and `group` (B,), its group of near-duplicates.
+    options: those of `Learner`, as everything else.
     """
 
+    teaching: Teaching
+
     def __init__(
-        self,
-        projection: Projection,
-        encoder: Encoder | None,
-        teaching: Teaching,
-        total_steps: int,
-        *,
-        rate: float,
-        encoder_rate: float = 0.0,
-        n_blocks: int = -1,
-        lora_rank: int = 0,
+        self, projection: Projection, encoder: Encoder | None, teaching: Teaching, total_steps: int, **options: Any
     ) -> None:
-        super().__init__()
-        self.projection, self.encoder, self.teaching = projection, encoder, teaching
-        self.total_steps, self.rate, self.encoder_rate = total_steps, rate, encoder_rate
-        self.curve = mining.MeanCurve(momentum=teaching.momentum)
-        self.strict_loading = False  # see state_dict
-        self.layers: list[list[nn.Parameter]] = []  # those of the encoder that learn, from input to output
-        if encoder is not None and lora_rank:
-            self.layers = lora.add(encoder, lora_rank)
-        elif encoder is not None:
-            self.layers = encoder.train_last(None if n_blocks < 0 else n_blocks)
+        super().__init__(encoder, teaching, total_steps, **options)
+        self.projection, self.curve = projection, mining.MeanCurve(momentum=teaching.momentum)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of the batch; its parts, the share of violations and of places without a near one are logged."""
-        teaching, features = self.teaching, encode(self._varied(batch), self.encoder)
-        keep = torch.rand(features.shape[:2], device=self.device) >= teaching.view_dropout
-        keep |= ~keep.any(1, keepdim=True)  # a place that would lose every view keeps them all
-        similarity, km, mask = self._compare(self.projection(pool(features, keep)), batch)
+        teaching = self.teaching
+        similarity, km, mask = self._compare(self.projection(pool(*self.look(batch))), batch)
         self.curve.update(similarity, km, mask)
         parts = {}
         if teaching.loss in ("cosent", "both"):
@@ -199,45 +170,12 @@ class MetricTraining(pl.LightningModule):
         nearest_km = (km.gather(1, nearest)[:, 0] * has).sum() / has.sum().clamp(min=1)
         self.log("val_nearest_km", nearest_km, batch_size=int(has.sum()), sync_dist=True)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Without the encoder's frozen weights, which are on the disk already: checkpoints stay small."""
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        return {name: t for name, t in super().state_dict(*args, **kwargs).items() if name not in frozen}
-
-    def configure_optimizers(self) -> Any:
-        """AdamW, warm-up and cosine; the further down a layer of the encoder, the lower its rate."""
-        groups = self._groups(list(self.projection.parameters()), self.rate)
-        for depth, layer in enumerate(reversed(self.layers)):
-            groups += self._groups(layer, self.encoder_rate * self.teaching.layer_decay**depth)
-        optimizer = torch.optim.AdamW(groups, fused=fitting.may_fuse(self))
-        schedule = fitting.warmup_cosine(optimizer, self.total_steps, self.teaching.warmup)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
     def _compare(self, embeddings: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Similarity, km and mask (B, B) of a batch's places."""
         with torch.autocast(embeddings.device.type, enabled=False):
             similarity = embeddings @ embeddings.T
         km = losses.haversine_km(batch["place"][:, None], batch["place"])
         return similarity, km, mining.pair_mask(km, batch["group"], self.teaching.min_km)
-
-    def _varied(self, batch: Batch) -> Batch:
-        """The batch as it is learned from: places mirrored at random, pictures varied in light and zoom too."""
-        if self.encoder is None:
-            features = batch["features"]
-            sides = features.shape[1] if self.teaching.mirror else 1
-            which = torch.randint(sides, (len(features),), device=features.device)
-            return {"features": features[torch.arange(len(features), device=features.device), which][:, None]}
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        smaller = self.encoder.preprocess.shrink(batch["views"])
-        mirrored, light, zoom = 0.5 * self.teaching.mirror, 0.15 * self.teaching.vary, 0.1 * self.teaching.vary
-        return {"views": views.augment(smaller, generator, mirrored, light, zoom)}
-
-    def _groups(self, parameters: list[nn.Parameter], rate: float) -> list[dict[str, Any]]:
-        """Weight decay for matrices, none for biases, norms and other vectors."""
-        matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": self.teaching.weight_decay}]
-        groups.append({"params": vectors, "weight_decay": 0.0})
-        return [group | {"lr": rate} for group in groups if group["params"]]
 
 
 class _NearBatches(Batches):

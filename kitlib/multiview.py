@@ -16,7 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,10 +28,11 @@ from kitlib import crossfit, encoders, fitting, guesses, lora, paths, runs
 from kitlib import folds as saved_folds
 from kitlib.encoders import Encoder
 from kitlib.fitting import Batches
-from kitlib.geolocator import SOFT_LABELS, Batch, Geolocator, Teaching, encode
+from kitlib.geolocator import SOFT_LABELS, Geolocator, Teaching
 from kitlib.guesses import Guesses
 from kitlib.heads import FUSIONS, TIES, Classes, Heads, unit_vectors
 from kitlib.inputs import Inputs
+from kitlib.learner import Batch, encode
 from kitlib.runs import Run
 from kitlib.settings import Settings
 from kitlib.tables import Places
@@ -161,7 +162,7 @@ class Session(Inputs):
         V, D = features.shape[2:]
         heads = Heads(classes, V, D, config.fusion, config.hidden, config.dropout, config.tie)
         heads.fit_scale(features[rows])
-        teaching = Teaching(**{field.name: getattr(config, field.name) for field in fields(Teaching)})
+        teaching = Teaching.of_run(asdict(config))
 
         def learn(phase: str, encoder: Encoder | None, batch: int, turns: int, epochs: int, **how: Any) -> bool:
             def load(r: np.ndarray) -> Batch:

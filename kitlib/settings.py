@@ -1,7 +1,8 @@
-"""What the families' Configs share: every setting typed and within what is allowed, unknown names refused."""
+"""What Configs and Teachings share: every setting typed and within what is allowed, unknown names refused."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, Self
@@ -30,8 +31,8 @@ class Settings:
                 raise KitError(f"{name}={value}: allowed is more than 0")
             if name in self.SHARES and not 0 <= value <= 1:
                 raise KitError(f"{name}={value}: allowed is from 0 to 1")
-            if kind in (int, float) and not value >= (-1 if name in self.MINUS_ONE else 0):
-                raise KitError(f"{name}={value}: must not be negative")
+            if kind in (int, float) and not (-1 if name in self.MINUS_ONE else 0) <= value < math.inf:
+                raise KitError(f"{name}={value}: must be finite and not negative")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:

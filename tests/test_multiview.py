@@ -12,8 +12,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kitlib import competition, crossfit, geo, lora, losses, multiview, paths, places, runs  # noqa: E402
-from kitlib.geolocator import Geolocator, Teaching, encode  # noqa: E402
+from kitlib.geolocator import Geolocator, Teaching  # noqa: E402
 from kitlib.heads import Classes, Heads, unit_vectors  # noqa: E402
+from kitlib.learner import encode  # noqa: E402
 from kitlib.multiview import Config  # noqa: E402
 from kitlib.paths import KitError  # noqa: E402
 
@@ -29,7 +30,7 @@ SMALL = Config(
     finetune_blocks=-1,
 )
 HEADS = dataclasses.replace(SMALL, finetune_epochs=0)
-TEACHING = Teaching("place", 75.0, 0.3, True, 1.0, 0.05, 0.1, 0.5)
+TEACHING = Teaching(layer_decay=0.5)
 
 
 @pytest.fixture(scope="module")

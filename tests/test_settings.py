@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ class Example(Settings):
     colour: str = "red"
     size: int = 3
     share: float = 0.5
+    width: float = 2.0
     blocks: int = -1
     on: bool = True
 
@@ -40,10 +42,12 @@ def test_settings_travel_by_name():
         ({"size": True}, "size=True: wanted is int"),
         ({"share": 1.1}, "share=1.1: allowed is from 0 to 1"),
         ({"share": float("nan")}, "share=nan: allowed is from 0 to 1"),
-        ({"blocks": -2}, "blocks=-2: must not be negative"),
+        ({"blocks": -2}, "blocks=-2: must be finite and not negative"),
+        ({"size": -1}, "size=-1: allowed is more than 0"),
+        ({"width": math.inf}, "width=inf: must be finite and not negative"),
         ({"on": 1}, "on=1: wanted is bool"),
         ({"colour": None}, "colour=None: wanted is str"),
-        ({"weight": 1}, "unknown setting weight; allowed are colour, size, share, blocks, on"),
+        ({"weight": 1}, "unknown setting weight; allowed are colour, size, share, width, blocks, on"),
     ],
 )
 def test_what_is_wrong_is_told(wrong, told):
