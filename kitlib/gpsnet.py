@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,21 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
 
-from kitlib import paths
 from kitlib.heads import Fusion
 from kitlib.location import ImageProjection, LocationEncoder, load_geoclip, load_image_projection, load_logit_scale
 from kitlib.paths import KitError
+from kitlib.weights import Saved
 
 IMAGES = ("mlp", "geoclip")
 MAX_SCALE = 100.0  # of similarities, as in CLIP (Radford et al. 2021): beyond it training is unstable
 SIGMAS = (1.0, 16.0, 256.0)  # GeoCLIP's
 
 
-class GpsMatch(nn.Module):
+class GpsMatch(Saved):
     """Images and places as embeddings of length 1, whose dot product says how well they go together.
 
     image: "mlp", a hidden layer on standardised features (`fit_scale`); or "geoclip", the published projection's form,
@@ -115,26 +112,6 @@ class GpsMatch(nn.Module):
             self.log_scale.clamp_(max=math.log(MAX_SCALE))  # in place: a clamp of its value would end its gradient
         with torch.autocast(images.device.type, enabled=False):
             return self.log_scale.exp() * (images @ places.T)
-
-    def save(self, path: Path) -> None:
-        """Write weights and settings to one .safetensors file, atomically."""
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        with paths.atomic_write(path) as beside:
-            save_file(state, beside, metadata={"settings": json.dumps(self.settings)})
-
-    @classmethod
-    def load(cls, path: Path) -> GpsMatch:
-        """What `save` wrote, in eval mode; KitError for any other file."""
-        try:
-            with safe_open(path, "pt") as file:
-                settings = json.loads((file.metadata() or {})["settings"])
-            with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
-                match = cls(**settings)
-            match.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            told = f"{path} cannot be read ({type(error).__name__}); wanted is a .safetensors file by GpsMatch.save"
-            raise KitError(told) from error
-        return match.eval()
 
 
 def embed_images(

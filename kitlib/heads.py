@@ -8,24 +8,22 @@ by an offset. Whatever ends in a coordinate is computed in float32 under any aut
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
 
-from kitlib import geo, geocells, paths, projection
+from kitlib import geo, geocells, projection
 from kitlib.geo import EARTH_RADIUS_KM
 from kitlib.guesses import Guesses
 from kitlib.paths import KitError
 from kitlib.tables import Places
+from kitlib.weights import Saved
 
 FUSIONS = ("average", "concat", "attention", "learned")
 TIES = ("none", "state", "cell")
@@ -116,7 +114,7 @@ class Answer(NamedTuple):
     gps: torch.Tensor  # (B, 3) unit vectors
 
 
-class Heads(nn.Module):
+class Heads(Saved):
     """Features (B, V, D) to an `Answer`; give it the training features with `fit_scale` before it learns.
 
     tie: what the GPS head starts from, to which it only adds: the middle of the states weighted by their
@@ -223,24 +221,16 @@ class Heads(nn.Module):
         state_idx = self.classes.state_idx
         return Guesses(sample_id, state_idx, states.cpu().numpy(), points, weights.cpu().numpy(), answered)
 
-    def save(self, path: Path) -> None:
-        """Write weights, classes and settings to one .safetensors file, atomically."""
-        arrays = {
-            f"classes.{name}": torch.from_numpy(np.array(a, order="C")) for name, a in asdict(self.classes).items()
-        }
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        with paths.atomic_write(path) as beside:
-            save_file(state | arrays, beside, metadata={"settings": json.dumps(self.settings)})
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weights and the classes."""
+        arrays = {name: torch.from_numpy(np.array(a, order="C")) for name, a in asdict(self.classes).items()}
+        return self.state_dict() | {f"classes.{name}": tensor for name, tensor in arrays.items()}
 
     @classmethod
-    def load(cls, path: Path) -> Heads:
-        """The heads that `save` wrote, in eval mode."""
-        state = load_file(path)
-        with safe_open(path, "pt") as file:
-            settings = json.loads(file.metadata()["settings"])
-        heads = cls(Classes(**{f.name: state.pop(f"classes.{f.name}").numpy() for f in fields(Classes)}), **settings)
-        heads.load_state_dict(state)
-        return heads.eval()
+    def built(cls, tensors: dict[str, torch.Tensor], settings: dict[str, Any]) -> Self:
+        """Heads for the classes among `tensors`."""
+        classes = Classes(**{field.name: tensors.pop(f"classes.{field.name}").numpy() for field in fields(Classes)})
+        return cls(classes, **settings)
 
 
 def unit_vectors(points: np.ndarray) -> torch.Tensor:

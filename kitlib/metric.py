@@ -12,24 +12,22 @@ between them, and neither do several devices.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, safe_open, save_file
 from scipy.spatial import cKDTree
 from torch import nn
 
-from kitlib import geo, learner, losses, mining, paths
+from kitlib import geo, learner, losses, mining
 from kitlib.batches import Batches
 from kitlib.encoders import Encoder
 from kitlib.learner import Batch, Learner, encode
 from kitlib.paths import KitError
+from kitlib.weights import Saved
 
 LOSSES = ("cosent", "infonce", "both")
 
@@ -49,7 +47,7 @@ class Teaching(learner.Teaching):
     CHOICES: ClassVar = {"loss": LOSSES}
 
 
-class Projection(nn.Module):
+class Projection(Saved):
     """Pooled features (B, D) to embeddings (B, dim) of length 1; give it the training features with `fit_scale`.
 
     It starts from the standardised features along their `dim` principal directions, so that similarities begin as
@@ -103,20 +101,6 @@ class Projection(nn.Module):
         if self.hidden is not None:
             out = out + self.out(F.gelu(self.hidden(standard)))
         return F.normalize(out.float(), dim=1)
-
-    def save(self, path: Path) -> None:
-        """Write weights and settings to one .safetensors file, atomically."""
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        with paths.atomic_write(path) as beside:
-            save_file(state, beside, metadata={"settings": json.dumps(self.settings)})
-
-    @classmethod
-    def load(cls, path: Path) -> Projection:
-        """The projection that `save` wrote, in eval mode."""
-        with safe_open(path, "pt") as file:
-            projection = cls(**json.loads(file.metadata()["settings"]))
-        projection.load_state_dict(load_file(path))
-        return projection.eval()
 
 
 def pool(features: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:

@@ -21,10 +21,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from kitlib import crossfit, encoders, fitting, guesses, lora, paths, runs
+from kitlib import crossfit, encoders, fitting, guesses, runs, weights
 from kitlib import folds as saved_folds
 from kitlib.encoders import Encoder
 from kitlib.fitting import Batches
@@ -199,10 +198,7 @@ class Session(Inputs):
             return
         heads.save(folder / "heads.safetensors")
         if encoder:
-            names = lora.merge(encoder) or [name for name, p in encoder.named_parameters() if p.requires_grad]
-            weights = encoder.state_dict()
-            with paths.atomic_write(folder / "encoder.safetensors") as beside:
-                save_file({name: weights[name].contiguous() for name in names}, beside)
+            weights.save_encoder(encoder, folder / "encoder.safetensors")
         test = self.guess(fold, "test") if "test" in self.packs else None
         crossfit.keep(self.run, fold, self.guess(fold, "train", np.flatnonzero(held_out)), test)
 
@@ -211,8 +207,8 @@ class Session(Inputs):
         config, folder, pack = self.config, crossfit.folder(self.run, fold), self.packs[split]
         heads, encoder = Heads.load(folder / "heads.safetensors").to(self.device), None
         if config.finetune_epochs:
-            encoder = self.encoder().to(self.device)
-            encoder.load_state_dict(load_file(folder / "encoder.safetensors"), strict=False)
+            encoder = self.encoder()
+            weights.load_encoder(encoder.to(self.device), folder / "encoder.safetensors")
         rows = np.arange(len(pack.sample_id)) if rows is None else rows
         blind = pack.unusable_places[rows]
         parts = [heads.classes.commonest(pack.sample_id[rows[blind]])]

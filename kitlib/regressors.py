@@ -5,21 +5,19 @@ The heads of all regions are one batched matrix product. They begin by saying th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor, nn
 
-from kitlib import losses, paths, projection
+from kitlib import losses, projection
 from kitlib.geo import EARTH_RADIUS_KM
 from kitlib.scalers import RegionScaler
+from kitlib.weights import Saved
 
 LOSSES = ("mse", "haversine")
 
@@ -78,7 +76,7 @@ class Bank(nn.Module):
         return x
 
 
-class RegionHeads(nn.Module):
+class RegionHeads(Saved):
     """Features (B, V, D) to scaled coordinates in R regions; regions without a head of their own share a pooled one.
 
     has_own: (R,) which regions have one. Before it learns, `begin` gives it a start.
@@ -149,20 +147,6 @@ class RegionHeads(nn.Module):
         everyone = torch.arange(len(fused), device=rows.device)
         parts = (rows, everyone), (slot, torch.full_like(everyone, self.n_own)), (scaled, self.pooled(fused[None])[0])
         return tuple(torch.cat(pair) for pair in parts)  # type: ignore[return-value]
-
-    def save(self, path: Path) -> None:
-        """Write weights and settings to one .safetensors file, atomically."""
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        with paths.atomic_write(path) as beside:
-            save_file(state, beside, metadata={"settings": json.dumps(self.settings)})
-
-    @classmethod
-    def load(cls, path: Path) -> RegionHeads:
-        """The heads that `save` wrote, in eval mode."""
-        with safe_open(path, "pt") as file:
-            heads = cls(**json.loads(file.metadata()["settings"]))
-        heads.load_state_dict(load_file(path))
-        return heads.eval()
 
 
 def _tensor(values: Sequence[Any]) -> Tensor:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from kitlib.tables import Places
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -36,3 +41,33 @@ def small_sample(tmp_path_factory) -> Path:
     from kitlib import sample
 
     return sample.draw(tmp_path_factory.mktemp("sample"), n_train=60, n_test=20, size=96, seed=0)
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory) -> Iterator[Path]:
+    """A home for a whole test file, so that pictures are packed and embedded once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KITLIB_HOME", str(folder := tmp_path_factory.mktemp("home")))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def world(shared_home, small_sample) -> Places:
+    """The small drawn competition, in a home for the whole test file."""
+    from kitlib import places
+
+    return places.read(small_sample)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> str:
+    """The name of a tiny CLIP vision model of three blocks with random weights, in the layout of StreetCLIP."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("clip")
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = transformers.CLIPVisionConfig(**size, image_size=32, patch_size=8)
+    transformers.CLIPVisionModel(config).save_pretrained(folder)
+    crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    transformers.CLIPImageProcessor(**crop).save_pretrained(folder)
+    return f"hf:{folder}"

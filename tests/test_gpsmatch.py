@@ -297,16 +297,3 @@ def test_an_encoder_learns_along_with_it():
 def test_what_cannot_work_is_refused_in_a_sentence(call, told):
     with pytest.raises(KitError, match=told):
         call()
-
-
-@pytest.mark.parametrize("content", [None, b"not weights", "foreign"])
-def test_files_that_are_not_ours_are_refused(tmp_path, content):
-    path = tmp_path / "match.safetensors"
-    if content == "foreign":
-        from safetensors.torch import save_file
-
-        save_file({"weight": torch.zeros(2)}, path)
-    elif content:
-        path.write_bytes(content)
-    with pytest.raises(KitError, match=r"cannot be read \(.*wanted is a .safetensors file by GpsMatch.save"):
-        GpsMatch.load(path)

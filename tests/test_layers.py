@@ -19,10 +19,8 @@ LAYERS = [
     ("1b cleaning and voting", "clusters outliers vote"),
     ("1c pictures and figures", "figures atlas maps panels affinity_figures results stamps strip scenery sample"),
     ("2a torch", "views losses batches checkpoints tracking location"),
-    (
-        "2b networks",
-        "tiny backbones encoders embeddings keeper fitting heads lora learner geolocator inputs neighbours",
-    ),
+    ("2b encoders", "tiny backbones encoders embeddings lora weights"),
+    ("2b networks", "keeper fitting heads learner geolocator inputs neighbours"),
     ("2c region-wise", "regressors regression regionwise"),
     ("2c matching", "gpsqueue gpsnet gpsmatch"),
     ("2c metric learning", "mining metric"),

@@ -1,0 +1,106 @@
+"""weights: tensors and settings to a file and back, networks by their settings, what an encoder has learned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+from kitlib import encoders, lora, weights  # noqa: E402
+from kitlib.gpsnet import GpsMatch  # noqa: E402
+from kitlib.heads import Classes, Heads  # noqa: E402
+from kitlib.metric import Projection  # noqa: E402
+from kitlib.paths import KitError  # noqa: E402
+from kitlib.regressors import RegionHeads  # noqa: E402
+
+POINTS = np.array([[34.0, -118.0], [41.0, -74.0]])
+CLASSES = Classes(np.array([3, 7]), np.array([10, 30]), POINTS, POINTS, np.array([0, 1]), np.array([50.0, 20.0]))
+MAKE = {
+    Heads: lambda: Heads(CLASSES, 4, 6, hidden=8),
+    RegionHeads: lambda: RegionHeads([True, False, False], 6),
+    Projection: lambda: Projection(6, 4, hidden=3),
+    GpsMatch: lambda: GpsMatch(6, dim=5, hidden=4, sigmas=(2,), n_frequencies=4, location_hidden=8),
+}
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+@given(
+    settings=st.dictionaries(st.text(), PLAIN | st.lists(PLAIN)),
+    shapes=st.dictionaries(st.sampled_from("abcd"), st.lists(st.integers(0, 3), max_size=3)),
+)
+def test_tensors_and_settings_go_to_a_file_and_back(tmp_path_factory, settings, shapes):
+    path = tmp_path_factory.mktemp("weights") / "new" / "a.safetensors"
+    tensors = {
+        name: torch.randn(shape).transpose(0, -1) if shape else torch.randn(()) for name, shape in shapes.items()
+    }
+    weights.write(path, tensors, settings)
+    again, read = weights.read(path)
+    assert read == settings and again.keys() == tensors.keys()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in again.items())
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_network_comes_back_whole_and_draws_no_random_numbers(tmp_path, kind):
+    torch.manual_seed(0)
+    network = MAKE[kind]()
+    network.save(tmp_path / "a.safetensors")
+    before = torch.get_rng_state()
+    again = kind.load(tmp_path / "a.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert again.settings == network.settings and not again.training
+    state = network.state_dict()
+    assert again.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_other_files_are_refused(tmp_path, kind):
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(KitError, match=r"a.safetensors cannot be read \(.*wanted is a whole .safetensors file"):
+        kind.load(path)
+    MAKE[kind]().save(path)
+    path.write_bytes(path.read_bytes()[:-10])  # cut short
+    with pytest.raises(KitError, match=r"a.safetensors cannot be read \(SafetensorError"):
+        kind.load(path)
+    for other in set(MAKE) - {kind}:
+        MAKE[other]().save(path)
+        with pytest.raises(KitError, match=f"a.safetensors does not fit .*wanted is .* by {kind.__name__}.save"):
+            kind.load(path)
+
+
+@torch.no_grad()
+def features(encoder: encoders.Encoder) -> torch.Tensor:
+    pictures = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return encoder(pictures)
+
+
+@torch.no_grad()
+def learn(layers: list[list[torch.nn.Parameter]]) -> None:
+    """Change what learns."""
+    torch.manual_seed(0)
+    for parameter in (p for layer in layers for p in layer):
+        parameter += 0.3 * torch.randn_like(parameter)
+
+
+@pytest.mark.parametrize("how", ["last block", "lora"])
+def test_an_encoder_gets_back_what_another_has_learned(tmp_path, clip, how):
+    encoder, fresh = encoders.load(clip), encoders.load(clip)
+    learn(lora.add(encoder, 2) if how == "lora" else encoder.train_last(1))
+    learned = features(encoder)
+    weights.save_encoder(encoder, tmp_path / "encoder.safetensors")
+    assert torch.allclose(features(encoder), learned, atol=1e-4)  # merged, it says the same
+    written = set(weights.read(tmp_path / "encoder.safetensors")[0])
+    assert len(written) == 12 if how == "lora" else len(written) < len(fresh.state_dict()) / 2
+    assert not torch.allclose(features(fresh), learned, atol=1e-2)
+    weights.load_encoder(fresh, tmp_path / "encoder.safetensors")
+    assert torch.allclose(features(fresh), learned, atol=1e-4)
+
+
+def test_weights_of_another_encoder_are_refused(tmp_path, clip):
+    encoder = encoders.load("tiny")
+    weights.save_encoder(encoder, tmp_path / "encoder.safetensors")
+    with pytest.raises(KitError, match=r"does not fit encoder 'hf:.*wanted is the encoder that they were trained in"):
+        weights.load_encoder(encoders.load(clip), tmp_path / "encoder.safetensors")
