@@ -44,7 +44,7 @@ class Geolocator(Learner):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The mean loss over the batch; its parts are logged."""
-        parts = self.parts(self.heads(*self.look(batch)), batch)
+        parts = self.parts(self.heads(*self.seen(batch)), batch)
         self.log_dict(parts)
         return parts["state_loss"] + parts["cell_loss"] + (parts["cell_km"] + parts["gps_km"]) / KM_PER_NAT
 

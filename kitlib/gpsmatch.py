@@ -83,7 +83,7 @@ class MatchTraining(Learner):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The mean loss over the batch; the logit scale and the share that find their place in it are logged."""
         teaching, points = self.teaching, batch["point"].float()
-        features, keep = self.look(batch)
+        features, keep = self.seen(batch)
         queued = self.queue()
         moved = torch.cat([jitter(points, teaching.noise_m), jitter(queued, teaching.queue_noise_m)])
         logits = self.match.logits(self.match.images(features, keep), self.match.places(moved))

@@ -65,10 +65,10 @@ class Learner(pl.LightningModule):
         elif encoder is not None:
             self.layers = encoder.train_last(None if n_blocks < 0 else n_blocks)
 
-    def look(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def seen(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (B, V, D) of the batch as it is learned from, varied, and which views (B, V) bool to keep."""
         features = encode(varied(batch, self.encoder, self.teaching.mirror, self.teaching.vary), self.encoder)
-        return features, kept(features, self.teaching.view_dropout)
+        return features, kept_views(features, self.teaching.view_dropout)
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
         """All parameters but the encoder's, with their rates."""
@@ -118,7 +118,7 @@ def varied(batch: Batch, encoder: Encoder | None, mirror: bool, vary: float) -> 
     return {"views": views.augment(smaller, generator, 0.5 * mirror, 0.15 * vary, 0.1 * vary)}
 
 
-def kept(features: torch.Tensor, dropout: float) -> torch.Tensor:
+def kept_views(features: torch.Tensor, dropout: float) -> torch.Tensor:
     """Which views (B, V) bool of features (B, V, D) are kept when a share of `dropout` is left out at random."""
     keep = torch.rand(features.shape[:2], device=features.device) >= dropout
     return keep | ~keep.any(1, keepdim=True)  # a place that would lose every view keeps them all

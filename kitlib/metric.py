@@ -128,7 +128,7 @@ class MetricTraining(Learner):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of the batch; its parts, the share of violations and of places without a near one are logged."""
         teaching = self.teaching
-        similarity, km, mask = self._compare(self.projection(pool(*self.look(batch))), batch)
+        similarity, km, mask = self._compare(self.projection(pool(*self.seen(batch))), batch)
         self.curve.update(similarity, km, mask)
         parts = {}
         if teaching.loss in ("cosent", "both"):

@@ -19,10 +19,11 @@ from kitlib.encoders import Encoder
 from kitlib.fitting import Batches
 from kitlib.guesses import Guesses
 from kitlib.inputs import Inputs
+from kitlib.learner import Batch
 from kitlib.paths import KitError
 from kitlib.regions import Regions
 from kitlib.regression import EncoderTraining, HeadsTraining, Teaching
-from kitlib.regressors import Batch, Frames, RegionHeads
+from kitlib.regressors import Frames, RegionHeads
 from kitlib.scalers import RegionScaler, file_id
 
 log = logging.getLogger(__name__)

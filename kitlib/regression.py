@@ -14,9 +14,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from kitlib import fitting, views
+from kitlib import fitting
 from kitlib.encoders import Encoder
-from kitlib.regressors import Batch, Frames, RegionHeads
+from kitlib.learner import Batch, encode, kept_views, varied
+from kitlib.regressors import Frames, RegionHeads
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,8 @@ class HeadsTraining(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum over heads of their mean losses: no head's gradient depends on another."""
-        features = _one_side(batch["features"])
-        keep = torch.rand(features.shape[:2], device=self.device) >= self.teaching.view_dropout
-        keep |= ~keep.any(1, keepdim=True)
+        features = encode(varied(batch, None, self.teaching.mirror, self.teaching.vary), None)
+        keep = kept_views(features, self.teaching.view_dropout)
         total, count = self._losses(self.heads.fuse(features, keep), batch)
         each = total / count.clamp(min=1)
         each = torch.where(each.isfinite(), each, 0.0)
@@ -161,16 +161,14 @@ class EncoderTraining(pl.LightningModule):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Scaled coordinates (B, 2) of uint8 places (B, V, 3, H, W)."""
-        features = self.encoder(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
+        features = encode({"views": pictures}, self.encoder)
         with torch.autocast(self.device.type, enabled=False):  # half precision would cost a hundredth of a unit
             return self.head(features.float().mean(1))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss over the batch."""
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        how = 0.5 * self.teaching.mirror, 0.15 * self.teaching.vary, 0.1 * self.teaching.vary
-        varied = views.augment(self.encoder.preprocess.shrink(batch["views"]), generator, *how)
-        loss = self.frames.loss(self.teaching.loss, self(varied), batch).mean()
+        seen = varied(batch, self.encoder, self.teaching.mirror, self.teaching.vary)["views"]
+        loss = self.frames.loss(self.teaching.loss, self(seen), batch).mean()
         self.log("train_loss", loss)
         return loss
 
@@ -192,12 +190,6 @@ def _optimizer(module: HeadsTraining | EncoderTraining, learning: list[nn.Parame
         optimizer, T_0=teaching.t_0 * module.epoch_steps, T_mult=teaching.t_mult
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _one_side(features: Tensor) -> Tensor:
-    """Features (B, V, D) of (B, M, V, D): of each place at random plain or mirrored."""
-    rows = torch.arange(len(features), device=features.device)
-    return features[rows, torch.randint(features.shape[1], (len(features),), device=features.device)]
 
 
 def _means(total: Tensor, count: Tensor) -> Tensor:

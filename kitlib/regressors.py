@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from kitlib import losses, projection
 from kitlib.geo import EARTH_RADIUS_KM
+from kitlib.learner import Batch
 from kitlib.scalers import RegionScaler
 from kitlib.weights import Saved
 
 LOSSES = ("mse", "haversine")
-
-Batch = dict[str, Tensor]
 
 
 class Frames(nn.Module):
