@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ def chosen(places: Places, column: str, n_folds: int, only: Sequence[int] | None
     return todo
 
 
+def checksums(places: Places, column: str) -> dict[str, str]:
+    """What stands for the places and, unless these are "given", for their saved folds."""
+    return {"places": places.checksum} | ({} if column == "given" else {"folds": folds.folds_checksum(places)})
+
+
 def source(places: Places) -> dict[str, Any]:
     """What a run's settings say about where its places come from, so that another process finds them."""
     return {"data": paths.relative(places.folder)} | ({"read": places.options} if places.options else {})
@@ -48,6 +54,20 @@ def source(places: Places) -> dict[str, Any]:
 def reread(run: Run, data: str = "") -> Places:
     """The places of a run, from where its settings say or, when they are elsewhere now, from `data`."""
     return read(data or run.settings["data"], **run.settings.get("read", {}))
+
+
+def train_folds(
+    run: Run, todo: Sequence[int], train: Callable[[int, float | None], None], max_hours: float | None = None
+) -> bool:
+    """Train the folds of `todo` that are not done, by train(fold, hours left); False when one stays unfinished."""
+    began = time.monotonic()
+    for fold in todo:
+        if not is_done(run, fold):
+            train(fold, max_hours and max_hours - (time.monotonic() - began) / 3600)
+        if not is_done(run, fold):
+            log.warning("run %s: fold %d is not done yet; the same call goes on", run.name, fold)
+            return False
+    return True
 
 
 def train_in_processes(

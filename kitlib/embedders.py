@@ -7,22 +7,17 @@ for queries, and for the gallery either the same of other places or, of the thir
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from kitlib import fitting, gpsmatch, metric, neighbours, paths
-from kitlib.batches import Batches
-from kitlib.geolocator import Batch
-from kitlib.gpsmatch import GpsMatch, MatchTraining, embed_images
-from kitlib.heads import unit_vectors
+from kitlib import metric, neighbours, paths
+from kitlib.gpsnet import GpsMatch, embed_images
 from kitlib.location import embed_points
-from kitlib.metric import MetricTraining, Projection
+from kitlib.metric import Projection
 from kitlib.paths import KitError
 
 METHODS = ("knn", "metric", "gps")
@@ -135,66 +130,6 @@ def check(features: torch.Tensor, n_features: int) -> None:
         if not (fine := features[rows].isfinite().flatten(1).all(1)).all():
             first = (rows.start or 0) + int((~fine).nonzero()[0])
             raise KitError(f"features of place {first} of {len(features)} are not finite: embed it again")
-
-
-def learn(
-    settings: Mapping[str, Any],
-    features: torch.Tensor,
-    points: np.ndarray,
-    group: np.ndarray,
-    rows: np.ndarray,
-    val: np.ndarray,
-    folder: Path,
-    devices: int = 1,
-    max_hours: float | None = None,
-) -> Projected | Matched | None:
-    """Train the embedder of settings["method"], metric or gps, on features (N, M, V, D) of places at points (N, 2).
-
-    settings: those of `retrieval.Config`. group (N,): of near-duplicates. rows: what is learned from; val: what the
-    fit is validated on, which decides nothing. folder: of the fit, which goes on there. None when max_hours are over.
-    """
-    check(features[rows], features.shape[-1])
-    torch.manual_seed(settings["seed"])
-    kind = metric.Teaching if settings["method"] == "metric" else gpsmatch.Teaching
-    names = {field.name for field in fields(kind)}
-    teaching = kind(**{name: value for name, value in settings.items() if name in names})
-    if isinstance(teaching, gpsmatch.Teaching):  # places that come twice cost a step twice and teach nothing more
-        teaching = replace(teaching, queue=min(teaching.queue, len(rows)))
-    n_features, batch = features.shape[-1], min(settings["batch"], math.ceil(len(rows) / devices))
-    steps = fitting.total_steps(len(rows), batch, 1, settings["epochs"], devices)
-    labels = {"place": unit_vectors(points), "group": torch.tensor(group), "point": torch.tensor(points)}
-
-    def load(r: np.ndarray) -> Batch:
-        return {"features": features[r]} | {name: label[r] for name, label in labels.items()}
-
-    module: MetricTraining | MatchTraining
-    if isinstance(teaching, metric.Teaching):
-        projection = Projection(n_features, min(settings["dim"], n_features), dropout=settings["dropout"])
-        projection.fit_scale(metric.pool(features[rows].flatten(0, 1)))
-        module = MetricTraining(projection, None, teaching, steps, rate=settings["rate"])
-        batches = metric.near_batches(points, batch, settings["seed"], load, rows=rows)
-    else:
-        sigmas = scales(settings["sigmas"])
-        match = GpsMatch(
-            n_features, dim=settings["dim"], hidden=settings["hidden"], dropout=settings["dropout"], sigmas=sigmas
-        )
-        match.fit_scale(features[rows].float().mean(2))
-        module = MatchTraining(match, None, teaching, steps, rate=settings["rate"], gallery_points=points[rows])
-        batches = Batches(rows, batch, settings["seed"], load)
-    fitted = fitting.fit(
-        module,
-        batches,
-        folder,
-        epochs=settings["epochs"],
-        config=dict(settings),
-        val_batches=Batches(val, batch, 0, load, shuffle=False),
-        devices=devices,
-        max_hours=max_hours,
-        seed=settings["seed"],
-    )
-    if not fitted.finished:
-        return None
-    return Projected(module.projection) if isinstance(module, MetricTraining) else Matched(module.match)
 
 
 def scales(sigmas: str) -> tuple[float, ...]:

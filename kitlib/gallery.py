@@ -21,8 +21,10 @@ from kitlib.paths import KitError
 LATITUDE, LONGITUDE = ("latitude", "lat"), ("longitude", "lon", "lng", "long")  # in the order they are looked for
 MINI_BATCH = 2000  # places in a cell from which MiniBatchKMeans clusters them
 GRID_KM = 0.5  # the finest grid: 37 million points in the United States
+WORLD_KM = 5.0  # the same for all land: five million points
 CHUNK = 2**20  # grid points made, or embeddings checked, at once
 GOLDEN = (5**0.5 - 1) / 2
+ANTARCTICA = -60.0  # degrees of latitude south of which nobody drives
 
 
 def choose(
@@ -105,6 +107,19 @@ def land_grid(spacing_km: float, states: Sequence[str] | None = None) -> np.ndar
     if not len(number):
         raise KitError(f"a grid with a point every {spacing_km:g} km has none in {shorten(names)}: take fewer km")
     return _lattice(number, total)
+
+
+def world_grid(spacing_km: float) -> np.ndarray:
+    """Points (M, 2) spread like those of `land_grid` over the land of the world but Antarctica; small islands lack.
+
+    >>> len(world_grid(500))
+    538
+    """
+    if not spacing_km >= WORLD_KM:
+        raise KitError(f"a grid of the world with a point every {spacing_km} km: allowed are {WORLD_KM} km and more")
+    total = int(4 * np.pi * (geo.EARTH_RADIUS_KM / spacing_km) ** 2)
+    points = _lattice(_on_lattice(outlines.land_shape(), total), total)
+    return points[points[:, 0] > ANTARCTICA]
 
 
 def read_csv(path: str | Path) -> tuple[np.ndarray, pd.DataFrame]:

@@ -1,16 +1,46 @@
-"""What a network sees of a data set's places: the frozen encoder's cached features, or the pictures themselves."""
+"""What a run of a family starts with: its settings, and what a network sees of the places.
+
+That is the frozen encoder's cached features, or the pictures themselves.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from kitlib import embeddings, encoders, pictures
+from kitlib import crossfit, embeddings, encoders, pictures, runs
 from kitlib.encoders import Encoder
+from kitlib.runs import Run
 from kitlib.tables import SPLITS, Places
 from kitlib.views import best_device, to_tensor
+
+
+def start_run(
+    family: str,
+    config: Any,
+    places: Places,
+    run_name: str,
+    folds_column: str,
+    n_folds: int,
+    overwrite: bool = False,
+    checksums: Mapping[str, str] | None = None,
+) -> Run:
+    """The run of a family with a `Config`: started, or opened again when it was started with the same.
+
+    checksums: of what decides the result besides settings, places and folds. An encoder that cannot be had is refused
+    before a run begins, as is a run of that name that was started otherwise (KitError).
+    """
+    if overwrite or run_name not in runs.list_runs():
+        encoders.load(config.encoder, config.image_size or None)
+    settings = asdict(config) | {"family": family, "folds_column": folds_column, "n_folds": n_folds}
+    data = crossfit.checksums(places, folds_column) | dict(checksums or {})
+    return runs.start(run_name, settings | crossfit.source(places), data=data, overwrite=overwrite)
 
 
 class Inputs:
@@ -31,7 +61,10 @@ class Inputs:
     @cached_property
     def features(self) -> dict[str, torch.Tensor]:
         """Cached features (N, M, V, D) float16 of each split, M being plain and mirrored; computed where missing."""
-        encoder, out_dir = self.encoder(), self.places.derived / "embeddings"
+        return self.embed(self.encoder(), self.places.derived / "embeddings")
+
+    def embed(self, encoder: Encoder, out_dir: Path) -> dict[str, torch.Tensor]:
+        """The same of an encoder with weights of its own, kept in `out_dir`."""
         embedded = {split: embeddings.embed(pack, encoder, out_dir, self._mirror) for split, pack in self.packs.items()}
         sides = {s: [e.features] if e.mirrored is None else [e.features, e.mirrored] for s, e in embedded.items()}
         return {split: torch.from_numpy(np.stack(arrays, axis=1)) for split, arrays in sides.items()}

@@ -18,17 +18,17 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
-from kitlib import accuracy, baselines, crossfit, encoders, geo, guesses, outliers, paths, projection, runs, tracking
+from kitlib import accuracy, baselines, crossfit, geo, guesses, outliers, paths, projection, runs, tracking
 from kitlib import folds as saved_folds
 from kitlib.guesses import Guesses
-from kitlib.inputs import Inputs
+from kitlib.inputs import Inputs, start_run
 from kitlib.outliers import Cleaned
 from kitlib.paths import KitError
 from kitlib.regions import Regions
@@ -105,36 +105,27 @@ def train(
     one is done, on whatever machine, the fold is. devices, max_hours: as for `multiview.train`. wandb_project: log
     there too. Raises KitError for an unknown fold, region or router, and for a run that was started otherwise.
     """
-    began = time.monotonic()
     if folds_column == "given":
         if places.rows("test")[["latitude", "longitude"]].isna().any(axis=None) or not len(places.rows("test")):
             raise KitError(f"folds_column 'given': {places.name} has no second table whose coordinates are known")
-        todo, checksums = [0], {"places": places.checksum}
+        todo = [0]
     else:
         todo = crossfit.chosen(places, folds_column, n_folds, only_folds)
-        checksums = {"places": places.checksum, "folds": saved_folds.folds_checksum(places)}
-    settings = asdict(config) | {"family": "regional", "folds_column": folds_column, "n_folds": n_folds}
-    settings |= crossfit.source(places)
-    checksums |= _router_checksum(config.router, folds_column, checksums)
+    checksums = _router_checksum(config.router, folds_column, places)
     if only_regions is not None and not config.finetune:
         raise KitError("only_regions needs finetune=True: heads on frozen features learn in all regions at once")
     cleaned = clean(config, places)
     Regions.make(places, np.flatnonzero(cleaned.kept), config.regions, config.seed)
-    if overwrite or run_name not in runs.list_runs():
-        encoders.load(config.encoder, config.image_size or None)  # what cannot be had is refused before a run begins
-    run = runs.start(run_name, settings, data=checksums, overwrite=overwrite)
+    run = start_run("regional", config, places, run_name, folds_column, n_folds, overwrite, checksums)
     session = Session(run, places)
     with paths.atomic_write(run.dir / "dropped.csv") as beside:
         cleaned.dropped.to_csv(beside, index=False)
-    for fold in todo:
-        if crossfit.is_done(run, fold):
-            continue
-        left = max_hours and max_hours - (time.monotonic() - began) / 3600
+
+    def train_one(fold: int, left: float | None) -> None:
         session.train_fold(fold, devices, left, only_regions, wandb_project)
-        if not crossfit.is_done(run, fold):
-            log.warning("run %s: fold %d is not done yet; the same call goes on", run_name, fold)
-            return run
-    _finish(run, places)
+
+    if crossfit.train_folds(run, todo, train_one, max_hours):
+        _finish(run, places)
     return run
 
 
@@ -211,14 +202,14 @@ def _kinds(models: pd.Series) -> str:
     return ", ".join(sorted(set(models)))
 
 
-def _router_checksum(router: str, folds_column: str, checksums: dict[str, str]) -> dict[str, str]:
+def _router_checksum(router: str, folds_column: str, places: Places) -> dict[str, str]:
     """What stands for the guesses of a run that routes; refuses one that would know too much, or other places."""
     if router == "known" and folds_column != "given":
         raise KitError("router 'known' needs folds_column 'given': out of fold, and in a test, the region is not known")
     if router in ("known", "logistic"):
         return {}
     run = runs.open_run(router)
-    same = all(run.params["data"].get(name) == checksum for name, checksum in checksums.items())
+    same = crossfit.checksums(places, folds_column).items() <= run.params["data"].items()
     if not run.finished or not same or run.settings.get("folds_column", "stratified") != folds_column:
         raise KitError(
             f"router {router!r} must be a finished run on the same places in the same folds ({folds_column}): "

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 
 from kitlib.competition import Score
-from kitlib.figures import GREY, INK, PALETTE, Figure, barh, finish, geographic_order, heat, house, new
+from kitlib.figures import GREY, INK, PALETTE, Figure, barh, finish, geographic_order, heat, house, join_notes, new
 
 # The distances at which the field counts guesses as right (IM2GPS and everyone since).
 LEVELS_KM = {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
@@ -72,6 +72,31 @@ def cumulative_error(km: Mapping[str, ArrayLike], title: str = "", note: str = "
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="upper left")
     return finish(figure, title, note)
+
+
+@house
+def by_gallery_size(table: pd.DataFrame, title: str = "", note: str = "") -> Figure:
+    """Mean error and Geoscore by the size of the gallery, a line a way to choose it; dashed what would be possible.
+
+    `table` is that of `lookup.by_size`. All training places are one point, in ink.
+    """
+    figure = new(3.6)
+    parts = {"mean_km": "mean error (km)", "geoscore": "Geoscore"}
+    ways = [name for name in table["chosen"].unique() if name != "all"]
+    for axes, (column, label) in zip(figure.subplots(1, 2), parts.items(), strict=True):
+        whole = table[table["chosen"] == "all"]
+        for name, colour in zip(ways, PALETTE * len(ways), strict=False):
+            own = table[table["chosen"] == name]
+            both = pd.concat([own, whole])
+            axes.plot(both["size"], both[column], color=colour, label=name)
+            axes.plot(both["size"], both[f"possible_{column}"], color=colour, ls="--", lw=1.2)
+            axes.plot(own["size"], own[column], "o", color=colour, ms=5)
+        axes.plot(whole["size"], whole[column], "o", color=INK, ms=6, label="all")
+        axes.set(xscale="log", xlabel="entries in the gallery", ylabel=label, ylim=(0, None))
+        axes.set_xticks(sorted(set(table["size"])), [f"{size:,}" for size in sorted(set(table["size"]))], fontsize=8)
+        axes.minorticks_off()
+    figure.axes[0].legend(title="chosen", alignment="left")
+    return finish(figure, title, join_notes("dashed: a model that always finds the nearest entry", note))
 
 
 @house

@@ -5,45 +5,56 @@
 
 Three methods. knn: frozen features, standardised. metric: a projection of them learns that what is near on the globe
 is alike. gps: GeoCLIP's way, pictures and coordinates are embedded alike, and a gallery of coordinates is searched. In
-all of them the most similar entries vote (`vote`): their points are the guess's points, their states its states. An
-entry that is a training place has its own state; one of a grid or a file has those of the training places around it,
-as its point is all that is known of it.
+all of them the most similar entries vote: their points are the guess's points, their states its states.
 
 Each fold's checkpoints/fold_<k>/ holds the embedder, gallery.npz (embeddings, points and states of the entries),
-vote.json with the k and temperature that were chosen, choice.csv with what was tried, and the history of the fit. They
-are chosen on training places alone: with knn each meets those outside its own fold, else a part that the fit has not
-seen meets the rest.
+vote.json with the k and temperature that were chosen, choice.csv with what was tried, and the histories of the fits.
+They are chosen on training places alone: with knn each meets those outside its own fold, else a part that the fit has
+not seen meets the rest. An encoder that learned is in encoder.safetensors, and its features in embeddings/.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 
-from kitlib import accuracy, crossfit, embedders, encoders, geo, guesses, neighbours, paths, runs
+from kitlib import (
+    accuracy,
+    crossfit,
+    embedders,
+    encoders,
+    geo,
+    guesses,
+    learned,
+    lookup,
+    neighbours,
+    paths,
+    runs,
+    weights,
+)
 from kitlib import folds as saved_folds
 from kitlib import gallery as galleries
-from kitlib.embedders import METHODS, Embedder, Frozen, Matched
+from kitlib.embedders import METHODS, Embedder, Frozen
 from kitlib.guesses import Guesses
-from kitlib.inputs import Inputs
+from kitlib.inputs import Inputs, start_run
+from kitlib.location import load_geoclip
+from kitlib.lookup import Known, Lookup
 from kitlib.metric import LOSSES
 from kitlib.paths import KitError
 from kitlib.runs import Run
 from kitlib.settings import Settings
 from kitlib.tables import Places
-from kitlib.vote import KS, Entries, Vote, choose, commonness, states_nearby
 
-log = logging.getLogger(__name__)
+OWN = {"knn": ("by",), "metric": ("loss", "near_km"), "gps": ("gallery", "hidden", "sigmas", "geoclip")}
+NOT_LEARNED = ("encoder", "image_size", "by", "mirror", "gallery_size", "smoothing", "seed")  # all that knn reads
 
 
 @dataclass(frozen=True)
@@ -55,27 +66,38 @@ class Config(Settings):
     method: str = "knn"  # knn, metric or gps
     by: str = "mean"  # how knn compares views: their mean, each by its heading, or the best rotation
     mirror: bool = True  # a place is the mean of itself and its mirror image, and is learned from as both
-    gallery: str = "train"  # of gps also grid:KM (land of the United States) or a CSV with latitude and longitude
+    gallery: str = "train"  # of gps also grid:KM (the states' land), world:KM, or a CSV with latitude and longitude
     gallery_size: int = 0  # training places in the gallery, chosen by gallery.choose; 0: all
     smoothing: float = 0.02  # share of the state probabilities that goes by how common states are
     loss: str = "infonce"  # of metric: cosent, infonce or both
     near_km: float = 100.0  # km at which the target of infonce falls to 1/e
     dim: int = 512  # of the learned embeddings; metric has no more than the features
-    hidden: int = 512  # units of gps between features and embedding
+    hidden: int = 512  # units of gps between features and embedding, and in its location encoder
     sigmas: str = "2,4,8"  # scales of the location encoder of gps, commas between; finer ones take more places
+    geoclip: str = ""  # GeoCLIP's published location_encoder_weights.pth to start from; sets its sizes and scales
     dropout: float = 0.3  # share of features left out in training
     view_dropout: float = 0.3  # share of views left out in training
     weight_decay: float = 0.05  # of matrices; biases and norms have none
     warmup: float = 0.1  # share of the steps in which the rate rises; then it falls along a cosine
-    epochs: int = 30  # passes over the cached features
+    epochs: int = 60  # passes over the cached features
     batch: int = 128  # places a step and device; more are more pairs, which several devices are not
     rate: float = 3e-4  # learning rate
+    finetune_epochs: int = 0  # passes over the pictures, the encoder learning too
+    finetune_batch: int = 32  # places a step and device
+    finetune_blocks: int = 6  # last blocks of the encoder that learn; -1: all of it
+    lora_rank: int = 0  # rank of LoRA on the attention instead (hf: encoders); 0: without
+    finetune_rate: float = 2e-5  # learning rate of the encoder's top layer
+    layer_decay: float = 0.9  # factor from each layer's rate to the one below it
+    vary: float = 1.0  # how far light and zoom of pictures vary in fine-tuning; 0: not at all
+    gradient_checkpointing: bool = False  # a tenth of the activations' memory for 23 % more work
     val_share: float = 0.2  # of training places, on which metric and gps choose k and temperature
     seed: int = 0  # of weights, order, dropout and choices
 
     CHOICES: ClassVar = {"method": METHODS, "by": neighbours.BY, "loss": LOSSES}
-    POSITIVE: ClassVar = ("smoothing", "near_km", "dim", "hidden", "epochs", "batch", "rate", "val_share")
-    SHARES: ClassVar = ("smoothing", "dropout", "view_dropout", "warmup", "val_share")
+    POSITIVE: ClassVar = ("smoothing", "near_km", "dim", "hidden", "epochs", "batch", "rate",
+                          "finetune_batch", "val_share")  # fmt: skip
+    SHARES: ClassVar = ("smoothing", "dropout", "view_dropout", "warmup", "layer_decay", "val_share")
+    MINUS_ONE: ClassVar = ("finetune_blocks",)
 
     def __post_init__(self) -> None:
         """Check every field, and that they go together. Raises KitError."""
@@ -87,21 +109,39 @@ class Config(Settings):
                 f"gallery={self.gallery!r} with method {self.method!r}, gallery_size {self.gallery_size}: allowed is "
                 "train; a grid or a file is for gps, and is used as a whole"
             )
+        if self.method == "knn" and self.finetune_epochs:
+            raise KitError("finetune_epochs with method 'knn': allowed is 0, as nothing is learned; see metric and gps")
         if self.val_share == 1:
             raise KitError("val_share=1: allowed is below 1, or nothing is left to learn from")
         embedders.scales(self.sigmas)
+
+    @classmethod
+    def for_method(cls, method: str, settings: Mapping[str, Any]) -> Config:
+        """Settings that several methods share; what is for other methods than this one keeps its default.
+
+        >>> Config.for_method("knn", {"encoder": "tiny", "epochs": 10, "by": "heading"}).epochs
+        60
+        """
+        ignored = {name for other, own in OWN.items() if other != method for name in own}
+        if method == "knn":
+            ignored |= {field.name for field in fields(cls)} - set(NOT_LEARNED)
+        if settings.get("gallery", "train") != "train" and method == "gps":
+            ignored.add("gallery_size")
+        kept = {name: value for name, value in settings.items() if name not in ignored}
+        return cls.from_dict(kept | {"method": method})
 
     def points(self) -> np.ndarray | None:
         """The gallery's points (M, 2), None for the training places. Raises KitError for a gallery that is none."""
         if self.gallery == "train":
             return None
         kind, _, km = self.gallery.partition(":")
-        if kind != "grid":
+        if kind not in ("grid", "world"):
             return galleries.read_csv(self.gallery)[0]
         try:
-            return galleries.land_grid(float(km))
+            spacing_km = float(km)
         except ValueError:
-            raise KitError(f"gallery={self.gallery!r}: allowed is a grid:KM such as grid:50") from None
+            raise KitError(f"gallery={self.gallery!r}: allowed is {kind}:KM such as {kind}:50") from None
+        return galleries.land_grid(spacing_km) if kind == "grid" else galleries.world_grid(spacing_km)
 
 
 def train(
@@ -122,30 +162,25 @@ def train(
     out-of-fold distances. Raises KitError for an unknown fold or column, for a gallery that cannot be read, and for a
     run of that name that was started otherwise.
     """
-    began = time.monotonic()
     todo = crossfit.chosen(places, folds_column, n_folds, only_folds)
-    settings = asdict(config) | {"family": "retrieval", "folds_column": folds_column, "n_folds": n_folds}
-    settings |= crossfit.source(places)
-    checksums = {"places": places.checksum, "folds": saved_folds.folds_checksum(places)}
-    points = config.points()
+    points, checksums = config.points(), {}
     if points is not None:
         checksums["gallery"] = paths.digest(points)
-    if overwrite or run_name not in runs.list_runs():
-        encoders.load(config.encoder, config.image_size or None)  # what cannot be had is refused before a run begins
-    run = runs.start(run_name, settings, data=checksums, overwrite=overwrite)
+    if config.geoclip:
+        load_geoclip(config.geoclip)  # a file that is none is refused before a run begins
+        checksums["geoclip"] = paths.digest(Path(config.geoclip))
+    run = start_run("retrieval", config, places, run_name, folds_column, n_folds, overwrite, checksums)
     session = Session(run, places)
-    for fold in todo:
-        if crossfit.is_done(run, fold):
-            continue
-        left = max_hours and max_hours - (time.monotonic() - began) / 3600
+
+    def train_one(fold: int, left: float | None) -> None:
         if devices == 1 or config.method == "knn":
             session.train_fold(fold, 1, left)
         else:
             _ = session.features  # computed once, here
             crossfit.train_in_processes(run, fold, places.folder, devices, left)
-        if not crossfit.is_done(run, fold):
-            log.warning("run %s: %s hours are over in fold %d; the same call goes on", run_name, max_hours, fold)
-            return run
+
+    if not crossfit.train_folds(run, todo, train_one, max_hours):
+        return run
     done = guesses.stack([Guesses.load(crossfit.folder(run, fold) / "oof.npz") for fold in crossfit.done(run)])
     truth = places.rows("train").set_index("sample_id").loc[done.sample_id, ["latitude", "longitude"]].to_numpy()
     crossfit.finish(run, places, {"accuracy": accuracy.report(geo.distance_km(truth, done.point())).as_dict()})
@@ -171,6 +206,40 @@ def choices(run: Run) -> pd.DataFrame:
     return pd.concat([pd.read_csv(file).assign(fold=fold) for fold, file in files.items()], ignore_index=True)
 
 
+def before_and_after(run: Run, places: Places, fold: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The places that a fold held out, as rows (N,) and as embeddings (N, E): frozen, and as the run embeds them."""
+    session = Session(run, places)
+    known, held_out = session.known(fold)
+    seen = held_out[~session.packs["train"].unusable_places[held_out]]
+    plain = session.features["train"]
+    frozen = Frozen.fit(plain[known.rows], "mean").queries(plain[seen])
+    if run.settings["method"] == "knn":
+        return seen, {"frozen": frozen}
+    trained = session.lookup(fold).embedder.queries(session.features_of(fold)["train"][seen])
+    return seen, {"frozen": frozen, run.settings["method"]: trained}
+
+
+def most_alike(run: Run, places: Places, fold: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n,) of places that a fold held out, at random, and rows (n, k) of the training places most like each."""
+    session = Session(run, places)
+    known, held_out = session.known(fold)
+    seen = held_out[~session.packs["train"].unusable_places[held_out]]
+    queries = np.random.default_rng(run.settings["seed"]).choice(seen, min(n, len(seen)), replace=False)
+    embedder, features = session.lookup(fold).embedder, session.features_of(fold)["train"]
+    gallery = lookup.looks(embedder, features[known.rows], known.points[known.rows])
+    found = neighbours.search(embedder.queries(features[queries]), gallery, k, device=session.device)[1]
+    return queries, known.rows[found]
+
+
+def by_gallery_size(run: Run, places: Places, fold: int, sizes: Sequence[int]) -> pd.DataFrame:
+    """What galleries of training places earn with those that a fold held out, and what they could: `lookup.by_size`."""
+    session = Session(run, places)
+    known, held_out = session.known(fold)
+    seen = held_out[~session.packs["train"].unusable_places[held_out]]
+    embedder = session.lookup(fold).embedder
+    return lookup.by_size(known, embedder, sizes, session.features_of(fold)["train"][seen], known.points[seen])
+
+
 class Session(Inputs):
     """A run with its data at hand: what its folds share."""
 
@@ -180,124 +249,82 @@ class Session(Inputs):
 
     def train_fold(self, fold: int, devices: int = 1, max_hours: float | None = None) -> None:
         """Embedder, gallery, k and temperature of one fold, then its guesses; returns early when the hours are over."""
-        config, folder, places = self.config, crossfit.folder(self.run, fold), self.places
-        table = saved_folds.load_or_make(places, n_folds=self.run.settings["n_folds"])
-        of_fold = table[self.run.settings["folds_column"]].to_numpy()
-        usable = ~self.packs["train"].unusable_places
-        rows, held_out = np.flatnonzero((of_fold != fold) & usable), np.flatnonzero(of_fold == fold)
-        group = table["group"].to_numpy()
-        if not len(rows):
-            raise KitError(f"fold {fold}: the gallery is empty, no training place outside it has a usable picture")
+        config, folder = self.config, crossfit.folder(self.run, fold)
+        known, held_out = self.known(fold)
         if config.method == "knn":
-            asking = rows
-            embedder: Embedder = Frozen.fit(self.features["train"][rows], config.by)
+            embedder: Embedder = Frozen.fit(self.features["train"][known.rows], config.by)
         else:
-            groups = np.random.default_rng(config.seed).permutation(np.unique(group[rows]))
-            asks = np.isin(group[rows], groups[: math.ceil(config.val_share * len(groups))])
-            asking = rows[asks]
-            if asks.all():
-                raise KitError(f"fold {fold}: val_share {config.val_share} leaves no group of places to learn from")
-            learned = embedders.learn(
-                asdict(config),
-                self.features["train"],
-                places.points("train"),
-                group,
-                rows[~asks],
-                asking,
-                folder / config.method,
-                devices,
-                max_hours,
+            learns = np.setdiff1d(known.rows, known.asking)
+            found = learned.learn(
+                asdict(config), self, known.apart[0], learns, known.asking, folder, devices, max_hours
             )
-            if learned is None or (torch.distributed.is_initialized() and torch.distributed.get_rank() > 0):
+            if found is None or (torch.distributed.is_initialized() and torch.distributed.get_rank() > 0):
                 return
-            embedder = learned
-        vote, tried = self._choose(embedder, rows, asking, of_fold, group)
-        entries, embeddings, _ = self._gallery(embedder, rows)
-        embedder.save(folder)
-        entries.save(folder / "gallery.npz", embeddings)
+            embedder, encoder = found
+            if encoder:
+                weights.save_encoder(encoder, folder / "encoder.safetensors")
+                known = replace(known, features=self.features_of(fold)["train"])
+        made, tried = known.lookup(embedder, self.gallery_points, config.gallery_size)
+        made.save(folder)
         with paths.atomic_write(folder / "choice.csv") as beside:
             tried.to_csv(beside, index=False)
-        with paths.atomic_write(folder / "vote.json") as beside:
-            beside.write_text(json.dumps(asdict(vote)))
         test = self.guess(fold, "test") if "test" in self.packs else None
         crossfit.keep(self.run, fold, self.guess(fold, "train", held_out), test)
 
     def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
         """What a fold's gallery says of the places in `rows` (of all when None)."""
-        config, folder, pack = self.config, crossfit.folder(self.run, fold), self.packs[split]
-        entries, embeddings = Entries.load(folder / "gallery.npz")
-        vote = Vote(**json.loads((folder / "vote.json").read_text()))
+        pack, made = self.packs[split], self.lookup(fold)
         rows = np.arange(len(pack.sample_id)) if rows is None else rows
         blind = pack.unusable_places[rows]
-        parts, seen = [entries.commonest(pack.sample_id[rows[blind]])], rows[~blind]
+        parts, seen = [made.entries.commonest(pack.sample_id[rows[blind]])], rows[~blind]
         if len(seen):
-            queries = embedders.load(folder, config.method, config.by).queries(self.features[split][seen])
-            found = neighbours.search(queries, embeddings, vote.k, device=self.device)
-            parts.append(vote.guess(pack.sample_id[seen], *found, entries))
+            parts.append(made.guess(pack.sample_id[seen], self.features_of(fold)[split][seen], self.device))
         return guesses.stack(parts).at(pack.sample_id[rows])
+
+    def lookup(self, fold: int) -> Lookup:
+        """The model of a fold that is done."""
+        return Lookup.load(crossfit.folder(self.run, fold), self.config.method, self.config.by)
+
+    def features_of(self, fold: int) -> dict[str, torch.Tensor]:
+        """Features as `features`, by the encoder that a fold trained where it did; computed once and kept."""
+        if not self.config.finetune_epochs:
+            return self.features
+        encoder, folder = self.encoder(), crossfit.folder(self.run, fold)
+        weights.load_encoder(encoder, folder / "encoder.safetensors")
+        return self.embed(encoder, folder / "embeddings")
+
+    def known(self, fold: int) -> tuple[Known, np.ndarray]:
+        """The training places of a fold with the features of the frozen encoder; and the rows (H,) it holds out."""
+        config, places = self.config, self.places
+        table = saved_folds.load_or_make(places, n_folds=self.run.settings["n_folds"])
+        of_fold, group = table[self.run.settings["folds_column"]].to_numpy(), table["group"].to_numpy()
+        rows = np.flatnonzero((of_fold != fold) & ~self.packs["train"].unusable_places)
+        if not len(rows):
+            raise KitError(f"fold {fold}: the gallery is empty, no training place outside it has a usable picture")
+        asking, apart = rows, [group]
+        if config.method != "knn":
+            groups = np.random.default_rng(config.seed).permutation(np.unique(group[rows]))
+            asking = rows[np.isin(group[rows], groups[: math.ceil(config.val_share * len(groups))])]
+            if len(asking) == len(rows):
+                raise KitError(f"fold {fold}: val_share {config.val_share} leaves no group of places to learn from")
+        elif len(np.unique(of_fold[rows])) > 1:
+            apart.append(of_fold)
+        known = Known(
+            self.features["train"],
+            places.points("train"),
+            places.state_position("train"),
+            places.states["state_idx"].to_numpy(),
+            rows,
+            asking,
+            apart,
+            learned=config.method != "knn",
+            smoothing=config.smoothing,
+            seed=config.seed,
+            device=self.device,
+        )
+        return known, np.flatnonzero(of_fold == fold)
 
     @cached_property
     def gallery_points(self) -> np.ndarray | None:
         """The points of a gallery that is not of training places."""
         return self.config.points()
-
-    def _gallery(
-        self, embedder: Embedder, rows: np.ndarray, labelled: np.ndarray | None = None
-    ) -> tuple[Entries, np.ndarray, np.ndarray]:
-        """Entries, their embeddings, and their rows among the training places, none for a grid or a file.
-
-        rows: the fold's training places; labelled: those whose states a grid's points may know, all of them when None.
-        """
-        places, config = self.places, self.config
-        points, state, n_states = places.points("train"), places.state_position("train"), len(places.states)
-        labelled = rows if labelled is None else labelled
-        common, middle = commonness(state[rows], n_states), geo.geometric_median(points[rows])
-        state_idx = places.states["state_idx"].to_numpy()
-        features = self.features["train"]
-        if self.gallery_points is not None:
-            states = states_nearby(self.gallery_points, points[labelled], state[labelled], n_states)
-            entries = Entries(self.gallery_points, states, state_idx, common, middle)
-            return entries, embedder.entries(features[:0], entries.points), np.empty(0, np.int64)
-        if 0 < config.gallery_size < len(rows):
-            matched = isinstance(embedder, Matched)  # its entries tell where they are, not what they look like
-            looks = embedder.queries(features[rows]) if matched else embedder.entries(features[rows], points[rows])
-            chosen = galleries.choose(
-                points[rows], config.gallery_size, embeddings=looks, labels=state[rows], seed=config.seed
-            )
-            rows = rows[np.sort(chosen)]
-        entries = Entries(points[rows], np.eye(n_states, dtype=np.float32)[state[rows]], state_idx, common, middle)
-        return entries, embedder.entries(features[rows], points[rows]), rows
-
-    def _choose(
-        self, embedder: Embedder, rows: np.ndarray, asking: np.ndarray, of_fold: np.ndarray, group: np.ndarray
-    ) -> tuple[Vote, pd.DataFrame]:
-        """The vote that serves the places `asking` best, which are among the training places `rows`."""
-        config, frozen = self.config, isinstance(embedder, Frozen)
-        rest = np.setdiff1d(rows, asking)
-        entries, embeddings, members = self._gallery(embedder, rows, rows if frozen else rest)
-        apart: list[np.ndarray] = []
-        if frozen:  # nothing was learned from single places, so that all of them may ask
-            apart = [group] if len(np.unique(of_fold[rows])) == 1 else [group, of_fold]
-        elif len(members):
-            kept = np.isin(members, rest)
-            if not kept.any():
-                raise KitError(f"gallery_size {config.gallery_size} leaves no entry to choose k and temperature by")
-            entries, embeddings, members = entries.take(kept), embeddings[kept], members[kept]
-        similarity, index = neighbours.search(
-            embedder.queries(self.features["train"][asking]),
-            embeddings,
-            min(max(KS), len(embeddings)),
-            query_group=[of[asking] for of in apart] or None,
-            gallery_group=[of[members] for of in apart] or None,
-            device=self.device,
-        )
-        rows_of = self.places.rows("train").iloc[asking]
-        return choose(
-            similarity,
-            index,
-            entries,
-            rows_of["state_idx"].to_numpy(),
-            rows_of[["latitude", "longitude"]].to_numpy(np.float64),
-            smoothing=config.smoothing,
-            seed=config.seed,
-        )

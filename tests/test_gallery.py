@@ -114,6 +114,16 @@ def test_the_land_is_better_covered_than_by_chance():
     assert in_turn["geoscore"] > by_chance["geoscore"]
 
 
+def test_a_grid_of_the_world_has_all_land_but_antarctica():
+    grid = gallery.world_grid(200)
+    assert abs(len(grid) * 200**2 - 135e6) < 5e6  # km2 of land without Antarctica, by Natural Earth's coarse outlines
+    for place in ([48.9, 2.3], [-25.0, 134.0], [64.0, 100.0]):
+        assert geo.nearest(np.array([place]), grid)[0][0, 0] < 200
+    assert grid[:, 0].min() > -60
+    with pytest.raises(KitError, match=r"allowed are 5\.0 km and more"):
+        gallery.world_grid(1)
+
+
 def test_at_random_takes_each_as_often():
     rows = np.concatenate([gallery.at_random(10, 4, seed) for seed in range(500)])
     assert np.bincount(rows, minlength=10) == pytest.approx(np.full(10, 200), abs=50)

@@ -24,7 +24,7 @@ LAYERS = [
     ("2c region-wise", "regressors regression regionwise"),
     ("2c matching", "gpsqueue gpsnet gpsmatch"),
     ("2c metric learning", "mining metric"),
-    ("2c retrieval", "embedders"),
+    ("2c retrieval", "embedders lookup learned"),
     ("3 families", "frozen multiview regional retrieval"),
     ("4a one notebook", "notebooks plans kernels report"),
     ("4b plans", "pipeline"),

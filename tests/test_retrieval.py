@@ -67,25 +67,23 @@ def test_a_place_meets_neither_its_fold_nor_its_near_duplicates(knn, world):
         assert geo.distance_matrix_km(own, oof.points[row][oof.weights[row] > 0]).min() > 0.001
 
 
-def test_k_and_temperature_are_chosen_without_the_held_out_fold(knn, world, monkeypatch):
-    asked = {}
-
-    def search(queries, gallery, k, *, query_group, gallery_group, device):
-        asked.update(query=query_group, gallery=gallery_group)
-        return real(queries, gallery, k, query_group=query_group, gallery_group=gallery_group, device=device)
-
-    session = Session(knn, world)
+def test_k_and_temperature_are_chosen_without_the_held_out_fold(knn, world):
+    known, held_out = Session(knn, world).known(1)
     table = folds.load_or_make(world, n_folds=3)
     of_fold, group = table["stratified"].to_numpy(), table["group"].to_numpy()
-    rows = np.flatnonzero(of_fold != 1)
-    real = retrieval.neighbours.search
-    monkeypatch.setattr(retrieval.neighbours, "search", search)
-    embedder = embedders.load(crossfit.folder(knn, 1), "knn", "mean")
-    chosen, _ = session._choose(embedder, rows, rows, of_fold, group)
-    assert [part.tolist() for part in asked["query"]] == [group[rows].tolist(), of_fold[rows].tolist()]
-    assert 1 not in asked["gallery"][1]
-    saved = (crossfit.folder(knn, 1) / "vote.json").read_text()
-    assert f'"k": {chosen.k}' in saved and f'"temperature": {chosen.temperature}' in saved
+    assert np.array_equal(known.rows, known.asking) and not set(known.rows) & set(held_out)
+    assert [part.tolist() for part in known.apart] == [group.tolist(), of_fold.tolist()]
+    chosen = known.lookup(embedders.load(crossfit.folder(knn, 1), "knn", "mean"))[0].vote
+    assert chosen == Session(knn, world).lookup(1).vote
+
+
+def test_what_learned_leaves_whole_groups_to_choose_by(world):
+    run = retrieval.train(METRIC, world, "metric", n_folds=3, only_folds=[0], max_hours=1e-9)
+    known, held_out = Session(run, world).known(0)
+    group = folds.load_or_make(world, n_folds=3)["group"].to_numpy()
+    learns = np.setdiff1d(known.rows, known.asking)
+    assert known.learned and len(known.asking) == round(0.2 * len(known.rows))
+    assert not set(group[learns]) & set(group[known.asking]) and not set(known.rows) & set(held_out)
 
 
 @pytest.mark.parametrize("by", ["heading", "rotation"])
@@ -115,6 +113,41 @@ def test_metric_learns_and_goes_on_where_it_was_cut_short(world):
     (run.dir / "metrics.json").unlink()
     retrieval.train(METRIC, world, "metric", n_folds=3)
     assert before == [(crossfit.folder(run, fold) / "gallery.npz").stat().st_mtime_ns for fold in range(3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [METRIC, GPS], ids=["metric", "gps"])
+def test_the_encoder_learns_too_and_its_features_are_kept(world, config):
+    tuned = dataclasses.replace(config, finetune_epochs=1, finetune_blocks=-1, finetune_batch=16, finetune_rate=1e-3)
+    run = retrieval.train(tuned, world, f"tuned-{config.method}", n_folds=3, only_folds=[0])
+    session = Session(run, world)
+    plain, own = session.features["train"].float(), session.features_of(0)["train"].float()
+    assert plain.shape == own.shape and not torch.allclose(plain, own, atol=1e-2)
+    again = session.guess(0, "train", session.known(0)[1])
+    assert np.array_equal(again.state_probs, run.guesses("oof").at(again.sample_id).state_probs)
+    assert set(crossfit.history(run)["phase"]) == {config.method, "finetune"}
+    assert (run.guesses("test").state_probs > 0).all()
+
+
+def test_lora_needs_an_encoder_with_attention(world):
+    config = dataclasses.replace(METRIC, finetune_epochs=1, lora_rank=2)
+    with pytest.raises(KitError, match="lora_rank 2: encoder 'tiny' has no attention"):
+        retrieval.train(config, world, "lora", n_folds=3, only_folds=[0])
+
+
+def test_held_out_places_before_and_after(world, knn):
+    run = retrieval.train(METRIC, world, "metric", n_folds=3)
+    rows, seen = retrieval.before_and_after(run, world, 2)
+    assert sorted(world.sample_id("train")[rows]) == sorted(Session(run, world).guess(2, "train", rows).sample_id)
+    assert list(seen) == ["frozen", "metric"] and {len(x) for x in seen.values()} == {len(rows)}
+    assert list(retrieval.before_and_after(knn, world, 2)[1]) == ["frozen"]
+    asked, found = retrieval.most_alike(run, world, 2, n=3, k=4)
+    assert set(asked) <= set(rows) and found.shape == (3, 4) and not set(found.ravel()) & set(rows)
+
+
+def test_galleries_of_some_sizes(world, knn):
+    table = retrieval.by_gallery_size(knn, world, 0, [5, 20])
+    assert table["size"].tolist()[:2] == [5, 20] and (table["mean_km"] >= table["possible_mean_km"]).all()
 
 
 def test_gps_guesses_points_of_the_grid(world):
@@ -170,6 +203,7 @@ def test_a_folder_with_metadata_ends_with_metrics_too(world, tmp_path):
         ({"gallery": "grid:50"}, "allowed is train"),
         ({"sigmas": "2,x"}, "allowed are numbers above 0"),
         ({"smoothing": 0.0}, "more than 0"),
+        ({"finetune_epochs": 1}, "nothing is learned"),
     ],
 )
 def test_config_refuses(changed, told):
@@ -177,7 +211,17 @@ def test_config_refuses(changed, told):
         Config(**changed)
 
 
-@pytest.mark.parametrize("gallery", ["grid:fine", "missing.csv", "empty.csv", "far.csv"])
+def test_a_method_takes_what_it_reads_of_shared_settings():
+    shared = {"encoder": "tiny", "by": "heading", "gallery": "grid:50", "gallery_size": 10, "epochs": 5, "loss": "both"}
+    made = {method: Config.for_method(method, shared) for method in embedders.METHODS}
+    assert made["knn"] == Config(encoder="tiny", by="heading", gallery_size=10)
+    assert made["metric"] == Config(encoder="tiny", method="metric", gallery_size=10, epochs=5, loss="both")
+    assert made["gps"] == Config(encoder="tiny", method="gps", gallery="grid:50", epochs=5)
+    with pytest.raises(KitError, match="unknown setting rates"):
+        Config.for_method("knn", {"rates": 1})
+
+
+@pytest.mark.parametrize("gallery", ["grid:fine", "world:1", "missing.csv", "empty.csv", "far.csv"])
 def test_a_gallery_that_is_none_is_refused_before_a_run_begins(world, tmp_path, monkeypatch, gallery):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.csv").write_text("lat,lon\n")
