@@ -154,3 +154,8 @@ def test_saved_heads_come_back_with_settings_classes_and_weights(tmp_path):
     assert np.array_equal(again.classes.state_points, CLASSES.state_points)
     for ours, theirs in zip(model(features()), again(features()), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_unit_vectors_are_float32():
+    assert heads.unit_vectors(np.array([[0.0, 90.0]])) == pytest.approx(torch.tensor([[0.0, 1.0, 0.0]]), abs=1e-7)
+    assert heads.unit_vectors(np.array([[0.0, 0.0]])).dtype == torch.float32

@@ -1,4 +1,4 @@
-"""metric: the projection's start and file, batches of neighbours, learning on a toy, exact resume, encoders."""
+"""metric: the projection's start, batches of neighbours, learning on a toy, exact resume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 torch = pytest.importorskip("torch")
 
-from kitlib import encoders, fitting, geo, mining  # noqa: E402
+from kitlib import fitting, geo, mining  # noqa: E402
 from kitlib.batches import Batches  # noqa: E402
 from kitlib.heads import unit_vectors  # noqa: E402
 from kitlib.metric import MetricTraining, Projection, Teaching, near_batches, pool  # noqa: E402
@@ -111,16 +111,6 @@ def test_constant_features_and_half_precision_stay_finite():
     with torch.autocast("cpu", torch.bfloat16):
         embedding = projection.eval()(features)
     assert embedding.dtype == torch.float32 and embedding.isfinite().all()
-
-
-@pytest.mark.parametrize("hidden", [0, 8])
-def test_a_projection_goes_to_a_file_and_back(tmp_path, hidden):
-    projection = projection_of(hidden=hidden)
-    torch.nn.init.normal_(projection.change.weight)
-    projection.save(tmp_path / "projection.safetensors")
-    again, pooled = Projection.load(tmp_path / "projection.safetensors"), pool(toy()[1]["features"][:, 0])
-    assert not again.training and again.settings == projection.settings
-    assert torch.equal(again(pooled), projection.eval()(pooled))
 
 
 @pytest.mark.parametrize("bad", [{"dim": 0}, {"dim": D + 1}, {"hidden": -1}, {"dropout": 1.0}])
@@ -247,42 +237,3 @@ def test_places_of_a_group_are_no_pair():
     loss.backward()
     assert loss.item() == 0 and logged["without_near"] == 1
     assert all((p.grad is None) or (p.grad == 0).all() for p in module.parameters())
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """A tiny CLIP vision model with random weights."""
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("clip")
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    config = transformers.CLIPVisionConfig(**size, image_size=32, patch_size=8)
-    transformers.CLIPVisionModel(config).save_pretrained(folder)
-    crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    transformers.CLIPImageProcessor(**crop).save_pretrained(folder)
-    return f"hf:{folder}"
-
-
-@pytest.mark.parametrize(("spec", "options"), [("tiny", {"n_blocks": 1}), ("clip", {"lora_rank": 2})])
-def test_an_encoder_learns_with_it(tmp_path, clip, spec, options):
-    encoder = encoders.load(clip if spec == "clip" else spec)
-    pictures = torch.randint(0, 256, (12, V, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
-    projection = Projection(encoder.dim, 8)
-    with torch.no_grad():
-        projection.fit_scale(pool(encoder(pictures.flatten(0, 1)).unflatten(0, (12, V))))
-
-    def load_views(rows):
-        return {"views": pictures[torch.from_numpy(rows)]} | {n: t for n, t in load(rows).items() if n != "features"}
-
-    module = MetricTraining(projection, encoder, TEACHING, 1, rate=1e-3, encoder_rate=1e-3, **options)
-    before = {name: tensor.clone() for name, tensor in encoder.named_parameters()}
-    learning = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
-    batches = near_batches(toy()[0], 12, 0, load_views, rows=np.arange(12))
-    held_out = Batches(12, 12, 0, load_views, shuffle=False)
-    fitted = fitting.fit(module, batches, tmp_path, epochs=1, config={}, val_batches=held_out)
-    assert fitted.steps == 1 and fitted.history["val_violations"].notna().all()
-    changed = {name for name, tensor in encoder.named_parameters() if not torch.equal(tensor, before[name])}
-    assert changed and changed <= learning < set(before)
-    saved = {name.removeprefix("encoder.") for name in module.state_dict() if name.startswith("encoder.")}
-    assert saved & set(before) == learning

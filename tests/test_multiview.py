@@ -1,3 +1,5 @@
+"""The multiview family: a run of both phases, folds one by one, going on, odd data, several processes."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -11,10 +13,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, geo, lora, losses, multiview, paths, places, runs  # noqa: E402
-from kitlib.geolocator import Geolocator, Teaching  # noqa: E402
-from kitlib.heads import Classes, Heads, unit_vectors  # noqa: E402
-from kitlib.learner import encode  # noqa: E402
+from kitlib import competition, crossfit, folds, geo, multiview, paths, places, runs  # noqa: E402
+from kitlib.heads import Classes, Heads  # noqa: E402
 from kitlib.multiview import Config  # noqa: E402
 from kitlib.paths import KitError  # noqa: E402
 
@@ -30,31 +30,6 @@ SMALL = Config(
     finetune_blocks=-1,
 )
 HEADS = dataclasses.replace(SMALL, finetune_epochs=0)
-TEACHING = Teaching(layer_decay=0.5)
-
-
-@pytest.fixture(scope="module")
-def world(small_sample, tmp_path_factory):
-    """A small drawn competition and a home of its own, so that pictures are packed and embedded once."""
-    before = os.environ.get("KITLIB_HOME")
-    os.environ["KITLIB_HOME"] = str(tmp_path_factory.mktemp("home"))
-    yield places.read(small_sample)
-    os.environ.pop("KITLIB_HOME")
-    if before is not None:
-        os.environ["KITLIB_HOME"] = before
-
-
-def heads_of(world, **settings) -> Heads:
-    classes = Classes.of(world, np.arange(len(world.rows("train"))), 5)
-    torch.manual_seed(0)
-    return Heads(classes, 4, 12, hidden=32, dropout=0.1, **settings)
-
-
-def batch_of(n: int = 6, n_states: int = 3) -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    place = torch.nn.functional.normalize(torch.randn(n, 3), dim=1)
-    classes = {"state": torch.arange(n) % n_states, "cell": torch.arange(n) % n_states, "place": place}
-    return {"features": torch.randn(n, 2, 4, 12)} | classes
 
 
 # Config
@@ -91,118 +66,6 @@ def test_config_refuses_values_that_make_no_sense(name, value, told):
         dataclasses.replace(SMALL, **{name: value})
 
 
-# Geolocator
-
-
-def test_the_loss_is_the_sum_of_its_parts_and_shrinks(world):
-    module = Geolocator(heads_of(world), None, TEACHING, 1, rate=1e-3)
-    batch, logged = batch_of(), {}
-    module.log_dict = logged.update
-    optimizer = torch.optim.AdamW(module.parameters(), 1e-2)
-    seen = []
-    for _ in range(60):
-        loss = module.training_step(batch, 0)
-        parts = logged["state_loss"] + logged["cell_loss"] + (logged["cell_km"] + logged["gps_km"]) / 1000
-        assert loss.item() == pytest.approx(parts.item(), rel=1e-5)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        seen.append(loss.item())
-    assert np.mean(seen[-5:]) < 0.7 * np.mean(seen[:5])
-
-
-@pytest.mark.parametrize("soft", ["place", "matrix", "none"])
-def test_soft_labels_are_the_named_ones(world, soft):
-    heads, batch = heads_of(world), batch_of()
-    module = Geolocator(heads, None, dataclasses.replace(TEACHING, soft_labels=soft), 1, rate=1e-3)
-    mass = module.parts(heads(encode(batch, None)), batch)["true_state_mass"]
-    km = losses.haversine_km(heads.state_vectors[:, None], heads.state_vectors)
-    wanted = {
-        "none": torch.ones(6),
-        "matrix": losses.matrix_targets(km, 75.0).diagonal()[batch["state"]],
-        "place": losses.place_targets(batch["place"], heads.state_vectors, batch["state"], 75.0)[
-            torch.arange(6), batch["state"]
-        ],
-    }[soft]
-    assert mass.item() == pytest.approx(wanted.mean().item(), abs=1e-5)
-
-
-def test_learning_rates_fall_towards_the_input_and_spare_vectors_from_decay(world):
-    from kitlib import encoders
-
-    encoder = encoders.load("tiny")
-    module = Geolocator(heads_of(world), encoder, TEACHING, 1, rate=1e-3, encoder_rate=1e-4)
-    module._trainer = type("Trainer", (), {"precision": "32-true"})()
-    groups = module.configure_optimizers()["optimizer"].param_groups
-    grouped = [parameter for group in groups for parameter in group["params"]]
-    assert len(grouped) == len({id(p) for p in grouped}) == len(list(module.parameters()))
-    rate = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
-    assert rate[id(module.heads.states.weight)] == 1e-3
-    layers = [layer for layer in encoder.layers() if layer]
-    rates = [rate[id(layer[0])] for layer in layers]
-    assert rates == sorted(rates) and len(set(rates)) == len(rates) and max(rates) <= 1e-4
-    assert all((group["weight_decay"] > 0) == (p.ndim > 1) for group in groups for p in group["params"])
-
-
-def test_only_the_last_blocks_learn_and_are_kept(world):
-    from kitlib import encoders
-
-    encoder = encoders.load("tiny")
-    module = Geolocator(heads_of(world), encoder, TEACHING, 1, rate=1e-3, n_blocks=1)
-    learning = {name for name, p in encoder.named_parameters() if p.requires_grad}
-    assert learning and learning < {name for name, _ in encoder.named_parameters()}
-    saved = {n.removeprefix("encoder.") for n in module.state_dict() if n.startswith("encoder.")}
-    assert saved & {name for name, _ in encoder.named_parameters()} == learning
-
-
-def test_encode_takes_the_mirrored_features():
-    batch = batch_of()
-    assert torch.equal(encode(batch, None), batch["features"][:, 0])
-    assert torch.equal(encode(batch, None, mirrored=True), batch["features"][:, 1])
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """A tiny CLIP vision model with random weights in the layout of StreetCLIP."""
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("clip")
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**size, image_size=32, patch_size=8)).save_pretrained(
-        folder
-    )
-    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        folder
-    )
-    return f"hf:{folder}"
-
-
-def test_lora_learns_little_and_merges_into_the_weights(clip):
-    from kitlib import encoders
-
-    encoder, plain = encoders.load(clip), encoders.load(clip)
-    pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    layers = lora.add(encoder, 2)
-    assert len(layers) == 3
-    assert torch.allclose(encoder(pictures), plain(pictures), atol=1e-5)
-    for parameter in (p for layer in layers for p in layer):
-        torch.nn.init.normal_(parameter, std=0.3)
-    changed = encoder(pictures)
-    names = lora.merge(encoder)
-    assert len(names) == 12  # q, k, v and out of three blocks
-    assert torch.allclose(encoder(pictures), changed, atol=1e-4)
-    assert not torch.allclose(changed, plain(pictures), atol=1e-2)
-    plain.load_state_dict({name: encoder.state_dict()[name] for name in names}, strict=False)
-    assert torch.allclose(plain(pictures), changed, atol=1e-4)
-
-
-def test_lora_refuses_an_encoder_without_attention():
-    from kitlib import encoders
-
-    with pytest.raises(KitError, match=r"lora_rank 2.*'tiny'.*allowed are hf"):
-        lora.add(encoders.load("tiny"), 2)
-
-
 # train, predict
 
 
@@ -224,8 +87,6 @@ def test_a_run_has_guesses_for_every_place_and_a_score(world, trained):
 
 def test_held_out_places_taught_nothing(world, trained):
     """The classes of a fold are those of the other folds' places alone."""
-    from kitlib import folds
-
     held_out = folds.load_or_make(world, n_folds=3)["stratified"].to_numpy() == 1
     heads = Heads.load(crossfit.folder(trained, 1) / "heads.safetensors")
     assert heads.classes.state_count.sum() == (~held_out).sum()
@@ -354,20 +215,3 @@ def test_params_tell_everything_and_no_machine(trained):
     text = (trained.dir / "params.json").read_text()
     assert json.loads(text)["settings"]["finetune_blocks"] == -1
     assert str(paths.home()) not in text
-
-
-def test_unit_vectors_are_float32():
-    assert unit_vectors(np.array([[0.0, 0.0]])).dtype == torch.float32
-
-
-@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_every_precision_that_fit_chooses_can_clip_the_gradients(world, tmp_path, precision):
-    heads, batch = heads_of(world), batch_of(n_states=len(Classes.of(world, np.arange(60), 5).state_idx))
-    from kitlib import fitting
-
-    def load(rows):
-        return {name: tensor[rows] for name, tensor in batch.items()}
-
-    module = Geolocator(heads, None, TEACHING, 2, rate=1e-3)
-    batches = fitting.Batches(6, 3, 0, load)
-    assert fitting.fit(module, batches, tmp_path, epochs=1, config={}, precision=precision).steps == 2

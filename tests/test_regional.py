@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 
@@ -14,7 +13,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, folds, geo, paths, places, projection, regional, runs  # noqa: E402
+from kitlib import competition, crossfit, folds, geo, places, projection, regional, runs  # noqa: E402
 from kitlib.paths import KitError  # noqa: E402
 from kitlib.regional import Config  # noqa: E402
 from kitlib.scalers import RegionScaler  # noqa: E402
@@ -23,21 +22,7 @@ HEADS = Config(encoder="tiny", finetune=False, hidden=8, epochs=4, min_places=4,
 ENCODERS = Config(encoder="tiny", epochs=2, batch=8, rate=1e-4, router="known", min_places=8, mirror=False)
 CITIES = {"1": [14.6, 121.0], "2": [-17.8, 179.9], "10": [-1.3, 36.8]}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """A home for the whole file, so that pictures are packed and embedded once."""
-    before = os.environ.get("KITLIB_HOME")
-    os.environ["KITLIB_HOME"] = str(tmp_path_factory.mktemp("home"))
-    yield paths.home()
-    os.environ.pop("KITLIB_HOME")
-    if before is not None:
-        os.environ["KITLIB_HOME"] = before
-
-
-@pytest.fixture(scope="module")
-def world(small_sample):
-    return places.read(small_sample)
+pytestmark = pytest.mark.usefixtures("shared_home")
 
 
 @pytest.fixture(scope="module")
