@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, embedders, folds, geo, paths, places, retrieval, runs, vote  # noqa: E402
+from kitlib import competition, crossfit, embedders, folds, geo, places, retrieval, runs, vote  # noqa: E402
 from kitlib.paths import KitError  # noqa: E402
 from kitlib.retrieval import Config, Session  # noqa: E402
 
@@ -20,21 +19,7 @@ KNN = Config(encoder="tiny", mirror=False)
 METRIC = dataclasses.replace(KNN, method="metric", dim=16, epochs=3, batch=16, mirror=True)
 GPS = dataclasses.replace(KNN, method="gps", dim=16, hidden=16, epochs=2, batch=16, gallery="grid:200")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """A home for the whole file, so that pictures are packed and embedded once."""
-    before = os.environ.get("KITLIB_HOME")
-    os.environ["KITLIB_HOME"] = str(tmp_path_factory.mktemp("home"))
-    yield paths.home()
-    os.environ.pop("KITLIB_HOME")
-    if before is not None:
-        os.environ["KITLIB_HOME"] = before
-
-
-@pytest.fixture(scope="module")
-def world(small_sample):
-    return places.read(small_sample)
+pytestmark = pytest.mark.usefixtures("shared_home")
 
 
 @pytest.fixture(scope="module")
