@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,12 +82,12 @@ class Learner(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up and cosine; the further down a layer of the encoder, the lower its rate."""
-        rates: list[tuple[Iterable[nn.Parameter], float]] = [*self.rates()]
+        rates, teaching = self.rates(), self.teaching
         for depth, layer in enumerate(reversed(self.layers)):
-            rates.append((layer, self.encoder_rate * self.teaching.layer_decay**depth))
-        groups = [group for some, rate in rates for group in _groups(list(some), rate, self.teaching.weight_decay)]
+            rates.append((layer, self.encoder_rate * teaching.layer_decay**depth))
+        groups = [group for some, rate in rates for group in _groups(some, rate, teaching.weight_decay)]
         optimizer = torch.optim.AdamW(groups, fused=fitting.may_fuse(self))
-        schedule = fitting.warmup_cosine(optimizer, self.total_steps, self.teaching.warmup)
+        schedule = fitting.warmup_cosine(optimizer, self.total_steps, teaching.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
