@@ -25,7 +25,7 @@ KEY = re.compile(
           | (?P<region> (?:region|state|province) (?: [ ]*[/ ][ ]* (?:region|state|province))? )
           | (?P<country> country )
         ) \b (?: [ ]? \([^()\n]{0,20}\) )? [ \t]* [:=]
-      | (?: (?P<lat> lat(?:itude)? ) | (?P<lon> lon(?:gitude)? | lng | long (?=[ \t]*[:=]) )
+      | (?: (?P<lat> lat(?:itude)? ) | (?P<lon> lon(?:gitude)? | lng | long (?=[ \t]*(?:[:=]|-\d|\d+[.])) )
         ) \b (?: [ ]? \([^()\n]{0,20}\) )? (?: [ \t]* [:=] | (?= [ \t]* (?:is|of|~)? [ \t]* [-+(]? \d) )
     )""",
     re.VERBOSE | re.IGNORECASE,

@@ -38,7 +38,7 @@ POINT, COMMA = _number(r"(?:[.]\d+)?"), _number(r",\d+")
 ANY = re.compile(_number(r"(?:[.,]\d+)?"), FLAGS)
 ALONE = r"(?<! \d[ ] ) (?<! \d[,;] ) (?<! \d[,;][ ] )", r"(?! [ \t]*[,;/]?[ \t]*[-+]?\d )"
 RUNS = (  # what stands side by side, and a number in it; a comma is a decimal one where it can be in all of them
-    (re.compile(f"{ALONE[0]} {COMMA} (?: {BETWEEN} {COMMA} )+ {ALONE[1]}", FLAGS), re.compile(COMMA, FLAGS)),
+    (re.compile(f"{ALONE[0]} {COMMA} (?: {BETWEEN} {COMMA} )++ {ALONE[1]}", FLAGS), re.compile(COMMA, FLAGS)),
     (re.compile(rf"{POINT} (?: (?: [ \t]*,[ \t]* | {BETWEEN} ) {POINT} )+", FLAGS), re.compile(POINT, FLAGS)),
 )
 

@@ -70,7 +70,8 @@ class Graded(Environment):
     """An environment whose replies a grader reads.
 
     views: the pictures of the place. reasoning: whether the prompt invites it. listed: fields whose vocabulary the
-    prompt shows. Raises KitError when nothing that counts is known of the place, and for a listed field without a vocabulary.
+    prompt shows. Raises KitError when nothing that counts is known of the place, and for a listed field without a
+    vocabulary.
     """
 
     def __init__(

@@ -32,6 +32,7 @@ REPLIES = [
     ("state: kansas\nlatitude: 38.6\nlongitude: -98.5", (38.6, -98.5), "Kansas", 0.64),
     ("State: Ohio\nLatitude: 40\nLongitude: -83", (40.0, -83.0), "Ohio", 0.0),
     ("State = KS\nLat = 38.5\nLon = -98.5", HERE, "Kansas", 1.0),
+    ("Lat 38.5, Long -98.5", HERE, None, 1.0),
     ("State: Kansas, Lat: 38.5, Lng: -98.5", HERE, "Kansas", 1.0),
     ("Longitude: -98.5\nLatitude: 38.5\nState: Kansas", HERE, "Kansas", 1.0),
     ("State: Kansas\r\nLatitude: 38.5\r\nLongitude: -98.5\r\n", HERE, "Kansas", 1.0),
