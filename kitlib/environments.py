@@ -141,8 +141,7 @@ class Telescoping(Graded):
     def messages(self) -> list[Message]:
         """The form as a question, and how close the first guess shall come."""
         prompt = self._ask(self.grader.form)
-        within = f"A first guess is enough, within {self.radii_km[0]:,.0f} km."
-        prompt[-1]["content"].append({"type": "text", "text": within})
+        prompt[-1]["content"][-1]["text"] += f"\nA first guess is enough, within {self.radii_km[0]:,.0f} km."
         return prompt
 
     def _judge(self, reply: str) -> tuple[float, dict[str, float]]:

@@ -67,7 +67,8 @@ def test_an_unparsed_turn_gives_back_what_was_earned():
 
 def test_telescoping_asks_for_ever_closer_guesses():
     env = Telescoping(VIEWS, TRUTH, GRADER, radii_km=(2000.0, 200.0, 25.0))
-    assert "within 2,000 km" in shown(env.messages()) and shown(env.messages()).count("<image>") == 4
+    assert shown(env.messages()).endswith("\nA first guess is enough, within 2,000 km.")
+    assert shown(env.messages()).count("<image>") == 4
     second, third, last = play(env, ["40, -83", "no idea", "38, -98"])
     assert shown([second.message]).startswith("You said 40.0000, -83.0000.") and "200 km" in shown([second.message])
     assert shown([third.message]).startswith("Your reply did not say where.") and "25 km" in shown([third.message])
