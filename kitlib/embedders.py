@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
-from kitlib import metric, neighbours, paths
+from kitlib import metric, neighbours, weights
 from kitlib.gpsnet import GpsMatch, embed_images
 from kitlib.location import embed_points
 from kitlib.metric import Projection
@@ -49,8 +48,7 @@ class Frozen:
 
     def save(self, folder: Path) -> None:
         """Write mean and spread."""
-        with paths.atomic_write(folder / "frozen.safetensors") as beside:
-            save_file({"mean": self.mean, "scale": self.scale}, beside, metadata={"by": self.by})
+        weights.write(folder / "frozen.safetensors", {"mean": self.mean, "scale": self.scale}, {"by": self.by})
 
     def _standard(self, features: torch.Tensor) -> np.ndarray:
         """(N, V, D) float32, the mean over sides."""
@@ -113,7 +111,7 @@ Embedder = Frozen | Projected | Matched
 def load(folder: Path, method: str, by: str) -> Embedder:
     """What an embedder's `save` wrote to `folder`."""
     if method == "knn":
-        return Frozen(**load_file(folder / "frozen.safetensors"), by=by)
+        return Frozen(**weights.read(folder / "frozen.safetensors")[0], by=by)
     if method == "metric":
         return Projected(Projection.load(folder / "projection.safetensors"))
     return Matched(GpsMatch.load(folder / "match.safetensors"))

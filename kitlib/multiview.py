@@ -30,7 +30,7 @@ from kitlib.fitting import Batches
 from kitlib.geolocator import SOFT_LABELS, Geolocator, Teaching
 from kitlib.guesses import Guesses
 from kitlib.heads import FUSIONS, TIES, Classes, Heads, unit_vectors
-from kitlib.inputs import Inputs
+from kitlib.inputs import Inputs, start_run
 from kitlib.learner import Batch, encode
 from kitlib.runs import Run
 from kitlib.settings import Settings
@@ -100,28 +100,19 @@ def train(
     saved; the run is then unfinished, and the same call goes on. Raises KitError for an unknown fold or column, and
     for a run of that name that was started otherwise.
     """
-    began = time.monotonic()
     todo = crossfit.chosen(places, folds_column, n_folds, only_folds)
-    settings = asdict(config) | {"family": "multiview", "folds_column": folds_column, "n_folds": n_folds}
-    settings |= crossfit.source(places)
-    checksums = {"places": places.checksum, "folds": saved_folds.folds_checksum(places)}
-    if overwrite or run_name not in runs.list_runs():
-        encoders.load(config.encoder, config.image_size or None)  # what cannot be had is refused before a run begins
-    run = runs.start(run_name, settings, data=checksums, overwrite=overwrite)
+    run = start_run("multiview", config, places, run_name, folds_column, n_folds, overwrite)
     session = Session(run, places)
-    for fold in todo:
-        if crossfit.is_done(run, fold):
-            continue
-        left = max_hours and max_hours - (time.monotonic() - began) / 3600
+
+    def train_one(fold: int, left: float | None) -> None:
         if devices == 1:
             session.train_fold(fold, 1, left)
         else:
             _ = session.features  # computed once, here
             crossfit.train_in_processes(run, fold, places.folder, devices, left)
-        if not crossfit.is_done(run, fold):
-            log.warning("run %s: %s hours are over in fold %d; the same call goes on", run_name, max_hours, fold)
-            return run
-    crossfit.finish(run, places)
+
+    if crossfit.train_folds(run, todo, train_one, max_hours):
+        crossfit.finish(run, places)
     return run
 
 
