@@ -24,6 +24,7 @@ from kitlib.guesses import Guesses
 from kitlib.paths import KitError
 from kitlib.vote import KS, Entries, Vote, choose, commonness, states_nearby
 
+TOLD = ("geoscore", "mean_km", "within_200_km")  # of each gallery, see `by_size`
 CHOSEN = ("land", "uniformly", "at random")  # how entries are chosen, see `Known.members`
 
 
@@ -159,8 +160,8 @@ def by_size(
     """What galleries of some sizes earn with places (N,) at `truth` (N, 2), chosen in each way, and what they could.
 
     One row for each way of `CHOSEN` and size below that of all training places, and one for all of these: chosen, size,
-    and for the model, and for a perfect one that always finds the nearest entry (possible_…): geoscore, mean_km, the
-    share within 200 km. features (N, M, V, D).
+    and what is in `TOLD` of the model, and of a perfect one that always finds the nearest entry (possible_…).
+    features (N, M, V, D).
     """
     asked = [(how, size) for how in CHOSEN for size in sizes if 0 < size < len(known.rows)] + [("all", 0)]
     lines = []
@@ -170,7 +171,7 @@ def by_size(
         found = accuracy.report(geo.distance_km(truth, said)).as_dict()
         possible = gallery.expected_scores(lookup.entries.points, truth)
         line = {"chosen": how, "size": len(lookup.entries.points)}
-        for name in ("geoscore", "mean_km", "within_200_km"):
+        for name in TOLD:
             line |= {name: found[name], f"possible_{name}": possible[name]}
         lines.append(line)
     return pd.DataFrame(lines)

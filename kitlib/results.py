@@ -10,6 +10,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 
+from kitlib import accuracy
 from kitlib.competition import Score
 from kitlib.figures import GREY, INK, PALETTE, Figure, barh, finish, geographic_order, heat, house, join_notes, new
 
@@ -26,6 +27,23 @@ def score_table(scores: Mapping[str, Score]) -> pd.DataFrame:
         .round({"mean_km": 0, "median_km": 0})
         .astype(dict.fromkeys(["mean_km", "median_km", "n"], int))
     )
+
+
+def accuracy_table(km: Mapping[str, ArrayLike]) -> pd.DataFrame:
+    """`accuracy.report` of errors (N,) in km side by side, one row each and the highest Geoscore last, rounded."""
+    told = {name: accuracy.report(errors) for name, errors in km.items()}
+    lines = {
+        name: {"Geoscore": round(report.geoscore), "mean km": _three(report.mean_km)}
+        | {"median km": _three(report.median_km)}
+        | {f"{radius:g} km": f"{share:.1%}" for radius, share in zip(report.radii_km, report.within, strict=True)}
+        for name, report in told.items()
+    }
+    return pd.DataFrame.from_dict(lines, orient="index").sort_values("Geoscore", kind="stable")
+
+
+def _three(km: float) -> str:
+    """Kilometres with what can be told apart of them."""
+    return f"{km:,.0f}" if km >= 100 else f"{km:.3g}"
 
 
 @house
@@ -97,6 +115,19 @@ def by_gallery_size(table: pd.DataFrame, title: str = "", note: str = "") -> Fig
         axes.minorticks_off()
     figure.axes[0].legend(title="chosen", alignment="left")
     return finish(figure, title, join_notes("dashed: a model that always finds the nearest entry", note))
+
+
+def gallery_table(table: pd.DataFrame) -> pd.DataFrame:
+    """`lookup.by_size` to be read: what was measured beside what would be possible, rounded."""
+    told = {"geoscore": ("Geoscore", 0, int), "mean_km": ("mean km", 0, int)}
+    told |= {"within_200_km": ("within 200 km", 2, float)}
+    indexed = table.set_index(["chosen", "size"])
+    shown = {
+        (who, label): indexed[prefix + name].round(digits).astype(kind)
+        for who, prefix in {"measured": "", "possible": "possible_"}.items()
+        for name, (label, digits, kind) in told.items()
+    }
+    return pd.DataFrame(shown)
 
 
 @house

@@ -73,3 +73,28 @@ def test_calibration_is_zero_for_an_honest_forecast_and_large_for_a_boaster():
     held = np.repeat(0.75, 100)
     assert "error 0.000" in texts(results.calibration(held, np.arange(100) < 75))
     assert "error 0.750" in texts(results.calibration(held, np.zeros(100)))
+
+
+def gallery_sizes() -> pd.DataFrame:
+    rows = [("land", 100, 3000.4, 4700.0, 900.6, 80.0, 0.25, 0.9), ("at random", 100, 2900, 4600, 950, 90, 0.2, 0.85)]
+    rows.append(("all", 800, 3700, 4900, 600, 20, 0.4, 1.0))
+    told = ["geoscore", "possible_geoscore", "mean_km", "possible_mean_km", "within_200_km", "possible_within_200_km"]
+    return pd.DataFrame(rows, columns=["chosen", "size", *told])
+
+
+def test_galleries_of_some_sizes_are_drawn_and_told():
+    table = results.gallery_table(gallery_sizes())
+    assert table.loc[("land", 100), ("measured", "Geoscore")] == 3000
+    assert table.loc[("land", 100), ("measured", "mean km")] == 901
+    assert table.loc[("all", 800), ("possible", "within 200 km")] == 1.0
+    figure = results.by_gallery_size(gallery_sizes(), title="galleries")
+    left, right = figure.axes
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["land", "at random", "all"]
+    assert left.get_ylabel() == "mean error (km)" and right.get_ylabel() == "Geoscore"
+    assert {line.get_linestyle() for line in left.lines} >= {"-", "--"}
+
+
+def test_accuracy_table_has_shares_and_the_best_last():
+    table = results.accuracy_table({"good": [0.5, 30.0, 100.0], "bad": [4000.0, 5000.0, 6000.0]})
+    assert table.index.tolist() == ["bad", "good"]
+    assert table.loc["good", ["mean km", "median km", "25 km", "200 km"]].tolist() == ["43.5", "30", "33.3%", "100.0%"]
