@@ -17,7 +17,7 @@ LAYERS = [
     ("1a tables", "tables streaming places folds guesses runs submissions competition accuracy"),
     ("1b numbers", "inspection pictures baselines ensemble geocells crossfit scalers regions gallery pairing affinity"),
     ("1b cleaning and voting", "clusters outliers vote"),
-    ("1b answers", "labels coordinates answers geohash prompts rewards environments curriculum fallback"),
+    ("1b answers", "labels coordinates answers geohash prompts rewards environments curriculum fallback rollouts"),
     ("1c pictures and figures", "figures atlas maps panels affinity_figures results stamps strip scenery sample"),
     ("2a torch", "views losses batches checkpoints tracking location"),
     ("2b encoders", "tiny backbones encoders embeddings lora weights"),
