@@ -132,7 +132,7 @@ def embed_points(
     embeddings = np.empty((len(points), encoder.dim), np.float32)
     with torch.inference_mode(), torch.autocast(there.type, enabled=False):
         for start in range(0, len(points), batch):
-            some = torch.from_numpy(points[start : start + batch]).float().to(there)
+            some = torch.tensor(points[start : start + batch], dtype=torch.float32, device=there)
             embeddings[start : start + batch] = F.normalize(encoder(some), dim=-1).cpu().numpy()
     return embeddings
 

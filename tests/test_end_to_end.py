@@ -16,12 +16,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def test_the_sample_plan_ends_with_a_scored_submission(home, small_sample):
     truth = small_sample / "test_truth.csv"
     settings = {"DATA": small_sample, "TRUTH": truth, "FOLDS": 2, "HEADS_EPOCHS": 3, "FINETUNE_EPOCHS": 1}
-    settings |= {"EPOCHS": 3, "MIN_PLACES": 4}
+    settings |= {"EPOCHS": 3, "MIN_PLACES": 4, "SIZES": "10,20"}
     report = pipeline.run_plan("sample", {name: str(value) for name, value in settings.items()})
     submission, folder = home / "submissions/sample.csv", small_sample / "kaggle_dataset"
     competition.validate(submission, folder / "sample_submission.csv", folder / "state_mapping.csv")
     steps = json.loads((report.parent / "plan.json").read_text())["steps"]
-    assert [step["status"] for step in steps] == ["done"] * 7
+    assert [step["status"] for step in steps] == ["done"] * 8
     assert float(steps[-1]["headline"]["value"]) == pytest.approx(
         competition.score_files(truth, submission).final, abs=1e-4
     )
@@ -38,7 +38,7 @@ def test_real_photographs_end_with_a_valid_submission_that_beats_the_commonest_s
     template = pd.read_csv(real_us / "sample_submission.csv")
     competition.validate(home / "submissions/real.csv", template, real_us / "state_mapping.csv")
     assert len(pd.read_csv(home / "submissions/real.csv")) == len(template) == 135
-    for name in ("real-multiview", "real-regional"):
+    for name in ("real-multiview", "real-retrieval", "real-retrieval-gps", "real-regional"):
         scores = runs.open_run(name).metrics["oof"]
         assert scores["n"] == 395 and scores["final"] > 0.3428  # the commonest states with one constant point
 

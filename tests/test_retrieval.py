@@ -11,7 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, embedders, folds, geo, places, retrieval, runs, vote  # noqa: E402
+import geoclip_reference  # noqa: E402
+
+from kitlib import competition, crossfit, embedders, folds, geo, location, places, retrieval, runs, vote, weights  # noqa: E402  # noqa: E402
 from kitlib.paths import KitError  # noqa: E402
 from kitlib.retrieval import Config, Session  # noqa: E402
 
@@ -112,6 +114,39 @@ def test_the_encoder_learns_too_and_its_features_are_kept(world, config):
     assert np.array_equal(again.state_probs, run.guesses("oof").at(again.sample_id).state_probs)
     assert set(crossfit.history(run)["phase"]) == {config.method, "finetune"}
     assert (run.guesses("test").state_probs > 0).all()
+
+
+@pytest.mark.slow
+def test_lora_on_a_clip_tower_goes_on_and_predicts(world, clip):
+    config = dataclasses.replace(METRIC, encoder=clip, finetune_epochs=1, lora_rank=2, finetune_batch=16)
+    assert not retrieval.train(config, world, "clip", n_folds=3, only_folds=[1], max_hours=1e-9).finished
+    run = retrieval.train(config, world, "clip", n_folds=3, only_folds=[1])
+    learned = weights.read(crossfit.folder(run, 1) / "encoder.safetensors")[0]
+    assert learned and all("_proj" in name for name in learned)
+    again = retrieval.predict("clip", world)
+    assert np.array_equal(again.state_probs, run.guesses("test").state_probs)
+
+
+@pytest.mark.slow
+def test_gps_starts_from_published_weights(world, tmp_path):
+    file = tmp_path / "location_encoder_weights.pth"
+    torch.save(geoclip_reference.weights(), file)  # of the published sizes and names, drawn
+    config = dataclasses.replace(GPS, geoclip=str(file), gallery="train", epochs=1, rate=1e-6)
+    run = retrieval.train(config, world, "geoclip", n_folds=3, only_folds=[0])
+    ours = Session(run, world).lookup(0).embedder.match.location
+    points = torch.from_numpy(world.points("train")[:5])
+    assert torch.allclose(ours(points), location.load_geoclip(file)(points), atol=0.05)
+    (tmp_path / "other.pth").write_bytes(b"no weights")
+    with pytest.raises(KitError, match=r"other\.pth"):
+        other = dataclasses.replace(config, geoclip=str(tmp_path / "other.pth"))
+        retrieval.train(other, world, "refused", n_folds=3)
+    assert "refused" not in runs.list_runs()
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_fold(world):
+    run = retrieval.train(METRIC, world, "two", n_folds=3, only_folds=[0], devices=2)
+    assert run.finished and run.guesses("oof").answered.all()
 
 
 def test_lora_needs_an_encoder_with_attention(world):
