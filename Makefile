@@ -1,9 +1,11 @@
 # Every target makes the environment first when it is missing, half made, or older than requirements.lock.
 # PLAN: the plan to run (sample). ARGS: passed on, as in `make pipeline PLAN=real ARGS="-p DATA=../photos"`.
+# JOBS: test files at once (2).
 # PYTHON: the interpreter to make the environment with (the first of python3, python3.13, 3.12, 3.11 that will do).
 
 PLAN ?= sample
 ARGS ?=
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 UV := 0.13.8
@@ -29,7 +31,7 @@ test: $(VENV)/.installed  ## check style and types, then run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup $(ARGS)
 
 lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab $(ARGS) notebooks

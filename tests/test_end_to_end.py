@@ -10,7 +10,7 @@ import pytest
 from kitlib import competition, pipeline, runs
 from kitlib.paths import KitError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.independent, pytest.mark.timeout(900)]
 
 
 def test_the_sample_plan_ends_with_a_scored_submission(home, small_sample):
