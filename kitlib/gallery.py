@@ -143,6 +143,18 @@ def read_csv(path: str | Path) -> tuple[np.ndarray, pd.DataFrame]:
     return geo.check_points(numbers, f"{path.name} (row 0 is line 2)"), table.drop(columns=found)
 
 
+def named(name: str) -> np.ndarray:
+    """The points (M, 2) of grid:KM (`land_grid`), world:KM (`world_grid`) or a CSV (`read_csv`)."""
+    kind, _, km = name.partition(":")
+    if kind not in ("grid", "world"):
+        return read_csv(name)[0]
+    try:
+        spacing_km = float(km)
+    except ValueError:
+        raise KitError(f"gallery {name!r}: allowed is {kind}:KM such as {kind}:50") from None
+    return land_grid(spacing_km) if kind == "grid" else world_grid(spacing_km)
+
+
 def expected_scores(gallery_points: ArrayLike, truth_points: ArrayLike) -> dict[str, float]:
     """What retrieval earns with this gallery at best: `accuracy.report` on the distances to the nearest entry.
 

@@ -119,8 +119,8 @@ def by_gallery_size(table: pd.DataFrame, title: str = "", note: str = "") -> Fig
 
 def gallery_table(table: pd.DataFrame) -> pd.DataFrame:
     """`lookup.by_size` to be read: what was measured beside what would be possible, rounded."""
-    told = {"geoscore": ("Geoscore", 0, int), "mean_km": ("mean km", 0, int)}
-    told |= {"within_200_km": ("within 200 km", 2, float)}
+    told: dict[str, tuple[str, int, type]] = {"geoscore": ("Geoscore", 0, int), "mean_km": ("mean km", 0, int)}
+    told["within_200_km"] = ("within 200 km", 2, float)
     indexed = table.set_index(["chosen", "size"])
     shown = {
         (who, label): indexed[prefix + name].round(digits).astype(kind)

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 
 from kitlib import (
@@ -34,7 +33,6 @@ from kitlib import (
     geo,
     guesses,
     learned,
-    lookup,
     neighbours,
     paths,
     runs,
@@ -111,6 +109,10 @@ class Config(Settings):
             )
         if self.method == "knn" and self.finetune_epochs:
             raise KitError("finetune_epochs with method 'knn': allowed is 0, as nothing is learned; see metric and gps")
+        if self.geoclip and self.method != "gps":
+            raise KitError(f"geoclip with method {self.method!r}: allowed is '', as only gps embeds coordinates")
+        if self.lora_rank and not self.finetune_epochs:
+            raise KitError(f"lora_rank={self.lora_rank} with finetune_epochs=0: the encoder would not learn")
         if self.val_share == 1:
             raise KitError("val_share=1: allowed is below 1, or nothing is left to learn from")
         embedders.scales(self.sigmas)
@@ -132,16 +134,7 @@ class Config(Settings):
 
     def points(self) -> np.ndarray | None:
         """The gallery's points (M, 2), None for the training places. Raises KitError for a gallery that is none."""
-        if self.gallery == "train":
-            return None
-        kind, _, km = self.gallery.partition(":")
-        if kind not in ("grid", "world"):
-            return galleries.read_csv(self.gallery)[0]
-        try:
-            spacing_km = float(km)
-        except ValueError:
-            raise KitError(f"gallery={self.gallery!r}: allowed is {kind}:KM such as {kind}:50") from None
-        return galleries.land_grid(spacing_km) if kind == "grid" else galleries.world_grid(spacing_km)
+        return None if self.gallery == "train" else galleries.named(self.gallery)
 
 
 def train(
@@ -200,46 +193,6 @@ def predict(run_name: str, places: Places, split: str = "test") -> Guesses:
     return guesses.average([session.guess(fold, split) for fold in crossfit.done(session.run)])
 
 
-def choices(run: Run) -> pd.DataFrame:
-    """What each k and temperature came to in each done fold, on training places: fold, k, temperature, final, km."""
-    files = {fold: crossfit.folder(run, fold) / "choice.csv" for fold in crossfit.done(run)}
-    return pd.concat([pd.read_csv(file).assign(fold=fold) for fold, file in files.items()], ignore_index=True)
-
-
-def before_and_after(run: Run, places: Places, fold: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The places that a fold held out, as rows (N,) and as embeddings (N, E): frozen, and as the run embeds them."""
-    session = Session(run, places)
-    known, held_out = session.known(fold)
-    seen = held_out[~session.packs["train"].unusable_places[held_out]]
-    plain = session.features["train"]
-    frozen = Frozen.fit(plain[known.rows], "mean").queries(plain[seen])
-    if run.settings["method"] == "knn":
-        return seen, {"frozen": frozen}
-    trained = session.lookup(fold).embedder.queries(session.features_of(fold)["train"][seen])
-    return seen, {"frozen": frozen, run.settings["method"]: trained}
-
-
-def most_alike(run: Run, places: Places, fold: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n,) of places that a fold held out, at random, and rows (n, k) of the training places most like each."""
-    session = Session(run, places)
-    known, held_out = session.known(fold)
-    seen = held_out[~session.packs["train"].unusable_places[held_out]]
-    queries = np.random.default_rng(run.settings["seed"]).choice(seen, min(n, len(seen)), replace=False)
-    embedder, features = session.lookup(fold).embedder, session.features_of(fold)["train"]
-    gallery = lookup.looks(embedder, features[known.rows], known.points[known.rows])
-    found = neighbours.search(embedder.queries(features[queries]), gallery, k, device=session.device)[1]
-    return queries, known.rows[found]
-
-
-def by_gallery_size(run: Run, places: Places, fold: int, sizes: Sequence[int]) -> pd.DataFrame:
-    """What galleries of training places earn with those that a fold held out, and what they could: `lookup.by_size`."""
-    session = Session(run, places)
-    known, held_out = session.known(fold)
-    seen = held_out[~session.packs["train"].unusable_places[held_out]]
-    embedder = session.lookup(fold).embedder
-    return lookup.by_size(known, embedder, sizes, session.features_of(fold)["train"][seen], known.points[seen])
-
-
 class Session(Inputs):
     """A run with its data at hand: what its folds share."""
 
@@ -292,6 +245,12 @@ class Session(Inputs):
         encoder, folder = self.encoder(), crossfit.folder(self.run, fold)
         weights.load_encoder(encoder, folder / "encoder.safetensors")
         return self.embed(encoder, folder / "embeddings")
+
+    def asked(self, fold: int) -> tuple[Known, np.ndarray]:
+        """`known` with the fold's own features, and those of the rows it holds out that have a usable picture."""
+        known, held_out = self.known(fold)
+        usable = ~self.packs["train"].unusable_places[held_out]
+        return replace(known, features=self.features_of(fold)["train"]), held_out[usable]
 
     def known(self, fold: int) -> tuple[Known, np.ndarray]:
         """The training places of a fold with the features of the frozen encoder; and the rows (H,) it holds out."""

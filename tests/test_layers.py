@@ -27,7 +27,8 @@ LAYERS = [
     ("2c metric learning", "mining metric"),
     ("2c retrieval", "embedders lookup learned"),
     ("3 families", "frozen multiview regional retrieval"),
-    ("4a one notebook", "notebooks plans kernels report"),
+    ("3 what a family's run shows", "retrieved"),
+    ("4a one notebook", "notebooks plans kernels report watch"),
     ("4b plans", "pipeline"),
     ("4c command line", "__main__"),
 ]

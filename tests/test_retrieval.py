@@ -13,7 +13,20 @@ torch = pytest.importorskip("torch")
 
 import geoclip_reference  # noqa: E402
 
-from kitlib import competition, crossfit, embedders, folds, geo, location, places, retrieval, runs, vote, weights  # noqa: E402  # noqa: E402
+from kitlib import (  # noqa: E402  # noqa: E402
+    competition,
+    crossfit,
+    embedders,
+    folds,
+    geo,
+    location,
+    places,
+    retrieval,
+    retrieved,
+    runs,
+    vote,
+    weights,
+)
 from kitlib.paths import KitError  # noqa: E402
 from kitlib.retrieval import Config, Session  # noqa: E402
 
@@ -42,7 +55,7 @@ def test_knn_guesses_every_place_out_of_fold_and_the_test(knn, world):
     check(knn, world)
     again = retrieval.predict("knn", world)
     assert np.array_equal(again.state_probs, knn.guesses("test").state_probs)
-    assert set(retrieval.choices(knn)["fold"]) == {0, 1, 2}
+    assert set(retrieved.choices(knn)["fold"]) == {0, 1, 2}
 
 
 def test_a_place_meets_neither_its_fold_nor_its_near_duplicates(knn, world):
@@ -157,16 +170,16 @@ def test_lora_needs_an_encoder_with_attention(world):
 
 def test_held_out_places_before_and_after(world, knn):
     run = retrieval.train(METRIC, world, "metric", n_folds=3)
-    rows, seen = retrieval.before_and_after(run, world, 2)
+    rows, seen = retrieved.before_and_after(run, world, 2)
     assert sorted(world.sample_id("train")[rows]) == sorted(Session(run, world).guess(2, "train", rows).sample_id)
     assert list(seen) == ["frozen", "metric"] and {len(x) for x in seen.values()} == {len(rows)}
-    assert list(retrieval.before_and_after(knn, world, 2)[1]) == ["frozen"]
-    asked, found = retrieval.most_alike(run, world, 2, n=3, k=4)
+    assert list(retrieved.before_and_after(knn, world, 2)[1]) == ["frozen"]
+    asked, found = retrieved.most_alike(run, world, 2, n=3, k=4)
     assert set(asked) <= set(rows) and found.shape == (3, 4) and not set(found.ravel()) & set(rows)
 
 
 def test_galleries_of_some_sizes(world, knn):
-    table = retrieval.by_gallery_size(knn, world, 0, [5, 20])
+    table = retrieved.by_gallery_size(knn, world, 0, [5, 20])
     assert table["size"].tolist()[:2] == [5, 20] and (table["mean_km"] >= table["possible_mean_km"]).all()
 
 
@@ -224,6 +237,8 @@ def test_a_folder_with_metadata_ends_with_metrics_too(world, tmp_path):
         ({"sigmas": "2,x"}, "allowed are numbers above 0"),
         ({"smoothing": 0.0}, "more than 0"),
         ({"finetune_epochs": 1}, "nothing is learned"),
+        ({"method": "metric", "geoclip": "a.pth"}, "only gps embeds coordinates"),
+        ({"method": "metric", "lora_rank": 4}, "the encoder would not learn"),
     ],
 )
 def test_config_refuses(changed, told):
