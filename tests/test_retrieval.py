@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 import geoclip_reference  # noqa: E402
 
-from kitlib import (  # noqa: E402  # noqa: E402
+from kitlib import (  # noqa: E402
     competition,
     crossfit,
     embedders,
