@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from figure_helper import overlapping_texts, texts
 from matplotlib.collections import PathCollection
-from matplotlib.text import Text
 
 from kitlib import affinity, affinity_figures, geo
 from kitlib.figures import PALETTE
@@ -31,19 +31,6 @@ COUNTS = pytest.mark.parametrize("n", [1, 3, 4])
 
 def first(of: dict, n: int) -> dict:
     return dict(list(of.items())[:n])
-
-
-def texts(figure) -> str:
-    return " ".join(t.get_text() for t in figure.findobj(Text))
-
-
-def overlapping_texts(figure) -> list[str]:
-    """Pairs of words of a drawn figure that lie on each other: titles, legends, notes, labels, but for ticks."""
-    figure.draw_without_rendering()
-    ticks = {t for axes in figure.axes for t in (*axes.get_xticklabels(), *axes.get_yticklabels())}
-    shown = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible() and t not in ticks]
-    boxes = [(t.get_text(), t.get_window_extent().padded(-2)) for t in shown]
-    return [f"{a!r} on {b!r}" for i, (a, p) in enumerate(boxes) for b, q in boxes[:i] if p.overlaps(q)]
 
 
 @COUNTS

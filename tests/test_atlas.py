@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from figure_helper import NAMES, POINTS
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgba
 
 from kitlib import atlas, geo
 from kitlib.figures import LAND
-
-CITIES = {
-    "Alaska": (61.2, -149.9), "California": (34.0, -118.2), "Florida": (25.8, -80.2), "Hawaii": (19.6, -155.5),
-    "Kansas": (37.7, -97.3), "Maine": (43.7, -70.3), "Texas": (29.8, -95.4), "Washington": (47.6, -122.3),
-}  # fmt: skip
-NAMES = list(CITIES)
-POINTS = np.array(list(CITIES.values()))
 
 
 def limits_hold(axes, xy: np.ndarray) -> bool:

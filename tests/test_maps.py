@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from figure_helper import NAMES, NOTE, POINTS, png, texts
 from matplotlib.collections import LineCollection, PathCollection
 
 from kitlib import geo, maps
 
 RNG = np.random.default_rng(0)
-CITIES = {
-    "Alaska": (61.2, -149.9), "California": (34.0, -118.2), "Florida": (25.8, -80.2), "Hawaii": (19.6, -155.5),
-    "Kansas": (37.7, -97.3), "Maine": (43.7, -70.3), "Texas": (29.8, -95.4), "Washington": (47.6, -122.3),
-}  # fmt: skip
-NAMES = list(CITIES)
-POINTS = np.array(list(CITIES.values()))
-NOTE = "drawn sample, not photographs"
-
-
-def texts(figure) -> str:
-    return " ".join(t.get_text() for t in figure.findobj(lambda artist: hasattr(artist, "get_text")))
-
-
-def png(figure) -> bytes:
-    picture = figure._repr_png_()
-    assert picture.startswith(b"\x89PNG")
-    assert len(picture) > 4000
-    return picture
 
 
 def limits_hold(axes, xy: np.ndarray) -> bool:

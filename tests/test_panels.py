@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from figure_helper import NOTE, overlapping_texts, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgba
-from matplotlib.text import Text
 
 from kitlib import geo, panels, projection
 from kitlib.figures import GREY, PALETTE
 from kitlib.paths import KitError
 
 RNG = np.random.default_rng(0)
-NOTE = "drawn sample, not photographs"
 CITY = np.array([14.6, 121.0]) + RNG.normal(0, 0.01, (60, 2))
-
-
-def texts(figure) -> str:
-    return " ".join(t.get_text() for t in figure.findobj(lambda artist: hasattr(artist, "get_text")))
 
 
 def marks(axes) -> list[PathCollection]:
@@ -32,15 +27,6 @@ def marks(axes) -> list[PathCollection]:
 def inside(axes, xy: np.ndarray) -> np.ndarray:
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     return np.all((xy >= (left, bottom)) & (xy <= (right, top)), axis=-1)
-
-
-def overlapping_texts(figure) -> list[str]:
-    """Pairs of words of a drawn figure that lie on each other: titles, legends, notes, labels, but for ticks."""
-    figure.draw_without_rendering()
-    ticks = {t for axes in figure.axes for t in (*axes.get_xticklabels(), *axes.get_yticklabels())}
-    shown = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible() and t not in ticks]
-    boxes = [(t.get_text(), t.get_window_extent().padded(-2)) for t in shown]
-    return [f"{a!r} on {b!r}" for i, (a, p) in enumerate(boxes) for b, q in boxes[:i] if p.overlaps(q)]
 
 
 def test_dropped_places_near_the_kept_ones_share_their_map():
