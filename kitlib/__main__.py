@@ -169,6 +169,17 @@ def train_fold(
 
 
 @app.command()
+def watch(
+    run: Annotated[str, typer.Argument(help="The run's name.")],
+    port: Annotated[int, typer.Option(help="Of the page's address; 0 takes a free one.")] = 8765,
+) -> None:
+    """Show a vision-language model learning, live or as a replay, on a page for this machine's browser."""
+    from kitlib import watch as page
+
+    page.serve(run, port, typer.echo)
+
+
+@app.command()
 def doctor() -> None:
     """Show what this machine offers: versions, device, threads, memory, disk."""
     import platform

@@ -138,20 +138,28 @@ def read(
     """
     if not Path(folder).is_dir():
         raise KitError(f"no rollouts in {paths.relative(Path(folder))}: a run that trains with GRPO writes them")
-    names = list(SCHEMA.names if columns is None else columns)
-    tables = [pa.schema([SCHEMA.field(name) for name in names]).empty_table()]
-    for file in step_files(folder, after):
-        if until is None or _step(file) <= until:
-            try:
-                tables.append(pq.read_table(file, columns=names))
-            except FileNotFoundError:
-                continue
-    table = pa.concat_tables(tables)
-    nested = [name for name in names if pa.types.is_nested(SCHEMA.field(name).type)]
+    files = [file for file in step_files(folder, after) if until is None or _step(file) <= until]
+    return frame_of([read_table(file, columns) for file in files])
+
+
+def read_table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """One of `step_files` as it is, without rows where it was taken back this moment; `frame_of` makes it a frame."""
+    names = list(columns or SCHEMA.names)
+    try:
+        with pq.ParquetFile(file) as parquet:  # half the time of read_table
+            return parquet.read(names).select(names)
+    except FileNotFoundError:
+        return pa.schema([SCHEMA.field(name) for name in names]).empty_table()
+
+
+def frame_of(tables: Sequence[pa.Table]) -> pd.DataFrame:
+    """Tables with the same columns as one frame; a point is a list or None, a missing km or advantage NaN."""
+    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
     frame = table.drop_columns(nested).to_pandas()
     for name in nested:
         frame[name] = pd.Series(table[name].to_pylist(), dtype=object)
-    return frame[names]
+    return frame[table.column_names]
 
 
 def summary(frame: pd.DataFrame, middle: ArrayLike | None = None) -> pd.DataFrame:
