@@ -26,7 +26,7 @@ from kitlib.paths import KitError, atomic_write
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = ("numpy", "pandas", "torch", "timm", "transformers", "pytorch-lightning", "scikit-learn")
+LIBRARIES = ("numpy", "pandas", "torch", "timm", "transformers", "trl", "peft", "pytorch-lightning", "scikit-learn")
 HEADLINE_MIME = "application/vnd.kitlib.headline+json"
 
 

@@ -102,18 +102,18 @@ def _written(
             continue
         entry: dict[str, Any] = {"sample_id": number}
         for column, view in views.items():
-            content = _content(row[column])
-            suffix = next((suffix for magic, suffix in SUFFIXES.items() if content.startswith(magic)), ".img")
-            entry[f"image_{view}"] = f"{number:07d}_{view}{suffix}" if content else ""
-            if content:
-                (folder / entry[f"image_{view}"]).write_bytes(content)
+            read = content(row[column])
+            suffix = next((suffix for magic, suffix in SUFFIXES.items() if read.startswith(magic)), ".img")
+            entry[f"image_{view}"] = f"{number:07d}_{view}{suffix}" if read else ""
+            if read:
+                (folder / entry[f"image_{view}"]).write_bytes(read)
         for column, names in plain.items():
             value = row[column]
             entry[column] = value if names is None else names[value] if value is not None and value >= 0 else ""
         yield entry
 
 
-def _content(picture: dict | None) -> bytes:
+def content(picture: dict | None) -> bytes:
     """The bytes of a picture that `datasets` did not decode: in its row, or in the file it names."""
     import fsspec
 

@@ -1,0 +1,167 @@
+"""Fine-tuning and reinforcement learning by TRL's trainers as the kit uses them: arguments, resume, time, evaluations.
+
+A fit lives in one folder: checkpoint-<step>/ (the newest two, until it ends), history.csv (a line a logged step and
+evaluation), done.json (written when what was learned is saved). Calling it again goes on from the newest whole
+checkpoint; data, sampling and tau are then those of a fit that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from kitlib import paths
+from kitlib.views import best_device, best_dtype
+
+log = logging.getLogger(__name__)
+
+Evaluate = Callable[[Any, int], dict[str, float]]  # of the model and the step
+
+
+def common(
+    folder: Path,
+    *,
+    steps: int,
+    batch: int,
+    device_batch: int,
+    rate: float,
+    warmup: float,
+    weight_decay: float,
+    checkpoint_steps: int,
+    gradient_checkpointing: bool,
+    seed: int,
+    devices: int = 1,
+) -> dict[str, Any]:
+    """The arguments that TRL's trainers share: number types by the device, a cosine, nothing reported anywhere."""
+    device = best_device()
+    dtype = best_dtype(device)
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "per_device_train_batch_size": device_batch,
+        "gradient_accumulation_steps": max(1, batch // (device_batch * devices)),
+        "learning_rate": rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": math.ceil(warmup * steps),
+        "weight_decay": weight_decay,
+        "max_grad_norm": 1.0,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "use_cpu": device.type == "cpu",
+        "gradient_checkpointing": gradient_checkpointing,
+        "save_steps": checkpoint_steps,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "seed": seed,
+        "data_seed": seed,
+        "eval_strategy": "no",
+    }
+
+
+def fit(
+    trainer: Trainer, folder: Path, *, evaluate: Evaluate, eval_steps: int, max_hours: float | None, seed: int
+) -> bool:
+    """Train to the end, or until the hours are over; False when it is not at its end. At least one step is made.
+
+    evaluate: called before the first step, every `eval_steps` steps and at the end; what it returns is in history.csv.
+    It cannot change what is learned: the random numbers of training go on as if it had not been.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(HeldOut(evaluate, eval_steps, seed))
+    trainer.add_callback(Clock(folder, max_hours))
+    trainer.train(resume_from_checkpoint=newest(folder))
+    finished = trainer.state.global_step >= trainer.state.max_steps
+    if trainer.is_world_process_zero():
+        write_history(folder, trainer.state.log_history)
+    return finished
+
+
+def finish(folder: Path, note: dict[str, Any]) -> None:
+    """Mark a fit whose weights are saved as done, and drop its checkpoints."""
+    with paths.atomic_write(folder / "done.json") as beside:
+        beside.write_text(json.dumps(note, indent=1) + "\n")
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a fit is at its end, its weights saved."""
+    return (folder / "done.json").is_file()
+
+
+def newest(folder: Path) -> str | None:
+    """The newest whole checkpoint, None without one; what a killed process left of one is swept away."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text())  # written last
+            return str(path)
+        except (OSError, ValueError):
+            log.warning("%s is not whole, perhaps it was cut short; going back to the one before it", path.name)
+            shutil.rmtree(path)
+    return None
+
+
+def write_history(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """What was logged, a line a step and an evaluation, as history.csv."""
+    kept = [line for line in lines if "step" in line and "train_runtime" not in line]
+    with paths.atomic_write(folder / "history.csv") as beside:
+        pd.DataFrame(kept).to_csv(beside, index=False)
+
+
+class HeldOut(TrainerCallback):
+    """Evaluates on held-out places, and puts the result into the trainer's log, which checkpoints keep."""
+
+    def __init__(self, evaluate: Evaluate, every: int, seed: int) -> None:
+        self.evaluate, self.every, self.seed = evaluate, every, seed
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **known: Any) -> None:
+        """Before the first step."""
+        if state.global_step == 0:
+            self._look(state, known["model"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **known: Any) -> None:
+        """Every so many steps, and after the last."""
+        if state.global_step == state.max_steps or (self.every and state.global_step % self.every == 0):
+            self._look(state, known["model"])
+
+    def _look(self, state: Any, model: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        devices = range(torch.cuda.device_count())
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed + state.global_step)
+            seen = self.evaluate(model, state.global_step)
+        state.log_history.append({"step": state.global_step, **{f"eval_{name}": v for name, v in seen.items()}})
+        log.info("step %d: %s", state.global_step, ", ".join(f"{name} {v:.4g}" for name, v in seen.items()))
+
+
+class Clock(TrainerCallback):
+    """Stops in time with everything saved, and writes the history as it grows."""
+
+    def __init__(self, folder: Path, max_hours: float | None) -> None:
+        self.folder = folder
+        self.deadline = None if max_hours is None else time.monotonic() + max_hours * 3600
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """When the hours are over: save, stop."""
+        if self.deadline is not None and time.monotonic() > self.deadline and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """With every checkpoint."""
+        if state.is_world_process_zero:
+            write_history(self.folder, state.log_history)

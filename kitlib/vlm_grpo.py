@@ -1,0 +1,164 @@
+"""Group relative policy optimisation of conversations about places, by TRL's trainer (Shao et al. 2024, 2402.03300).
+
+A group is G conversations about one place; each is worth its reward less the group's mean. One reply a conversation
+goes through a plain reward function, several through TRL's rollout function. A group in which all earned the same says
+nothing: it is left out of the loss and counted as `groups/constant`. Every step's conversations go to a `Recorder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from trl import GRPOTrainer
+
+from kitlib import geo, rollouts, vlm_talk
+from kitlib.answers import Answer
+from kitlib.environments import Environment
+from kitlib.prompts import Message
+from kitlib.vlm_data import Row
+from kitlib.vlm_talk import Talk
+from kitlib.vlm_tasks import Task
+
+
+class Recorder:
+    """Writes conversations as `rollouts` wants them; without a writer it drops them."""
+
+    def __init__(self, writer: rollouts.Writer | None, environment: str) -> None:
+        self.writer, self.environment = writer, environment
+
+    def rows(
+        self,
+        step: int,
+        phase: str,
+        cases: Sequence[Row],
+        talks: Sequence[Talk],
+        tau_km: float,
+        advantages: Sequence[float | None],
+    ) -> list[dict[str, Any]]:
+        """A row each, still without its number in the group; pictures are stored."""
+        found = []
+        for case, talk, advantage in zip(cases, talks, advantages, strict=True):
+            points = [answer.point for answer in talk.answers]
+            truth, last = case["truth"].point, points[-1]
+            if truth is None or self.writer is None:
+                continue
+            row = {"step": step, "phase": phase, "sample_id": case["sample_id"], "environment": self.environment}
+            row |= {"prompt": told(talk.env.messages()), "pictures": self._pictures(case), "replies": talk.replies}
+            row |= {"points": [point and list(point) for point in points], "point": last and list(last)}
+            row |= {"truth": list(truth), "rewards": talk.rewards, "reward": talk.reward, "advantage": advantage}
+            row |= {"km": float(geo.distance_km(last, truth)) if last else None, "tau_km": tau_km}
+            found.append(row)
+        return found
+
+    def write(self, step: int, rows: Sequence[dict[str, Any]], group: int) -> None:
+        """Write the rows of a step, each group's one after the other."""
+        if self.writer is not None and rows:
+            self.writer.write(step, [row | {"rollout": i % group} for i, row in enumerate(rows)])
+
+    def _pictures(self, case: Row) -> list[str]:
+        assert self.writer is not None
+        views = [np.asarray(image) for image in case["images"]]
+        if len({view.shape for view in views}) == 1:
+            return self.writer.picture(case["sample_id"], np.stack(views))
+        return [name for v, view in enumerate(views) for name in self.writer.picture(f"{case['sample_id']}-{v}", view)]
+
+
+def told(messages: Sequence[Message]) -> str:
+    """All text of the first messages, up to the first reply."""
+    parts = (part for message in messages for part in message["content"])
+    return "\n".join("[picture]" if part["type"] == "image" else part["text"] for part in parts)
+
+
+class TrainerSpeaker:
+    """A `vlm_talk.Speaker` that uses the trainer's own generation: the model itself, or vLLM."""
+
+    def __init__(self, trainer: GRPOTrainer) -> None:
+        self.trainer = trainer
+
+    def read(self, prompts: Sequence[list[Message]]) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        """As `Speaker.read`."""
+        return self.trainer._tokenize_prompts(list(prompts))
+
+    def speak(self, tokens: list[list[int]], images: Any, fields: dict[str, Any]) -> tuple[list[list[int]], Any]:
+        """As `Speaker.speak`."""
+        return self.trainer._generate_single_turn(tokens, images, fields, 1)
+
+
+class PlaceTrainer(GRPOTrainer):
+    """TRL's trainer for rows of `vlm_data` with a prompt: it knows which place a conversation is about."""
+
+    def __init__(self, *, task: Task, views: Sequence[str], seed: int, recorder: Recorder, **options: Any) -> None:
+        self.task, self.views, self.talk_seed, self.recorder = task, views, seed, recorder
+        self.cases: list[Row] = []
+        self.talks: list[Talk] = []
+        rollout: Any = converse if task.multi_turn else None
+        earned: Any = self.earned
+        super().__init__(reward_funcs=[earned], rollout_func=rollout, **options)
+
+    @property
+    def tau_km(self) -> float:
+        """The tau of this step, by its number alone."""
+        return self.task.tau_km(self.state.global_step, self.state.max_steps)
+
+    def open(self, truth: Answer, number: int) -> Environment:
+        """The environment of conversation `number` of this step."""
+        step, n_steps = self.state.global_step, self.state.max_steps
+        seed = np.random.SeedSequence([self.talk_seed, step, self.accelerator.process_index, number])
+        return self.task.open(self.views, truth, step, n_steps, int(seed.generate_state(1)[0]))
+
+    def earned(self, completions: list[list[Message]], log_metric: Any, **_: Any) -> list[float]:
+        """TRL's reward function: what each conversation earned. One reply is heard here, several were before."""
+        if not self.talks:
+            for number, (case, completion) in enumerate(zip(self.cases, completions, strict=True)):
+                talk = Talk(self.open(case["truth"], number), [])
+                talk.hear(text_of(completion[0]["content"]))
+                self.talks.append(talk)
+        log_metric("tau_km", self.tau_km)
+        for name in ("parsed", "km"):
+            if values := [talk.metrics[-1][name] for talk in self.talks if name in talk.metrics[-1]]:
+                log_metric(name, float(np.mean(values)))
+        return [talk.reward for talk in self.talks]
+
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+        """Keep what TRL does not hand to rollout functions, leave constant groups out, record."""
+        self.cases, self.talks = inputs, []
+        output = super()._generate_and_score_completions(inputs)
+        earned = self.accelerator.gather(torch.tensor([talk.reward for talk in self.talks], device=self.args.device))
+        groups = earned.view(-1, self.num_generations)
+        constant = (groups.max(1).values - groups.min(1).values) < 1e-6
+        self._metrics["train"]["groups/constant"].append(float(constant.sum()))
+        start = self.accelerator.process_index * len(inputs)
+        silent = constant.repeat_interleave(self.num_generations)[start : start + len(inputs)]
+        output["advantages"] = torch.where(silent, 0.0, output["advantages"])
+        mask = output["completion_mask"] * output.get("tool_mask", 1)
+        output["num_items_in_batch"] = self.accelerator.gather((mask * ~silent[:, None]).sum()).sum()
+        self._record(output["advantages"].tolist())
+        return output
+
+    def _record(self, advantages: list[float]) -> None:
+        step = self.state.global_step
+        rows = gather_object(self.recorder.rows(step, "train", self.cases, self.talks, self.tau_km, advantages))
+        if self.accelerator.is_main_process:
+            self.recorder.write(step, rows, int(self.num_generations or 1))
+
+
+def converse(prompts: list[list[Message]], trainer: PlaceTrainer) -> dict[str, Any]:
+    """TRL's rollout function: play every prompt's conversation to its end."""
+    envs = [trainer.open(case["truth"], i) for i, case in enumerate(trainer.cases)]
+    talks = vlm_talk.converse(envs, prompts, TrainerSpeaker(trainer), trainer.processing_class)
+    trainer.talks = talks
+    return {
+        "prompt_ids": [talk.prompt for talk in talks],
+        "completion_ids": [talk.said for talk in talks],
+        "logprobs": [talk.logprobs for talk in talks] if trainer.use_vllm else None,
+        "env_mask": [talk.own for talk in talks],
+    }
+
+
+def text_of(content: Any) -> str:
+    """A message's text, whether it comes as such or in parts."""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
