@@ -23,9 +23,8 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
-from kitlib import accuracy, baselines, crossfit, geo, guesses, outliers, paths, projection, runs, tracking
+from kitlib import accuracy, baselines, crossfit, guesses, outliers, paths, runs, tracking, within
 from kitlib import folds as saved_folds
 from kitlib.guesses import Guesses
 from kitlib.inputs import Inputs, start_run
@@ -147,12 +146,6 @@ def predict(run_name: str, places: Places, split: str = "test") -> Guesses:
     return guesses.average([session.guess(session.part(fold), split, rows) for fold in crossfit.done(session.run)])
 
 
-def held_out(run: Run) -> pd.DataFrame:
-    """Each held-out place by the regressor of its true region: where it is, what was said, and the error in km."""
-    files = [crossfit.folder(run, fold) / "held_out.parquet" for fold in crossfit.done(run)]
-    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
-
-
 def clean(config: Config, places: Places) -> Cleaned:
     """Which training places are learned from; deviations are measured within the data's own labels."""
     return outliers.clean(
@@ -165,41 +158,6 @@ def clean(config: Config, places: Places) -> Cleaned:
         min_samples=config.min_samples,
         exclude=[name.strip() for name in config.exclude.split(",") if name.strip()],
     )
-
-
-def local_km(table: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Truth and what was said, of each region in a table as by `held_out`: (n, 2) km east and north of its middle."""
-    true, said = {}, {}
-    for name, rows in table.groupby("region"):
-        points = rows[["latitude", "longitude"]].to_numpy()
-        middle = geo.geometric_median(points)
-        true[str(name)] = projection.to_local_km(points, middle)
-        said[str(name)] = projection.to_local_km(rows[["said_latitude", "said_longitude"]].to_numpy(), middle)
-    return true, said
-
-
-def evaluation(run: Run) -> pd.DataFrame:
-    """How good the regressors are within each region (rows), the true one being known, and over all places.
-
-    train: places learned from (mean over folds). model: own, pooled, or why it failed; all that occur in the folds.
-    mse_scaled, mse_degrees: mean squared errors of scaled coordinates and of degrees (longitudes the short way round).
-    median_point_km: the mean error of saying the region's median point for every place, which a regressor has to beat.
-    """
-    table = held_out(run)
-    table["mse_scaled"] = ((table[["east", "north"]].to_numpy() - table[["said_east", "said_north"]]) ** 2).mean(axis=1)
-    turned = (table["said_longitude"] - table["longitude"] + 180) % 360 - 180
-    table["mse_degrees"] = ((table["said_latitude"] - table["latitude"]) ** 2 + turned**2) / 2
-    columns = {"train": ("train", "mean"), "held_out": ("km", "size"), "model": ("model", _kinds)}
-    columns |= {"mse_scaled": ("mse_scaled", "mean"), "mse_degrees": ("mse_degrees", "mean")}
-    columns |= {"mean_km": ("km", "mean"), "median_km": ("km", "median")}
-    columns |= {"median_point_km": ("median_point_km", "mean")}
-    each = table.groupby("region").agg(**columns)
-    whole = table.assign(region="all").groupby("region").agg(**columns)
-    return pd.concat([each, whole.assign(train=each["train"].sum(), model="")])
-
-
-def _kinds(models: pd.Series) -> str:
-    return ", ".join(sorted(set(models)))
 
 
 def _router_checksum(router: str, folds_column: str, places: Places) -> dict[str, str]:
@@ -220,10 +178,11 @@ def _router_checksum(router: str, folds_column: str, places: Places) -> dict[str
 
 def _finish(run: Run, places: Places) -> None:
     """Join the folds, and write metrics.json, which ends the run."""
-    table = evaluation(run)
+    table = within.evaluation(run)
     with paths.atomic_write(run.dir / "regions.csv") as beside:
         table.to_csv(beside)
-    within = accuracy.report(held_out(run)["km"]).as_dict() | {"median_point_km": table.loc["all", "median_point_km"]}
+    found = accuracy.report(within.held_out(run)["km"]).as_dict()
+    found |= {"median_point_km": table.loc["all", "median_point_km"]}
     failed = {name: model for name, model in table.drop("all")["model"].items() if "failed" in model}
     for fold in crossfit.done(run):  # a region that failed may have no place that is held out
         failed |= failures(crossfit.folder(run, fold)) | failed
@@ -231,10 +190,10 @@ def _finish(run: Run, places: Places) -> None:
         log.warning("run %s: region %s: %s", run.name, name, reason)
     if run.settings["folds_column"] == "given":
         run.save_guesses("test", Guesses.load(crossfit.folder(run, 0) / "oof.npz"))
-        run.finish({"within_regions": within, "failed": failed})
-        log.info("run %s: mean error %.2f km", run.name, within["mean_km"])
+        run.finish({"within_regions": found, "failed": failed})
+        log.info("run %s: mean error %.2f km", run.name, found["mean_km"])
     else:
-        crossfit.finish(run, places, {"within_regions": within, "failed": failed})
+        crossfit.finish(run, places, {"within_regions": found, "failed": failed})
 
 
 class Session(Inputs):

@@ -13,7 +13,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, folds, geo, places, projection, regional, runs  # noqa: E402
+from kitlib import competition, crossfit, folds, geo, places, projection, regional, runs, within  # noqa: E402
 from kitlib.paths import KitError  # noqa: E402
 from kitlib.regional import Config  # noqa: E402
 from kitlib.scalers import RegionScaler  # noqa: E402
@@ -87,7 +87,7 @@ def test_what_is_said_of_a_place_comes_from_models_that_have_not_seen_it(routed,
 
 
 def test_the_evaluation_adds_up(routed):
-    table, each = regional.evaluation(routed), regional.held_out(routed)
+    table, each = within.evaluation(routed), within.held_out(routed)
     assert table.loc["all", "held_out"] == len(each) == table.drop("all")["held_out"].sum()
     assert np.isclose(table.loc["all", "mean_km"], each["km"].mean())
     said = projection.to_local_km(
@@ -134,7 +134,7 @@ def test_the_published_pipeline_with_heads(cities):
         HEADS, regions="state", router="known", min_places=8, mad_threshold=6.0, eps_km=30.0, min_samples=3
     )
     run = regional.train(config, cities, "cities", folds_column="given")
-    table = regional.evaluation(run)
+    table = within.evaluation(run)
     assert table.loc[["1", "2", "10"], "model"].tolist() == ["own", "own", "pooled"]
     assert table.loc["all", "held_out"] == 12  # nothing of the validation is dropped
     dropped = pd.read_csv(run.dir / "dropped.csv")
@@ -156,7 +156,7 @@ def test_the_published_pipeline_with_encoders(finetuned):
         assert (folder / name / "finished.ckpt").is_file()
         history = pd.read_csv(folder / name / "history.csv")
         assert history["val_loss"].notna().sum() == 2
-    table = regional.evaluation(finetuned)
+    table = within.evaluation(finetuned)
     assert table.loc[["1", "2", "10"], "model"].tolist() == ["own", "own", "pooled"]
     assert table.loc["all", "mean_km"] < 40
 
@@ -184,7 +184,7 @@ def test_one_bad_region_does_not_stop_the_others(cities, monkeypatch):
 
     monkeypatch.setattr(regional.Part, "train_encoder", train)
     run = regional.train(ENCODERS, cities, "bad", folds_column="given")
-    table = regional.evaluation(run)
+    table = within.evaluation(run)
     assert table.loc["2", "model"] == "failed: out of memory" and table.loc["1", "model"] == "own"
     assert np.isclose(table.loc["2", "mean_km"], table.loc["2", "median_point_km"])
     assert run.metrics["failed"] == {"2": "failed: out of memory"}
@@ -236,7 +236,7 @@ def test_clusters_as_regions(world):
     run = regional.train(
         dataclasses.replace(HEADS, regions="cluster:4", epochs=1), world, "clusters", n_folds=3, only_folds=[0]
     )
-    assert set(regional.evaluation(run).index) <= {f"cluster {k}" for k in range(1, 5)} | {"all"}
+    assert set(within.evaluation(run).index) <= {f"cluster {k}" for k in range(1, 5)} | {"all"}
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_region_without_training_places_is_told_not_dropped(cities):
     lost = ",".join(cities.sample_id("train")[cities.rows("train")["state"] == "10"])
     config = dataclasses.replace(HEADS, regions="state", router="known", exclude=lost, epochs=1)
     run = regional.train(config, cities, "lost", folds_column="given")
-    table = regional.evaluation(run)
+    table = within.evaluation(run)
     assert table.loc["10", "model"] == "failed: no training place is left" and table.loc["10", "held_out"] == 2
     assert table.loc["all", "held_out"] == 12 and list(run.metrics["failed"]) == ["10"]
     assert len(pd.read_csv(run.dir / "dropped.csv")) == 5
