@@ -182,7 +182,7 @@ def _finish(run: Run, places: Places) -> None:
     with paths.atomic_write(run.dir / "regions.csv") as beside:
         table.to_csv(beside)
     found = accuracy.report(within.held_out(run)["km"]).as_dict()
-    found |= {"median_point_km": table.loc["all", "median_point_km"]}
+    found["median_point_km"] = float(table["median_point_km"]["all"])
     failed = {name: model for name, model in table.drop("all")["model"].items() if "failed" in model}
     for fold in crossfit.done(run):  # a region that failed may have no place that is held out
         failed |= failures(crossfit.folder(run, fold)) | failed
