@@ -26,7 +26,7 @@ pipeline: $(VENV)/.installed  ## run a plan: notebooks, submission, report (the 
 	$(BIN)/python -m kitlib run $(PLAN) $(ARGS)
 
 test: export OMP_NUM_THREADS = 1
-test: $(VENV)/.installed  ## check style and types, then run the tests
+test: $(VENV)/.installed $(VENV)/.browser  ## check style and types, then run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -44,6 +44,16 @@ environment: $(VENV)/.installed  ## only make the environment
 lock: $(VENV)/.installed  ## resolve requirements.lock again from pyproject.toml
 	$(BIN)/uv pip compile --universal --fork-strategy fewest --no-annotate --no-header --python-version 3.11 \
 		pyproject.toml --extra dev -o requirements.lock $(ARGS)
+
+# The page of `watch` is tested in a browser: the system's Chromium, else one that playwright downloads once.
+$(VENV)/.browser: $(VENV)/.installed
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		if command -v $$name >/dev/null 2>&1; then touch $@; exit; fi; \
+	done; \
+	echo "downloading a browser for the tests of watch"; \
+	$(BIN)/playwright install chromium-headless-shell >/dev/null 2>&1 || \
+		echo "no browser could be had: those tests are skipped"; \
+	touch $@
 
 # The stamp is written last; .unfinished marks an environment that was cut short, whose packages may be in halves.
 $(VENV)/.installed: requirements.lock pyproject.toml

@@ -24,7 +24,7 @@ def chromium() -> Iterator:
         try:
             browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS, timeout=60_000)
         except Error as error:
-            reason = str(error).strip().splitlines()[0]
-            pytest.skip(f"no browser to look at the page with ({reason}): install Chromium, or `playwright install`")
+            reason = str(error).strip().splitlines()[0].split(" at ")[0]
+            pytest.skip(f"no Chromium to look at the page with ({reason}); `playwright install` brings one")
         yield browser
         browser.close()

@@ -159,6 +159,7 @@ function setScene() {
   const median = km.length ? (km[(km.length - 1) >> 1] + km[km.length >> 1]) / 2 : null;
   const alone = mode === "place" && median !== null && median < 9000;
   const truths = shown.map((one) => one.truth);
+  dots.sort((a, b) => a.reward - b.reward); // the best lie on top
   map.scene = { dots, truths, chosen: step.groups[group].truth, radiusKm: alone ? median : null, range: [low, high] };
   map.lit = null;
   at("told").textContent = told(dots.length, dots.length - km.length, median);

@@ -11,7 +11,8 @@ export function short(value) {
   const size = Math.abs(value);
   if (size >= 1e6) return value.toExponential(1);
   if (size >= 100) return Math.round(value).toLocaleString("en");
-  return size && size < 0.001 ? value.toExponential(0) : String(Number(value.toPrecision(3)));
+  if (size < 1e-6) return "0";
+  return size < 0.001 ? value.toExponential(0) : String(Number(value.toPrecision(3)));
 }
 
 /** The mean of the last few values at each place: a fiftieth of them. */
@@ -34,7 +35,7 @@ function logTicks(low, high, most) {
         if (at >= low && at <= high) ticks.push(digit * 10 ** power);
       }
     }
-    if (ticks.length > 1 && ticks.length <= most + 1) return ticks;
+    if (ticks.length > 1 && ticks.length <= most) return ticks;
   }
   return [10 ** (low + 0.06), 10 ** (high - 0.06)];
 }
@@ -137,7 +138,7 @@ export class Chart {
 
   ticks(height) {
     const [low, high] = this.range;
-    const most = Math.max(Math.floor(height / 22), 2);
+    const most = Math.max(Math.floor((height - PAD.top - PAD.bottom) / 16), 2);
     if (this.log) return logTicks(low, high, most);
     const rough = (high - low) / most;
     const unit = 10 ** Math.floor(Math.log10(rough));
