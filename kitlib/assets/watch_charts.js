@@ -140,7 +140,7 @@ export class Chart {
     const [low, high] = this.range;
     const most = Math.max(Math.floor((height - PAD.top - PAD.bottom) / 16), 2);
     if (this.log) return logTicks(low, high, most);
-    const rough = (high - low) / most;
+    const rough = (high - low) / (most + 1);
     const unit = 10 ** Math.floor(Math.log10(rough));
     const step = unit * [1, 2, 5, 10].find((factor) => factor * unit >= rough);
     const found = [];
