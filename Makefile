@@ -31,7 +31,7 @@ test: $(VENV)/.installed $(VENV)/.browser  ## check style and types, then run th
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab $(ARGS) notebooks

@@ -14,13 +14,9 @@ if TYPE_CHECKING:
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first; with several processes a file stays in one, unless its tests share nothing that is costly."""
+    """Fast tests first."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
-    for item in items:
-        if not item.get_closest_marker("independent"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
