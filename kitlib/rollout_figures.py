@@ -5,6 +5,7 @@ Tables in, a Figure out; no file is read here. As in `figures`, every function t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,19 @@ def learning(
     missing = int(frame["km"].isna().sum())
     told = f"{missing:,} of {len(frame):,} rollouts name no place and count as a guess in the middle" if missing else ""
     return finish(figure, title, join_notes(told, note))
+
+
+@house
+def rewards_by_distance(tau_km: Mapping[str, float], title: str = "", note: str = "") -> Figure:
+    """What a distance earns, exp(-km / tau) as in `rewards`, a line for each named tau in km."""
+    figure = new(3.2)
+    axes, km = figure.subplots(), np.geomspace(1, 20_000, 200)
+    for name, tau in tau_km.items():
+        axes.plot(km, np.exp(-km / tau), label=f"{name}: tau {tau:,.4g} km")
+    axes.set(xscale="log", xlabel="distance (km)", ylabel="reward", ylim=(-0.02, 1.02))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
+    axes.legend()
+    return finish(figure, title, note)
 
 
 def place_steps(frame: pd.DataFrame, sample_id: str = "", most: int = 4) -> dict[int, pd.DataFrame]:

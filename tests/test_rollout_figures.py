@@ -128,3 +128,11 @@ def test_a_notebook_shows_the_figure_while_its_cell_runs(tmp_path, monkeypatch):
     assert len(updates) >= 2 and all("image/png" in kinds for kinds in updates)
     assert [one.output_type for one in outputs] == ["display_data", "stream"]
     assert "image/png" in outputs[0].data and outputs[1].text == "trained\n"
+
+
+def test_rewards_fall_to_1_e_at_tau():
+    figure = rollout_figures.rewards_by_distance({"step 0": 2000.0, "step 99": 25.0}, title="What a distance earns")
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["step 0: tau 2,000 km", "step 99: tau 25 km"]
+    for line, tau in zip(axes.lines, (2000.0, 25.0), strict=True):
+        assert np.interp(np.log(tau), np.log(line.get_xdata()), line.get_ydata()) == pytest.approx(1 / np.e, abs=1e-3)
