@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from peft import PeftModel
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from kitlib import paths
@@ -82,7 +83,10 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(HeldOut(evaluate, eval_steps, seed))
     trainer.add_callback(Clock(folder, max_hours))
-    trainer.train(resume_from_checkpoint=newest(folder))
+    checkpoint = newest(folder)
+    if checkpoint and not isinstance(trainer.model, PeftModel):
+        trainer.add_callback(Restored(checkpoint))
+    trainer.train(resume_from_checkpoint=checkpoint)
     finished = trainer.state.global_step >= trainer.state.max_steps
     if trainer.is_world_process_zero():
         write_history(folder, trainer.state.log_history)
@@ -146,6 +150,25 @@ class HeldOut(TrainerCallback):
             seen = self.evaluate(model, state.global_step)
         state.log_history.append({"step": state.global_step, **{f"eval_{name}": v for name, v in seen.items()}})
         log.info("step %d: %s", state.global_step, ", ".join(f"{name} {v:.4g}" for name, v in seen.items()))
+
+
+class Restored(TrainerCallback):
+    """Restores all weights of a whole model from a checkpoint.
+
+    The trainer reads the files as they are, but saving has given Qwen's weights other names, and it goes on with the
+    weights it has.
+    """
+
+    def __init__(self, checkpoint: str) -> None:
+        self.checkpoint = checkpoint
+        # What it then says of missing keys is put right here.
+        logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **known: Any) -> None:
+        """After the trainer's own attempt."""
+        model = known["model"]
+        saved = type(model).from_pretrained(self.checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
 
 
 class Clock(TrainerCallback):

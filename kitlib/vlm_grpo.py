@@ -7,6 +7,7 @@ nothing: it is left out of the loss and counted as `groups/constant`. Every step
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,7 +98,9 @@ class PlaceTrainer(GRPOTrainer):
         self.talks: list[Talk] = []
         rollout: Any = converse if task.multi_turn else None
         earned: Any = self.earned
-        super().__init__(reward_funcs=[earned], rollout_func=rollout, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)  # an experiment of TRL's
+            super().__init__(reward_funcs=[earned], rollout_func=rollout, **options)
 
     @property
     def tau_km(self) -> float:

@@ -26,6 +26,7 @@ class Config(Settings):
     start_from: str = ""  # run with the same model to go on from; "": the model as published
     max_side: int = 448  # px of a picture's longest side; 0: as it is
     fields: str = "region,point"  # lines of a reply, of city, region, country, point, commas between
+    digits: int = 4  # decimals of the degrees that sft teaches; 4 are 11 m
     label: str = "region"  # the line that names the data's states: region or country
     environment: str = "single"  # single, telescoping, geohash, hierarchical
     radii_km: str = "2000,200,25"  # how close each turn of telescoping is asked to come
@@ -98,7 +99,7 @@ class Config(Settings):
         if "point" not in fields:
             weights |= {"distance": 0.0, "geoscore": 0.0}
         return Task(
-            Form(fields, region),
+            Form(fields, region, self.digits),
             labels,
             Weights(**weights),
             self.environment,

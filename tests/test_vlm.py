@@ -1,0 +1,357 @@
+"""The vision-language family: conversations token by token, what learns, what resumes, what is guessed and refused.
+
+One file, as transformers and trl take twenty seconds to import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("trl")
+
+from kitlib import (  # noqa: E402
+    competition,
+    crossfit,
+    pictures,
+    places,
+    prompts,
+    rollouts,
+    tiny_vlm,
+    toy,
+    vlm,
+    vlm_data,
+    vlm_guess,
+    vlm_models,
+    vlm_talk,
+)
+from kitlib.answers import Answer  # noqa: E402
+from kitlib.labels import Labels  # noqa: E402
+from kitlib.paths import KitError  # noqa: E402
+from kitlib.rewards import Weights  # noqa: E402
+from kitlib.vlm import Config  # noqa: E402
+from kitlib.vlm_tasks import Task  # noqa: E402
+
+VIEWS = ("north", "east", "south", "west")
+STATES = Labels(["Iowa", "New Mexico", "Ohio"])
+TRUTH = Answer((40.0, -83.0), region="Ohio")
+SFT = Config(
+    model="tiny",
+    lora_rank=0,
+    gradient_checkpointing=False,
+    max_side=28,
+    digits=1,
+    steps=80,
+    batch=16,
+    device_batch=16,
+    rate=3e-3,
+    radii_km="3000,500",
+    reply_tokens=20,
+    samples=2,
+    eval_steps=0,
+    eval_places=6,
+    tau_last_km=2000.0,
+    checkpoint_steps=1000,
+)
+GRPO = dataclasses.replace(
+    SFT, method="grpo", start_from="sft", steps=4, batch=8, device_batch=8, group=4, rate=1e-3, tau_first_km=8000.0
+)
+
+pytestmark = pytest.mark.usefixtures("shared_home")
+
+
+@pytest.fixture(scope="module", params=tiny_vlm.KINDS)
+def tiny(request):
+    return tiny_vlm.build(request.param)
+
+
+@pytest.fixture(scope="module")
+def data(shared_home, tmp_path_factory):
+    return places.read(toy.draw(tmp_path_factory.mktemp("toy") / "toy", n_train=60, n_test=6))
+
+
+@pytest.fixture(scope="module")
+def sft(data):
+    return vlm.train(SFT, data, "sft")
+
+
+def shown(seed: int, n: int = 4) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 255, (40, 40, 3)).astype(np.uint8)) for _ in range(n)]
+
+
+def task(environment: str = "single") -> Task:
+    return Task(prompts.COMPETITION, {"region": STATES}, Weights(region=0.5), environment, radii_km=(2000.0, 200.0))
+
+
+def learned(run) -> dict[str, torch.Tensor]:
+    return vlm_models.reload("tiny", crossfit.folder(run, 0))[0].state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_conversation_is_what_the_chat_template_makes_of_its_messages(tiny):
+    model, processor = tiny
+    envs = [task("telescoping").last(VIEWS, TRUTH) for _ in range(2)]
+    asked = [vlm_talk.with_pictures(env.messages(), shown(i)) for i, env in enumerate(envs)]
+    talks = vlm_talk.converse(envs, asked, vlm_talk.Sampler(model, processor, 6), processor)
+    tokenizer = processor.tokenizer
+    silent = set(vlm_models.silent_tokens(tokenizer))
+    for talk, env in zip(talks, envs, strict=True):
+        own = [token for token, mine in zip(talk.said, talk.own, strict=True) if mine]
+        assert len(talk.replies) == env.turns == 2 and 2 <= len(own) <= 12 and not silent & set(own)
+        told = "Your reply did not say where. Look again and refine it, within 200 km, in the same lines."
+        messages = [*env.messages(), prompts.assistant("@1"), prompts.user(told)]
+        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).split("@1")[1]
+        rest = [token for token, mine in zip(talk.said, talk.own, strict=True) if not mine]
+        assert tokenizer.decode(rest) in (text, text.removeprefix("<|im_end|>"))  # where the model said the end itself
+        assert talk.prompt.count(processor.image_token_id) >= 4 and processor.image_token_id not in talk.said
+
+
+def test_the_likelihood_of_names_is_that_of_whole_replies(tiny):
+    model, processor = tiny
+    cases = vlm_data.Cases(["a"], [TRUTH], VIEWS, shown)
+    speaker = vlm_talk.Sampler(model, processor, 8)
+    found = vlm_guess.state_likelihood(cases, task(), speaker, STATES)[0]
+    tokens, _, fields = speaker.read([vlm_talk.with_pictures(task().last(VIEWS, TRUTH).messages(), shown(0))])
+    for name, score in zip(STATES.names, found, strict=True):
+        reply = processor.tokenizer.encode(f"State: {name}\n", add_special_tokens=False)
+        whole = [tokens[0] + reply]
+        more = {
+            key: [row + [0] * len(reply) for row in value]
+            for key, value in fields.items()
+            if key == "mm_token_type_ids"
+        }
+        with torch.no_grad():
+            logits = model.eval()(**speaker.inputs(whole, fields | more)).logits.log_softmax(-1)[0]
+        direct = sum(logits[len(tokens[0]) - 1 + i, token].item() for i, token in enumerate(reply))
+        assert score == pytest.approx(direct, abs=1e-3)
+
+
+def test_lora_is_kept_merged_and_never_on_the_head_or_the_eyes(tmp_path):
+    model, processor = vlm_models.load("tiny")
+    plain = {name: value.clone() for name, value in model.state_dict().items()}
+    model = vlm_models.adapt(model, 2)
+    learns = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert learns and all("language_model" in name and "lora_" in name for name in learns)
+    assert vlm_models.n_learning(model)[0] < vlm_models.n_learning(model)[1] / 10
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.3)
+    vlm_models.save(model, processor, tmp_path)
+    assert vlm_models.saved(tmp_path) == tmp_path / "adapter"
+    inputs = vlm_talk.Sampler(model, processor, 4).read([vlm_talk.with_pictures(prompts.chat(VIEWS, "?"), shown(0))])
+    inputs = vlm_talk.Sampler(model, processor, 4).inputs(inputs[0], inputs[2])
+    again, _ = vlm_models.reload("tiny", tmp_path)
+    merged = vlm_models.merge("tiny", tmp_path, tmp_path / "merged")
+    whole, _ = vlm_models.load(f"hf:{merged}")
+    with torch.no_grad():
+        logits = [one.eval()(**inputs).logits for one in (model, again, whole)]
+    assert torch.allclose(logits[0], logits[1], atol=1e-5) and torch.allclose(logits[0], logits[2], atol=1e-4)
+    changed = [name for name, value in whole.state_dict().items() if not torch.equal(value, plain[name])]
+    assert changed and all("language_model" in name for name in changed)
+    with pytest.raises(KitError, match="exists"):
+        vlm_models.merge("tiny", tmp_path, merged)
+
+
+def test_pictures_are_capped_and_places_say_what_is_known(data, tmp_path):
+    pack = pictures.pack(data, "train")
+    cases = vlm_data.places_cases(data, pack, np.array([3, 5]), 20)
+    row = cases.row(1)
+    assert row["images"][0].size == (20, 20) and row["sample_id"] == "5"
+    true = data.rows("train").iloc[5]
+    assert row["truth"] == Answer((true.latitude, true.longitude), region=true.state)
+    folder = toy.draw(tmp_path / "named", 4, 1)
+    table = pd.read_csv(folder / "metadata.csv").assign(country=["Chad", "", "Peru", "", ""], city="Lima")
+    table.to_csv(folder / "metadata.csv", index=False)
+    named = vlm_data.truths_of(places.read(folder, "state"), "train")
+    assert [truth.country for truth in named] == ["Chad", None, "Peru", None] and named[0].city == "Lima"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_rest():
+    """datasets rests 5 seconds at the end of every pass over a stream, for the sake of slow networks."""
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05)
+        yield
+
+
+def shards(folder, columns, n=30):
+    """Local parquet shards as the hub serves them."""
+    import datasets
+
+    def picture(i: int) -> bytes:
+        out = io.BytesIO()
+        Image.new("RGB", (64, 32), (i, 2 * i, 3 * i)).save(out, "PNG")
+        return out.getvalue() if i != 7 else b"no picture"
+
+    rows = {"image": [{"bytes": picture(i), "path": None} for i in range(n)]}
+    rows |= {columns[0]: [float(i) for i in range(n)], columns[1]: [None if i == 3 else float(-i) for i in range(n)]}
+    rows |= {"country": [f"C{i}" if i % 2 else "" for i in range(n)]}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
+    folder.mkdir()
+    for part in range(3):
+        table.shard(3, part).to_parquet(str(folder / f"train-{part}.parquet"))
+    return str(folder)
+
+
+def test_a_stream_comes_mixed_capped_and_without_what_is_broken(tmp_path):
+    source = shards(tmp_path / "world", ("lat", "lon"))
+
+    def taken(seed: int, n: int) -> list:
+        stream = iter(vlm_data.streamed(source, max_side=16, buffer=8, seed=seed))
+        return [next(stream) for _ in range(n)]
+
+    rows = taken(0, 28)
+    lats = [row["truth"].point[0] for row in rows]
+    assert sorted(lats) == [i for i in range(30) if i not in (3, 7)] and lats != sorted(lats)
+    assert rows[0]["images"][0].size == (16, 8) and vlm_data.stream_views(source) == ("only",)
+    assert {row["truth"].country for row in rows} >= {None, "C1"}
+    assert [row["sample_id"] for row in taken(0, 5)] == [row["sample_id"] for row in rows[:5]]
+    assert [row["truth"] for row in taken(1, 5)] != [row["truth"] for row in rows[:5]]
+    assert len(taken(0, 60)) == 60  # goes round
+    with pytest.raises(KitError, match="needed: an image column, and latitude and longitude"):
+        vlm_data.streamed(shards(tmp_path / "none", ("north", "east")), max_side=16)
+
+
+def test_fine_tuning_guesses_what_it_did_not_see_and_records_it(sft, data):
+    oof, test = sft.guesses("oof"), sft.guesses("test")
+    assert len(oof) == 12 and sorted(test.sample_id) == sorted(data.sample_id("test"))
+    assert sft.metrics["oof"] == competition.score_guesses(oof, data).as_dict()
+    chosen = sft.metrics["states_by"]["0"]
+    assert chosen["state_scores"][chosen["chosen"]] == max(chosen["state_scores"].values())
+    assert np.array_equal(vlm.predict("sft", data).points, test.points)
+    history = crossfit.history(sft)
+    assert history["loss"].iloc[1] > 2 * history["loss"].dropna().iloc[-1]
+    looks = history.dropna(subset=["eval_reward"])
+    assert looks["step"].tolist() == [0, 80] and looks["eval_parsed"].iloc[0] == 0 < looks["eval_parsed"].iloc[1]
+    said = rollouts.read(sft.dir / "rollouts")
+    assert set(said["phase"]) == {"eval"} and len(said) == 2 * 6 * 2
+    assert not list(crossfit.folder(sft, 0).glob("sft/checkpoint-*"))
+
+
+def test_fine_tuning_goes_on_to_the_same_weights(data):
+    config = dataclasses.replace(SFT, steps=3, checkpoint_steps=1, eval_steps=2)
+    whole = vlm.train(config, data, "whole")
+    for _ in range(3):
+        run = vlm.train(config, data, "parts", max_hours=1e-9)
+    assert run.finished and same(learned(whole), learned(run))
+    assert len(crossfit.history(run)) == len(crossfit.history(whole))
+
+
+@pytest.fixture(scope="module")
+def grpo(sft, data):
+    return vlm.train(GRPO, data, "grpo")
+
+
+def test_groups_are_centred_tau_follows_the_steps_and_constant_groups_are_counted(grpo):
+    said = rollouts.read(grpo.dir / "rollouts")
+    train = said[said["phase"] == "train"]
+    assert len(train) == 4 * 8 and train["rollout"].tolist() == [0, 1, 2, 3] * 8
+    assert train.groupby("step")["tau_km"].first().round().tolist() == [8000, 5040, 3175, 2000]
+    constant = 0
+    for _, group in train.groupby(["step", "sample_id"]):
+        assert abs(group["advantage"].sum()) < 1e-3
+        assert (group["advantage"].rank() == group["reward"].rank()).all()
+        constant += int(group["reward"].nunique() == 1)
+    history = crossfit.history(grpo)
+    assert history["groups/constant"].sum() == constant
+    assert history["tau_km"].dropna().round().tolist() == [8000, 5040, 3175, 2000]
+    assert all((grpo.dir / "rollouts/pictures" / name).is_file() for names in train["pictures"] for name in names)
+
+
+def test_reinforcement_learning_goes_on_to_the_same_weights_and_tau(grpo, data):
+    for _ in range(4):
+        run = vlm.train(GRPO, data, "grpo-parts", max_hours=1e-9)
+    assert run.finished and same(learned(grpo), learned(run))
+    a, b = (rollouts.read(one.dir / "rollouts") for one in (grpo, run))
+    assert a.drop(columns="pictures").equals(b.drop(columns="pictures"))
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(data):
+    config = dataclasses.replace(GRPO, checkpoint_steps=1)
+    run = vlm.train(config, data, "cut", max_hours=1e-9)
+    inner = crossfit.folder(run, 0) / "grpo"
+    shutil.copytree(inner / "checkpoint-1", inner / "checkpoint-2")
+    (inner / "checkpoint-2/trainer_state.json").write_text('{"epoch":')
+    vlm.train(config, data, "cut", max_hours=1e-9)
+    assert sorted(path.name for path in inner.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+@pytest.mark.parametrize("environment", ["telescoping", "hierarchical", "geohash"])
+def test_several_turns_with_lora_on_the_other_generation(data, environment):
+    config = dataclasses.replace(
+        GRPO, model="tiny:qwen3", start_from="", lora_rank=2, environment=environment, steps=2, lengths="2,3"
+    )
+    run = vlm.train(config, data, environment)
+    said = rollouts.read(run.dir / "rollouts")
+    assert {len(replies) for replies in said["replies"]} <= {1, 2} and set(said["environment"]) == {environment}
+    assert vlm_models.saved(crossfit.folder(run, 0)).name == "adapter"
+    assert len(run.guesses("oof")) == 12
+    merged = vlm.merge(environment, run.dir / "merged")
+    assert (merged / "model.safetensors").is_file()
+
+
+def test_a_group_that_earned_nothing_teaches_nothing(data):
+    config = dataclasses.replace(GRPO, start_from="", steps=1)
+    run = vlm.train(config, data, "nothing")
+    plain = vlm_models.load("tiny")[0].state_dict()
+    assert crossfit.history(run)["groups/constant"].sum() == 2
+    assert all(torch.equal(plain[name], value) for name, value in learned(run).items())
+
+
+def test_a_stream_is_learned_from_instead_of_the_places(data, tmp_path):
+    source = shards(tmp_path / "world", ("latitude", "longitude"))
+    config = dataclasses.replace(SFT, stream=source, shuffle_buffer=4, steps=2, batch=4, device_batch=4)
+    assert vlm.train(config, data, "streamed").finished
+    rewarded = dataclasses.replace(GRPO, stream=source, start_from="", steps=1)
+    said = rollouts.read(vlm.train(rewarded, data, "streamed-grpo").dir / "rollouts")
+    assert set(said.loc[said["phase"] == "train", "truth"].str[1].round(4) <= 0) == {True}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"model": "gpt"}, "allowed are tiny, tiny:qwen3 and hf:"),
+        ({"model": "tiny:llama"}, "allowed are tiny"),
+        ({"method": "grpo", "group": 5}, "wanted is a multiple of a group"),
+        ({"batch": 10}, "wanted is a multiple"),
+        ({"four_bit": True}, "allowed is a rank above 0"),
+        ({"vllm": True}, "nothing is generated"),
+        ({"fields": "point,region"}, "in this order"),
+        ({"radii_km": "far"}, "wanted are numbers"),
+        ({"environment": "dance"}, "allowed are single"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong, told):
+    with pytest.raises(KitError, match=told):
+        dataclasses.replace(SFT, **wrong)
+
+
+def test_what_is_not_installed_or_does_not_fit_is_refused_before_a_run_begins(sft, data):
+    for wrong, told in (
+        ({"four_bit": True, "lora_rank": 4}, "four_bit needs bitsandbytes"),
+        ({"vllm": True}, "vllm needs the library vllm"),
+        ({"lora_rank": 4}, "start_from='sft' has lora_rank=0"),
+        ({"start_from": "nobody"}, "there is no run 'nobody'"),
+    ):
+        with pytest.raises(KitError, match=told):
+            vlm.train(dataclasses.replace(GRPO, **wrong), data, "refused")
+    with pytest.raises(KitError, match="it has seen places that are held out here"):
+        vlm.train(GRPO, data, "refused", folds_column="spatial")
+    with pytest.raises(KitError, match="has no fold 1"):
+        vlm.train(GRPO, data, "refused", only_folds=[1])
+    with pytest.raises(KitError, match="cannot be had"):
+        vlm_models.load("hf:/nowhere/at-all")
