@@ -122,7 +122,7 @@ def train(
     devices: Annotated[int, typer.Option(help="GPUs, or processes on a CPU.", min=1)] = 1,
     max_hours: Annotated[float | None, typer.Option(help="Of all runs together; stops in time, saved.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Start over, deleting the old runs of that name.")] = False,
-    family: Annotated[str, typer.Option(help="multiview, retrieval or regional.")] = "multiview",
+    family: Annotated[str, typer.Option(help="multiview, retrieval, regional or vlm.")] = "multiview",
     regions: Annotated[str, typer.Option(help="Of regional: whose encoders to train here, commas between.")] = "",
 ) -> None:
     """Train a family without a notebook; goes on where an earlier call was cut short."""
@@ -227,8 +227,8 @@ def outcome(run: Run) -> str:
 
 def trained_by(family: str) -> ModuleType:
     """The module of a family that is trained fold by fold. Raises KitError for any other."""
-    if family not in ("multiview", "retrieval", "regional"):
-        raise KitError(f"family {family!r}: allowed are multiview, retrieval and regional")
+    if family not in ("multiview", "retrieval", "regional", "vlm"):
+        raise KitError(f"family {family!r}: allowed are multiview, retrieval, regional and vlm")
     return importlib.import_module(f"kitlib.{family}")
 
 

@@ -180,7 +180,12 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """When the hours are over: save, stop."""
-        if self.deadline is not None and time.monotonic() > self.deadline and state.global_step < state.max_steps:
+        if self.deadline is None or state.global_step == state.max_steps:
+            return control
+        over = torch.tensor(float(time.monotonic() > self.deadline), device=args.device)
+        if torch.distributed.is_initialized():  # all stop after the same step, or some would wait for ever
+            torch.distributed.broadcast(over, 0)
+        if over:
             control.should_save = control.should_training_stop = True
         return control
 

@@ -98,7 +98,7 @@ def test_train_makes_a_run_of_each_seed(kitlib, monkeypatch, home):
     assert (code, out) == (0, "mv-seed0: time is over; the same command goes on\nmv-seed3: 0.5000 out of fold\n")
     assert "unknown setting epochs; allowed are encoder" in kitlib("train", "mv", "-p", "EPOCHS=7")[2]
     assert "heads_epochs of the run must be a whole number" in kitlib("train", "mv", "-p", "HEADS_EPOCHS=x")[2]
-    assert "allowed are multiview, retrieval and regional" in kitlib("train", "mv", "--family", "vlm")[2]
+    assert "allowed are multiview, retrieval, regional and vlm" in kitlib("train", "mv", "--family", "dance")[2]
     assert kitlib("train", "mv", "--seeds", "0,0")[0] == kitlib("train", "mv", "--folds", "a")[0] == 2
     assert len(calls) == 2
 
