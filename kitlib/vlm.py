@@ -34,8 +34,9 @@ from kitlib.vlm_data import Cases
 from kitlib.vlm_guess import Prior, sampled, seen, state_likelihood
 from kitlib.vlm_settings import RATES, Config
 from kitlib.vlm_talk import Sampler, Talk
+from kitlib.vlm_tasks import Task
 
-__all__ = ["Config", "Session", "merge", "predict", "train", "train_fold"]
+__all__ = ["Config", "Session", "merge", "predict", "task_of", "train", "train_fold"]
 
 
 def train(
@@ -91,6 +92,13 @@ def predict(run_name: str, places: Places, split: str = "test") -> Guesses:
     return guesses.average([session.guess(fold, split) for fold in crossfit.done(session.run)])
 
 
+def task_of(config: Config, places: Places) -> Task:
+    """What the model is set to do with these places."""
+    # Names of other countries are in no list of states.
+    labels = {} if config.stream else {config.label: from_table(places.states, "state")}
+    return config.task("Region" if places.template is None else "State", labels)
+
+
 def merge(run_name: str, out: str | Path, fold: int | None = None) -> Path:
     """Write a fold's model, the first done fold's when None, with its adapter merged, for transformers and vLLM."""
     run = runs.open_run(run_name)
@@ -128,9 +136,7 @@ class Session:
         self.config = Config.of_run(run.settings)
         self.packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
         self.states = from_table(places.states, "state")
-        # Names of other countries are in no list of states.
-        labels = {} if self.config.stream else {self.config.label: self.states}
-        self.task = self.config.task("Region" if places.template is None else "State", labels)
+        self.task = task_of(self.config, places)
 
     def train_fold(self, fold: int, devices: int = 1, max_hours: float | None = None) -> None:
         """Train on what a fold does not hold out, then guess; returns early when the hours are over."""
