@@ -34,11 +34,14 @@ def looks(run: Run) -> pd.DataFrame:
 
 
 def said(run: Run, n: int) -> pd.DataFrame:
-    """The first reply to each of n held-out places at the first look and at the last: text, reward and km."""
+    """The first reply to each of n held-out places at the first look and at the last: text, reward and km.
+
+    Lines are parted by dots, turns by arrows.
+    """
     frame = rollouts.read(run.dir / "rollouts")
     first = frame[(frame["phase"] == "eval") & (frame["rollout"] == 0)]
     ends = first[first["step"].isin([first["step"].min(), first["step"].max()])]
     shown = ends[ends["sample_id"].isin(ends["sample_id"].unique()[:n])].sort_values(["sample_id", "step"])
-    text = ["\n".join(replies) for replies in shown["replies"]]
+    text = [" → ".join(" · ".join(reply.split("\n")) for reply in replies) for replies in shown["replies"]]
     told = shown.assign(reply=text)[["sample_id", "step", "reply", "reward", "km"]]
     return told.set_index(["sample_id", "step"]).round({"reward": 3, "km": 0})
