@@ -32,6 +32,7 @@ from kitlib.tables import SPLITS, Places
 from kitlib.views import best_device
 from kitlib.vlm_data import Cases
 from kitlib.vlm_guess import Prior, sampled, seen, state_likelihood
+from kitlib.vlm_record import Recorder
 from kitlib.vlm_settings import RATES, Config
 from kitlib.vlm_talk import Sampler, Talk
 from kitlib.vlm_tasks import Task
@@ -153,7 +154,7 @@ class Session:
         crossfit.keep(self.run, fold, held, test)
 
     def _fit(self, fold: int, folder: Path, devices: int, max_hours: float | None) -> bool:
-        from kitlib import vlm_fit, vlm_grpo, vlm_trainers
+        from kitlib import vlm_fit, vlm_trainers
 
         config, inner = self.config, folder / self.config.method
         torch.manual_seed(config.seed)
@@ -164,7 +165,7 @@ class Session:
             views = vlm_data.stream_views(config.stream, config.stream_split)
             lesson = vlm_trainers.Lesson(None, config.stream, views)
         there = self.run.dir if not crossfit.done(self.run) else folder
-        recorder = vlm_grpo.Recorder(rollouts.Writer(there / "rollouts"), config.environment)
+        recorder = Recorder(rollouts.Writer(there / "rollouts"), config.environment)
         built = (self.run.settings, model, processor, self.task, lesson, inner, devices)
         trainer = vlm_trainers.sft(*built) if config.method == "sft" else vlm_trainers.grpo(*built, recorder)
         usable = held_out[~self.packs["train"].unusable_places[held_out]]

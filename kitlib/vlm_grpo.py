@@ -16,62 +16,14 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
-from kitlib import geo, rollouts, vlm_talk
+from kitlib import vlm_talk
 from kitlib.answers import Answer
 from kitlib.environments import Environment
 from kitlib.prompts import Message
 from kitlib.vlm_data import Row
+from kitlib.vlm_record import Recorder
 from kitlib.vlm_talk import Talk
 from kitlib.vlm_tasks import Task
-
-
-class Recorder:
-    """Writes conversations as `rollouts` wants them; without a writer it drops them."""
-
-    def __init__(self, writer: rollouts.Writer | None, environment: str) -> None:
-        self.writer, self.environment = writer, environment
-
-    def rows(
-        self,
-        step: int,
-        phase: str,
-        cases: Sequence[Row],
-        talks: Sequence[Talk],
-        tau_km: float,
-        advantages: Sequence[float | None],
-    ) -> list[dict[str, Any]]:
-        """A row each, still without its number in the group; pictures are stored."""
-        found = []
-        for case, talk, advantage in zip(cases, talks, advantages, strict=True):
-            points = [answer.point for answer in talk.answers]
-            truth, last = case["truth"].point, points[-1]
-            if truth is None or self.writer is None:
-                continue
-            row = {"step": step, "phase": phase, "sample_id": case["sample_id"], "environment": self.environment}
-            row |= {"prompt": told(talk.env.messages()), "pictures": self._pictures(case), "replies": talk.replies}
-            row |= {"points": [point and list(point) for point in points], "point": last and list(last)}
-            row |= {"truth": list(truth), "rewards": talk.rewards, "reward": talk.reward, "advantage": advantage}
-            row |= {"km": float(geo.distance_km(last, truth)) if last else None, "tau_km": tau_km}
-            found.append(row)
-        return found
-
-    def write(self, step: int, rows: Sequence[dict[str, Any]], group: int) -> None:
-        """Write the rows of a step, each group's one after the other."""
-        if self.writer is not None and rows:
-            self.writer.write(step, [row | {"rollout": i % group} for i, row in enumerate(rows)])
-
-    def _pictures(self, case: Row) -> list[str]:
-        assert self.writer is not None
-        views = [np.asarray(image) for image in case["images"]]
-        if len({view.shape for view in views}) == 1:
-            return self.writer.picture(case["sample_id"], np.stack(views))
-        return [name for v, view in enumerate(views) for name in self.writer.picture(f"{case['sample_id']}-{v}", view)]
-
-
-def told(messages: Sequence[Message]) -> str:
-    """All text of the first messages, up to the first reply."""
-    parts = (part for message in messages for part in message["content"])
-    return "\n".join("[picture]" if part["type"] == "image" else part["text"] for part in parts)
 
 
 class TrainerSpeaker:

@@ -15,7 +15,8 @@ from kitlib import vlm_data, vlm_fit, vlm_models
 from kitlib.paths import KitError
 from kitlib.prompts import assistant
 from kitlib.vlm_data import Cases, Row
-from kitlib.vlm_grpo import PlaceTrainer, Recorder
+from kitlib.vlm_grpo import PlaceTrainer
+from kitlib.vlm_record import Recorder
 from kitlib.vlm_tasks import Task
 
 
