@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,3 +72,11 @@ def clip(tmp_path_factory) -> str:
     crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     transformers.CLIPImageProcessor(**crop).save_pretrained(folder)
     return f"hf:{folder}"
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own answer to Ctrl-C: a shell lets what it starts in the background ignore it, and its children too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -86,14 +86,6 @@ def test_stop_during_validation_validates_again(tmp_path, epoch):
     helper.same_history(fitted.history, helper.whole()[1])
 
 
-@pytest.fixture
-def ctrl_c():
-    """Python's own answer to Ctrl-C: a shell lets what it starts in the background ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_saves_and_interrupts(tmp_path):
     module, batches, folder, options = helper.make(tmp_path, checkpoint_steps=4)

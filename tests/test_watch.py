@@ -202,6 +202,7 @@ def test_nothing_can_be_changed(server):
     assert ask(server, "/steps", "INVENT")[0] == 501
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_command_says_where_and_stops_on_ctrl_c(run, server):
     command = [sys.executable, "-m", "kitlib", "watch", "drawn", "--port"]
     with subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
