@@ -112,9 +112,11 @@ def save(model: Any, processor: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
         new = Path(beside) / kind
-        model.save_pretrained(new)
         if kind == "model":
+            model.save_pretrained(new)
             processor.save_pretrained(new)
+        else:
+            model.save_pretrained(new, selected_adapters=["default"])  # "ref" is what it began with
         (new / "README.md").unlink(missing_ok=True)  # a form that nobody has filled in
         _forget_machine(new / "adapter_config.json")
         shutil.rmtree(folder / kind, ignore_errors=True)

@@ -89,6 +89,8 @@ class Config(Settings):
             raise KitError("vllm with method 'sft': allowed is False, nothing is generated in training")
         if self.four_bit and not self.lora_rank:
             raise KitError("four_bit with lora_rank 0: allowed is a rank above 0, weights in 4 bits do not learn")
+        if self.kl and not self.lora_rank:
+            raise KitError("kl with lora_rank 0: allowed is 0, or the model that it began with would be kept as well")
         self.task("Region", {})
 
     def task(self, region: str, labels: dict[str, Labels]) -> Task:

@@ -92,7 +92,7 @@ def task(environment: str = "single") -> Task:
 
 
 def learned(run) -> dict[str, torch.Tensor]:
-    return vlm_models.reload("tiny", crossfit.folder(run, 0))[0].state_dict()
+    return vlm_models.reload(run.settings["model"], crossfit.folder(run, 0))[0].state_dict()
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -304,6 +304,19 @@ def test_several_turns_with_lora_on_the_other_generation(data, environment):
     assert (merged / "model.safetensors").is_file()
 
 
+def test_an_adapter_is_learned_on_and_goes_on_to_the_same_weights(sft, data):
+    taught = f"hf:{crossfit.folder(sft, 0) / 'model'}"  # a folder as any published model's
+    lora = dataclasses.replace(SFT, model=taught, lora_rank=2, steps=2)
+    before = vlm.train(lora, data, "lora")
+    # With a KL term trl keeps a second adapter, of what it began with.
+    config = dataclasses.replace(GRPO, model=taught, start_from="lora", lora_rank=2, kl=0.1, steps=3, rate=1e-2)
+    whole = vlm.train(config, data, "lora-whole")
+    for _ in range(3):
+        run = vlm.train(config, data, "lora-parts", max_hours=1e-9)
+    assert run.finished and same(learned(whole), learned(run)) and not same(learned(before), learned(run))
+    assert not (crossfit.folder(run, 0) / "adapter/ref").exists()
+
+
 def test_a_group_that_earned_nothing_teaches_nothing(data):
     config = dataclasses.replace(GRPO, start_from="", steps=1)
     run = vlm.train(config, data, "nothing")
@@ -331,6 +344,7 @@ def test_a_stream_is_learned_from_instead_of_the_places(data, tmp_path):
         ({"four_bit": True}, "allowed is a rank above 0"),
         ({"vllm": True}, "nothing is generated"),
         ({"fields": "point,region"}, "in this order"),
+        ({"kl": 0.1}, "kl with lora_rank 0"),
         ({"radii_km": "far"}, "wanted are numbers"),
         ({"environment": "dance"}, "allowed are single"),
     ],
