@@ -1,11 +1,14 @@
 """Whether a vision-language model learns here: fine-tuning makes its answers parse, then rewards make them better.
 
 The tiny Qwen2.5-VL, on the colour-coded toy set (`kitlib.toy`) and on the drawn sample competition, in one turn and
-telescoping, each with several seeds. All figures are of places that a fold holds out,
-those that parse after fine-tuning with replies as sampled for guesses, rewards with replies as sampled in training.
+telescoping, each with several seeds. All figures are of 80 places that a fold holds out and four replies to each: what
+parses after fine-tuning with replies as sampled for guesses, rewards with replies as sampled in training.
 
-    OMP_NUM_THREADS=1 python benchmarks/vlm.py                             # about 40 minutes on one core
-    OMP_NUM_THREADS=1 python benchmarks/vlm.py --data toy --seeds 0        # one seed of the toy set: 7 minutes
+    OMP_NUM_THREADS=1 python benchmarks/vlm.py                             # all of it
+    OMP_NUM_THREADS=1 python benchmarks/vlm.py --data toy --seeds 0        # one seed of the toy set
+    python benchmarks/vlm.py --home FOLDER --figure curves.png             # runs are kept there; what is there is read
+
+Beside each mean stands that of one constant reply: the commonest region and the point in the middle of the map.
 """
 
 from __future__ import annotations
@@ -16,13 +19,16 @@ import os
 import tempfile
 import time
 import warnings
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
-from kitlib import places, sample, toy, vlm
+from kitlib import environments, figures, places, runs, sample, toy, vlm
+from kitlib.answers import Answer
 from kitlib.runs import Run
 from kitlib.tables import Places
 
@@ -42,76 +48,118 @@ TOY = vlm.Config(
     tau_schedule="fixed",
     tau_last_km=2000.0,
     reward_region=0.25,
-    eval_steps=0,
+    eval_steps=50,
     eval_places=80,
 )
 # Four views a place, and a harder one: states and a few hundred kilometres.
-SAMPLE = dataclasses.replace(TOY, max_side=96, radii_km="500,200", tau_last_km=500.0)
-REWARDED: dict[str, Any] = {"method": "grpo", "rate": 5e-4, "batch": 64, "device_batch": 64, "group": 8}
+SAMPLE = dataclasses.replace(TOY, max_side=96, radii_km="500,200", tau_last_km=500.0, steps=400)
+REWARDED: dict[str, Any] = {"method": "grpo", "rate": 5e-4, "batch": 64, "device_batch": 64, "group": 8, "steps": 150}
 REWARDED["guess_temperature"] = 1.0  # as in training: the reward that is being raised
 
 
-def evaluations(run: Run, method: str) -> pd.DataFrame:
+def looks(run: Run, method: str) -> pd.DataFrame:
+    """Held-out places at each look, with the step."""
     history = pd.read_csv(run.checkpoints / "fold_0" / method / "history.csv")
-    return history.dropna(subset=["eval_reward"])
+    return history.dropna(subset=["eval_reward"]).set_index("step")
 
 
-def learn(config: vlm.Config, data: Places, steps: int, name: str) -> dict[str, float]:
-    """One seed: parsed after fine-tuning, reward and km before and after reinforcement learning."""
-    started = time.perf_counter()
+def learn(config: vlm.Config, data: Places, name: str) -> pd.DataFrame:
+    """One seed: the looks of reinforcement learning after fine-tuning; a run that is there is not repeated."""
+    began = time.perf_counter()
     tuned = vlm.train(config, data, f"{name}-sft")
-    rewarded = dataclasses.replace(config, steps=steps, start_from=f"{name}-sft", **REWARDED)
-    run = vlm.train(rewarded, data, f"{name}-grpo")
-    after_sft, looks = evaluations(tuned, "sft").iloc[-1], evaluations(run, "grpo")
-    first, last = looks.iloc[0], looks.iloc[-1]
-    found = {
-        "parsed_sft": after_sft.eval_parsed,
-        "before": first.eval_reward,
-        "after": last.eval_reward,
-        "gain": last.eval_reward - first.eval_reward,
-        "km_before": first.eval_mean_km,
-        "km_after": last.eval_mean_km,
-        "parsed_after": last.eval_parsed,
-        "seconds": time.perf_counter() - started,
-    }
-    print(f"  {name}: " + ", ".join(f"{key} {value:.3g}" for key, value in found.items()), flush=True)
-    return found
+    run = vlm.train(dataclasses.replace(config, start_from=f"{name}-sft", **REWARDED), data, f"{name}-grpo")
+    parsed, seen = looks(tuned, "sft")["eval_parsed"].iloc[-1], looks(run, "grpo")
+    first, last = seen.iloc[0], seen.iloc[-1]
+    print(
+        f"  {name}: {parsed:.1%} parse after fine-tuning; reward {first.eval_reward:.3f} to {last.eval_reward:.3f},"
+        f" mean km {first.eval_mean_km:,.0f} to {last.eval_mean_km:,.0f}, parsed {first.eval_parsed:.1%} to"
+        f" {last.eval_parsed:.1%} ({time.perf_counter() - began:.0f} s)",
+        flush=True,
+    )
+    return seen.assign(seed=config.seed, parsed_sft=parsed)
+
+
+def constant(config: vlm.Config, data: Places, run: str) -> float:
+    """The mean reward of one reply to all held-out places: the commonest region, the middle of the training places."""
+    session = vlm.Session(runs.open_run(run), data)
+    prior, held_out = session.prior(0), session.parts(0)[1]
+    region = prior.states.names[int(prior.common.argmax())]
+    reply = session.task.form.write(Answer(tuple(prior.middle.tolist()), region=region))
+    cases, rewards = session.cases("train", held_out), []
+    for truth in cases.truths:
+        env = session.task.last(cases.views, truth)
+        rewards.append(sum(step.reward for step in environments.play(env, [reply] * env.turns)))
+    return float(np.mean(rewards))
+
+
+@figures.house
+def draw(curves: dict[str, pd.DataFrame], baseline: dict[str, float], path: Path) -> None:
+    """Held-out reward over steps, a line a seed, a panel for each data set and environment."""
+    figure = figures.new(2.8, width=2.6 * len(curves))
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axes, (name, seen) in zip(panels, curves.items(), strict=True):
+        for seed, one in seen.groupby("seed"):
+            axes.plot(one.index, one["eval_reward"], marker="o", ms=3, label=f"seed {seed}")
+        axes.axhline(baseline[name], color="0.5", ls=":", label="one constant reply")
+        axes.set(title=name, xlabel="step of GRPO")
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    panels[0].set_ylabel("mean held-out reward")
+    panels[0].legend(fontsize=7)
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", choices=("both", "toy", "sample"), default="both")
-    parser.add_argument("--environment", choices=("both", "single", "telescoping"), default="both")
+    parser.add_argument("--data", default="toy,sample")
+    parser.add_argument("--environment", default="single,telescoping")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=150, help="of reinforcement learning")
-    parser.add_argument("--rate", type=float, default=REWARDED["rate"], help="of reinforcement learning")
+    parser.add_argument("--home", help="where runs are kept, and gone on with; without it they are not")
+    parser.add_argument("--figure", type=Path, help="where the curves are drawn")
     asked = parser.parse_args()
-    REWARDED["rate"] = asked.rate
-    seeds = [int(seed) for seed in asked.seeds.split(",")]
     quiet()
-    with tempfile.TemporaryDirectory() as home:
-        os.environ["KITLIB_HOME"] = home
-        for name, config in (("toy", TOY), ("sample", SAMPLE)):
-            if asked.data not in ("both", name):
-                continue
-            data = places.read(
-                toy.draw(Path(home) / "toy", n_train=400)
-                if name == "toy"
-                else sample.draw(Path(home) / "drawn", n_train=400, n_test=20, size=96) / "kaggle_dataset"
-            )
-            for environment in ("single", "telescoping"):
-                if asked.environment not in ("both", environment):
-                    continue
-                print(f"{name}, {environment}, {asked.steps} steps of GRPO after {config.steps} of SFT")
-                chosen = dataclasses.replace(config, environment=environment)
-                told = [
-                    learn(dataclasses.replace(chosen, seed=seed), data, asked.steps, f"{name}-{environment}-{seed}")
-                    for seed in seeds
-                ]
-                gains = np.array([one["gain"] for one in told])
-                spread = f" +- {gains.std(ddof=1):.3f}" if len(gains) > 1 else ""
-                parsed = min(one["parsed_sft"] for one in told)
-                print(f"  reward {gains.mean():+.3f}{spread} over {len(gains)} seeds; after SFT {parsed:.1%} parse")
+    with tempfile.TemporaryDirectory() as temporary:
+        home = Path(asked.home or temporary).absolute()
+        os.environ["KITLIB_HOME"] = str(home)
+        curves, baseline = {}, {}
+        for name, environment in product(asked.data.split(","), asked.environment.split(",")):
+            data = places.read(drawn(home, name))
+            config = dataclasses.replace(TOY if name == "toy" else SAMPLE, environment=environment)
+            print(f"{name}, {environment}: {config.steps} steps of fine-tuning, {REWARDED['steps']} of GRPO")
+            each = [
+                learn(dataclasses.replace(config, seed=int(seed)), data, f"{name}-{environment}-{seed}")
+                for seed in asked.seeds.split(",")
+            ]
+            title = f"{name}, {environment}"
+            curves[title] = pd.concat(each)
+            baseline[title] = constant(config, data, f"{name}-{environment}-{asked.seeds.split(',')[0]}-grpo")
+            tell(each, baseline[title])
+        if asked.figure:
+            draw(curves, baseline, asked.figure)
+
+
+def tell(each: list[pd.DataFrame], baseline: float) -> None:
+    """What the seeds come to together."""
+    before, after = (np.array([seen["eval_reward"].iloc[end] for seen in each]) for end in (0, -1))
+    gains = after - before
+    spread = f" +- {gains.std(ddof=1):.3f}" if len(gains) > 1 else ""
+    parsed = min(seen["parsed_sft"].iloc[0] for seen in each)
+    print(
+        f"  reward {before.mean():.3f} to {after.mean():.3f}, gain {gains.mean():+.3f}{spread}"
+        f" (one constant reply {baseline:.3f}); at least {parsed:.1%} parse after fine-tuning",
+        flush=True,
+    )
+
+
+def drawn(home: Path, name: str) -> Path:
+    """Where a data set is, drawn when it is not there yet."""
+    folder = home / name
+    there = folder / ("metadata.csv" if name == "toy" else "kaggle_dataset")
+    if not there.exists():
+        if name == "toy":
+            toy.draw(folder, n_train=400)
+        else:
+            sample.draw(folder, n_train=400, n_test=20, size=96)
+    return folder if name == "toy" else there
 
 
 def quiet() -> None:

@@ -169,6 +169,18 @@ def train_fold(
 
 
 @app.command()
+def merge(
+    run: Annotated[str, typer.Argument(help="A run of the family vlm.")],
+    out: Annotated[Path, typer.Argument(help="A new folder for the model.")],
+    fold: Annotated[int | None, typer.Option(help="Whose adapter; the first done fold's when left out.")] = None,
+) -> None:
+    """Write a vision-language model with its adapter merged in, as transformers and vLLM load it."""
+    from kitlib import vlm
+
+    typer.echo(vlm.merge(run, out, fold))
+
+
+@app.command()
 def watch(
     run: Annotated[str, typer.Argument(help="The run's name.")],
     port: Annotated[int, typer.Option(help="Of the page's address; 0 takes a free one.")] = 8765,
@@ -182,37 +194,9 @@ def watch(
 @app.command()
 def doctor() -> None:
     """Show what this machine offers: versions, device, threads, memory, disk."""
-    import platform
-    import shutil
+    from kitlib import doctor as machine
 
-    import psutil
-    import torch
-
-    from kitlib import __version__, kernels, paths, runs
-
-    gib = 2**30
-    device = paths.device_name() or next(
-        (
-            name
-            for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
-            if there
-        ),
-        "cpu",
-    )
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    memory = psutil.virtual_memory()
-    facts = {
-        "kitlib": __version__,
-        "python": platform.python_version(),
-        **runs.library_versions(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": ", ".join([device, *names]),
-        "cores": psutil.cpu_count(),
-        "kernel threads": kernels.threads(),
-        "memory": f"{memory.available / gib:.1f} of {memory.total / gib:.1f} GiB free",
-        "disk": f"{shutil.disk_usage(paths.home()).free / gib:.1f} GiB free where data/ is",
-    }
-    for name, fact in facts.items():
+    for name, fact in machine.facts().items():
         typer.echo(f"{name:<18} {fact}")
 
 

@@ -79,6 +79,21 @@ def returns(rewards: ArrayLike) -> np.ndarray:
     return np.cumsum(np.asarray(rewards, float)[..., ::-1], axis=-1)[..., ::-1]
 
 
+def turn_advantages(rewards: ArrayLike, scale: str = "group") -> np.ndarray:
+    """How much better than its group each turn went (N, G, T), from what the turns of N groups of G talks earned.
+
+    A turn's return less the group's mean of it: what was earned before is left out, as no later word could change it.
+    It is divided by the deviation of the talks' totals within the "group" or the "batch", or left as it is ("none"), as
+    TRL does, so that a first turn has the advantage of GRPO itself.
+    """
+    credit = returns(rewards)
+    totals = credit[..., :1]
+    above = credit - credit.mean(axis=1, keepdims=True)
+    if scale == "none":
+        return above
+    return above / (totals.std(axis=1 if scale == "group" else None, ddof=1, keepdims=True) + 1e-4)
+
+
 @dataclass(frozen=True)
 class Weights(Settings):
     """How much each term of a reward counts; each term is from 0 to 1."""

@@ -1,8 +1,9 @@
 """Group relative policy optimisation of conversations about places, by TRL's trainer (Shao et al. 2024, 2402.03300).
 
 A group is G conversations about one place; each is worth its reward less the group's mean. One reply a conversation
-goes through a plain reward function, several through TRL's rollout function. A group in which all earned the same says
-nothing: it is left out of the loss and counted as `groups/constant`. Every step's conversations go to a `Recorder`.
+goes through a plain reward function, several through TRL's rollout function; then each turn's words have the credit of
+what came after them (`rewards.turn_advantages`). A group in which all earned the same says nothing: it is left out of
+the loss and counted as `groups/constant`. Every step's conversations go to a `Recorder`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from kitlib import vlm_talk
 from kitlib.answers import Answer
 from kitlib.environments import Environment
 from kitlib.prompts import Message
+from kitlib.rewards import turn_advantages
 from kitlib.vlm_data import Row
 from kitlib.vlm_record import Recorder
 from kitlib.vlm_talk import Talk
@@ -46,6 +48,7 @@ class PlaceTrainer(GRPOTrainer):
 
     def __init__(self, *, task: Task, views: Sequence[str], seed: int, recorder: Recorder, **options: Any) -> None:
         self.task, self.views, self.talk_seed, self.recorder = task, views, seed, recorder
+        self.group = options["args"].num_generations
         self.cases: list[Row] = []
         self.talks: list[Talk] = []
         rollout: Any = converse if task.multi_turn else None
@@ -82,23 +85,37 @@ class PlaceTrainer(GRPOTrainer):
         """Keep what TRL does not hand to rollout functions, leave constant groups out, record."""
         self.cases, self.talks = inputs, []
         output = super()._generate_and_score_completions(inputs)
-        earned = self.accelerator.gather(torch.tensor([talk.reward for talk in self.talks], device=self.args.device))
-        groups = earned.view(-1, self.num_generations)
-        constant = (groups.max(1).values - groups.min(1).values) < 1e-6
+        each: list[list[float]] = gather_object([talk.rewards for talk in self.talks])
+        earned = np.array([sum(rewards) for rewards in each]).reshape(-1, self.group)
+        constant = np.ptp(earned, axis=1) < 1e-6
         self._metrics["train"]["groups/constant"].append(float(constant.sum()))
-        start = self.accelerator.process_index * len(inputs)
-        silent = constant.repeat_interleave(self.num_generations)[start : start + len(inputs)]
-        output["advantages"] = torch.where(silent, 0.0, output["advantages"])
+        mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        silent = torch.tensor(np.repeat(constant, self.group)[mine], device=self.args.device)
+        advantages = torch.where(silent, 0.0, output["advantages"])
+        output["advantages"] = advantages
+        if self.task.multi_turn:
+            of_tokens = self._of_tokens(each, mine, output["completion_ids"])
+            output["advantages"] = torch.where(silent[:, None], 0.0, of_tokens)
         mask = output["completion_mask"] * output.get("tool_mask", 1)
         output["num_items_in_batch"] = self.accelerator.gather((mask * ~silent[:, None]).sum()).sum()
-        self._record(output["advantages"].tolist())
+        self._record(advantages.tolist())
         return output
+
+    def _of_tokens(self, earned: list[list[float]], mine: slice, tokens: torch.Tensor) -> torch.Tensor:
+        """The advantage of each token (B, L), that of its turn, from what every turn of all conversations earned."""
+        turns = max(map(len, earned))
+        padded = np.array([rewards + [0.0] * (turns - len(rewards)) for rewards in earned])
+        groups = turn_advantages(padded.reshape(-1, self.group, turns), self.scale_rewards)
+        found = torch.zeros(tokens.shape, device=tokens.device)
+        for row, talk, of_turns in zip(found, self.talks, groups.reshape(-1, turns)[mine], strict=True):
+            row[: len(talk.said)] = torch.tensor(of_turns[talk.turn_of])
+        return found
 
     def _record(self, advantages: list[float]) -> None:
         step = self.state.global_step
         rows = gather_object(self.recorder.rows(step, "train", self.cases, self.talks, self.tau_km, advantages))
         if self.accelerator.is_main_process:
-            self.recorder.write(step, rows, int(self.num_generations or 1))
+            self.recorder.write(step, rows, self.group)
 
 
 def converse(prompts: list[list[Message]], trainer: PlaceTrainer) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from kitlib import vlm_models, vlm_tasks
@@ -52,6 +53,12 @@ class Talk:
     def done(self) -> bool:
         """Whether the environment has heard its last reply."""
         return len(self.replies) == self.env.turns
+
+    @property
+    def turn_of(self) -> np.ndarray:
+        """The turn, from 0, that each token after the prompt belongs to; what the model is told ends a turn."""
+        own = np.array(self.own)
+        return np.cumsum(np.diff(own, prepend=0) == 1) - 1
 
     @property
     def reward(self) -> float:

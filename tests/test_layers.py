@@ -35,7 +35,7 @@ LAYERS = [
     ("2c its remote training", "remote_envs remote"),
     ("3 families", "frozen multiview regional retrieval vlm"),
     ("3 what a family's run shows", "live retrieved conversed"),
-    ("4a one notebook", "notebooks plans kernels report watch"),
+    ("4a one notebook", "notebooks plans kernels report watch doctor"),
     ("4b plans", "pipeline"),
     ("4c command line", "__main__"),
 ]

@@ -14,7 +14,7 @@ from kitlib.answers import Answer
 from kitlib.labels import Labels
 from kitlib.paths import KitError
 from kitlib.prompts import COMPETITION, WORLD, Form
-from kitlib.rewards import SCHEDULES, Grader, Weights, returns, rewards_of, tau_at
+from kitlib.rewards import SCHEDULES, Grader, Weights, returns, rewards_of, tau_at, turn_advantages
 
 STATES = Labels(["Kansas", "Arkansas", "Ohio"], {"KS": "Kansas"})
 TRUTH = Answer((38.5, -98.5), region="Kansas")
@@ -131,6 +131,30 @@ def test_a_schedule_changes_only_tau():
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=6))
 def test_returns_are_what_was_still_to_come(rewards):
     assert np.allclose(returns(rewards), [sum(rewards[turn:]) for turn in range(len(rewards))])
+
+
+TALKS = st.integers(1, 3).flatmap(
+    lambda turns: st.lists(st.lists(st.floats(-1, 1), min_size=turns, max_size=turns), min_size=2, max_size=6)
+)
+
+
+@given(TALKS, st.floats(-1, 1))
+def test_a_turn_is_credited_with_what_came_after_it_alone(talks, luck):
+    rewards = np.array([talks])
+    found = turn_advantages(rewards, "none")
+    assert np.allclose(found.sum(axis=1), 0)
+    assert np.allclose(found[..., 0], rewards.sum(-1) - rewards.sum(-1).mean())
+    rewards[0, 0, 0] += luck  # a first turn that earned more or less
+    assert np.allclose(turn_advantages(rewards, "none")[..., 1:], found[..., 1:])
+
+
+def test_advantages_are_in_units_of_a_groups_or_the_batchs_deviation():
+    rewards = np.array([[[0.0, 0.1], [0.2, 0.7]], [[0.5, 0.0], [0.1, 0.0]], [[0.3, 0.3], [0.6, 0.0]]])
+    totals = rewards.sum(-1)
+    for scale, spread in (("group", totals.std(1, ddof=1, keepdims=True)), ("batch", totals.std(ddof=1))):
+        expected = (totals - totals.mean(1, keepdims=True)) / (spread + 1e-4)
+        assert np.allclose(turn_advantages(rewards, scale)[..., 0], expected)
+    assert not turn_advantages(rewards)[2, :, 0].any()  # all earned the same
 
 
 def test_graders_that_cannot_work_are_refused():

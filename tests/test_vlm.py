@@ -17,6 +17,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
+from kitlib import __main__ as cli  # noqa: E402
 from kitlib import (  # noqa: E402
     competition,
     crossfit,
@@ -35,8 +36,9 @@ from kitlib import (  # noqa: E402
 from kitlib.answers import Answer  # noqa: E402
 from kitlib.labels import Labels  # noqa: E402
 from kitlib.paths import KitError  # noqa: E402
-from kitlib.rewards import Weights  # noqa: E402
+from kitlib.rewards import Weights, turn_advantages  # noqa: E402
 from kitlib.vlm import Config  # noqa: E402
+from kitlib.vlm_grpo import PlaceTrainer  # noqa: E402
 from kitlib.vlm_tasks import Task  # noqa: E402
 
 VIEWS = ("north", "east", "south", "west")
@@ -300,8 +302,48 @@ def test_several_turns_with_lora_on_the_other_generation(data, environment):
     assert {len(replies) for replies in said["replies"]} <= {1, 2} and set(said["environment"]) == {environment}
     assert vlm_models.saved(crossfit.folder(run, 0)).name == "adapter"
     assert len(run.guesses("oof")) == 12
-    merged = vlm.merge(environment, run.dir / "merged")
-    assert (merged / "model.safetensors").is_file()
+
+
+def test_an_adapter_is_merged_by_command(data, tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(SFT, model="tiny:qwen3", lora_rank=2, steps=2)
+    run, out = vlm.train(config, data, "adapted"), tmp_path / "merged"
+    monkeypatch.setattr("sys.argv", ["kitlib", "merge", "adapted", str(out)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0 and capsys.readouterr().out == f"{out}\n"
+    model, processor = vlm_models.load(f"hf:{out}")
+    adapted, _ = vlm_models.reload("tiny:qwen3", crossfit.folder(run, 0))
+    asked = [vlm_talk.with_pictures(task().last(VIEWS, TRUTH).messages(), shown(0))]
+    tokens, _, fields = vlm_talk.Sampler(model, processor, 8).read(asked)
+    said = [vlm_talk.Sampler(m.eval(), processor, 8, 0.0).speak(tokens, None, fields)[0] for m in (model, adapted)]
+    assert said[0] == said[1]
+    with pytest.raises(KitError, match="merged exists"):
+        vlm.merge("adapted", out)
+    with pytest.raises(KitError, match="fold 3 is not trained"):
+        vlm.merge("adapted", tmp_path / "other", 3)
+
+
+def test_words_are_credited_turn_by_turn(sft, data, monkeypatch):
+    seen, score = [], PlaceTrainer._generate_and_score_completions
+
+    def look(trainer, inputs):
+        output = score(trainer, inputs)
+        seen.append((output["advantages"].numpy(), list(trainer.talks)))
+        return output
+
+    monkeypatch.setattr(PlaceTrainer, "_generate_and_score_completions", look)
+    run = vlm.train(dataclasses.replace(GRPO, environment="telescoping", steps=2), data, "credited")
+    said = rollouts.read(run.dir / "rollouts").query("phase == 'train'")
+    for step, (of_tokens, talks) in enumerate(seen):
+        earned = np.array([talk.rewards for talk in talks]).reshape(2, 4, 2)
+        expected = turn_advantages(earned).reshape(8, 2)
+        expected[np.repeat(np.ptp(earned.sum(2), axis=1) < 1e-6, 4)] = 0.0
+        assert np.allclose(said.loc[said["step"] == step, "advantage"].astype(float), expected[:, 0], atol=1e-4)
+        for row, talk, of_turns in zip(of_tokens, talks, expected, strict=True):
+            own = np.array(talk.own, bool)
+            assert np.allclose(row[: len(own)][own], of_turns[talk.turn_of[own]], atol=1e-5)
+            assert sorted(set(talk.turn_of[own])) == [0, 1] and not row[len(own) :].any()
+    assert len(seen) == 2 and any(row.any() for row, _ in seen)
 
 
 def test_an_adapter_is_learned_on_and_goes_on_to_the_same_weights(sft, data):

@@ -1,0 +1,31 @@
+"""What this machine offers: versions, device, threads, memory, disk."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+
+import psutil
+import torch
+
+from kitlib import __version__, kernels, paths, runs
+from kitlib.views import best_device
+
+GIB = 2**30
+
+
+def facts() -> dict[str, str]:
+    """A line for each thing that decides what can be run here and how fast, by its name."""
+    memory = psutil.virtual_memory()
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "kitlib": __version__,
+        "python": platform.python_version(),
+        **runs.library_versions(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": ", ".join([best_device().type, *gpus]),
+        "cores": str(psutil.cpu_count()),
+        "kernel threads": str(kernels.threads()),
+        "memory": f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free",
+        "disk": f"{shutil.disk_usage(paths.home()).free / GIB:.1f} GiB free where data/ is",
+    }
