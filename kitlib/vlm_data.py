@@ -143,11 +143,11 @@ def streamed(
 
     Needed are an image column and latitude and longitude, or lat and lon; city, region (or state) and country are used
     where they are there. Several image columns are several views. Rows without coordinates or pictures are passed over.
-    Raises KitError, before anything is streamed, for columns that are missing.
+    Raises KitError, before anything is streamed, for a source that cannot be had and for columns that are missing.
     """
     import datasets
 
-    data = datasets.load_dataset(str(source), split=split, streaming=True)
+    data = _stream(source, split)
     features = data.features or {}
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     lat, lon = (next((c for c in columns if c in features), None) for columns in POINT_COLUMNS)
@@ -183,9 +183,20 @@ def stream_views(source: str, split: str = "train") -> tuple[str, ...]:
     """The names of the views of a streamed data set: its image columns, or ("only",) for one."""
     import datasets
 
-    features = datasets.load_dataset(str(source), split=split, streaming=True).features or {}
+    features = _stream(source, split).features or {}
     images = [name.removeprefix("image_") for name, kind in features.items() if isinstance(kind, datasets.Image)]
     return tuple(images) if len(images) > 1 else ("only",)
+
+
+def _stream(source: str, split: str) -> datasets.IterableDataset:
+    import datasets
+
+    try:
+        return datasets.load_dataset(str(source), split=split, streaming=True)
+    except (OSError, ValueError) as error:
+        allowed = "allowed are a Hugging Face data set and a folder of its files"
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise KitError(f"data set {Path(source).name} ({split}) cannot be streamed: {reason}; {allowed}") from error
 
 
 def _opened(picture: dict | None, max_side: int) -> Image.Image:

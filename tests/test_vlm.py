@@ -226,6 +226,9 @@ def test_a_stream_comes_mixed_capped_and_without_what_is_broken(tmp_path):
     assert len(taken(0, 60)) == 60  # goes round
     with pytest.raises(KitError, match="needed: an image column, and latitude and longitude"):
         vlm_data.streamed(shards(tmp_path / "none", ("north", "east")), max_side=16)
+    for wrong, split, told in ((tmp_path / "nowhere", "train", "cannot be streamed"), (source, "best", "best")):
+        with pytest.raises(KitError, match=told):
+            vlm_data.streamed(str(wrong), split, max_side=16)
 
 
 def test_fine_tuning_guesses_what_it_did_not_see_and_records_it(sft, data):
