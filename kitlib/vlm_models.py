@@ -49,8 +49,8 @@ def check(name: str, four_bit: bool = False, vllm: bool = False) -> None:
     kind, _, rest = name.partition(":")
     if not (name == "tiny" or (kind == "tiny" and rest in tiny_vlm.KINDS) or (kind == "hf" and rest)):
         raise KitError(f"vision-language model {name!r}: {ALLOWED}")
-    if four_bit and not (importlib.util.find_spec("bitsandbytes") and torch.cuda.is_available()):
-        raise KitError("four_bit needs bitsandbytes and a CUDA device: pip install bitsandbytes, or leave it False")
+    if four_bit and not importlib.util.find_spec("bitsandbytes"):
+        raise KitError("four_bit needs the library bitsandbytes: pip install bitsandbytes, or leave it False")
     if four_bit and kind == "tiny":
         raise KitError("four_bit with a tiny model: allowed is False")
     if vllm and not (importlib.util.find_spec("vllm") and torch.cuda.is_available()):
@@ -153,7 +153,9 @@ def reload(name: str, folder: Path, *, four_bit: bool = False, learn: bool = Fal
     from peft import PeftModel
 
     model, processor = load(name, four_bit)
-    return PeftModel.from_pretrained(model, found, is_trainable=learn), processor
+    adapted = PeftModel.from_pretrained(model, found, is_trainable=learn)
+    adapted.peft_config["default"].base_model_name_or_path = model.name_or_path  # or peft asks the hub for a folder
+    return adapted, processor
 
 
 def merge(name: str, folder: Path, out: Path) -> Path:

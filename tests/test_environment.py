@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib.metadata import distribution
 
 import pytest
 import yaml
@@ -48,6 +49,19 @@ def test_the_lock_meets_every_requirement_on_each_system(system, python):
     for requirement in REQUIRED:
         [version] = locked.get(name_of(requirement), [""])
         assert version and requirement.specifier.contains(version), f"{requirement}: the lock has {version or 'none'}"
+
+
+def test_the_image_of_vllm_meets_every_requirement_and_what_trl_asks_of_vllm():
+    locked = [Requirement(line) for line in (CHECKOUT / "images/vllm.lock").read_text().splitlines()]
+    versions = {name_of(one): str(one.specifier).removeprefix("==") for one in locked}
+    extras = PROJECT["optional-dependencies"]
+    asked = [Requirement(line) for line in PROJECT["dependencies"] + extras["rl"] + extras["four_bit"] + extras["vllm"]]
+    asked += [Requirement(text) for text in distribution("trl").requires or [] if text.startswith("vllm")]
+    for requirement in asked:
+        version = versions.get(name_of(requirement), "")
+        assert requirement.specifier.contains(version), f"{requirement}: the lock has {version or 'none'}"
+    dockerfile = (CHECKOUT / "images/vllm.Dockerfile").read_text()
+    assert f"uv=={re.search(r'^UV := (.+)$', MAKEFILE, re.MULTILINE)[1]} " in dockerfile
 
 
 def test_the_named_packages_are_required_with_a_lower_bound():

@@ -362,6 +362,20 @@ def test_an_adapter_is_learned_on_and_goes_on_to_the_same_weights(sft, data):
     assert not (crossfit.folder(run, 0) / "adapter/ref").exists()
 
 
+def test_weights_in_4_bits_are_adapted_rewarded_and_merged(sft, data, tmp_path):
+    taught = f"hf:{crossfit.folder(sft, 0) / 'model'}"
+    config = dataclasses.replace(SFT, model=taught, four_bit=True, lora_rank=2, steps=3, gradient_checkpointing=True)
+    vlm.train(config, data, "bits")
+    rewarded = dataclasses.replace(GRPO, model=taught, four_bit=True, lora_rank=2, start_from="bits", steps=2)
+    run = vlm.train(rewarded, data, "bits-grpo")
+    model, _ = vlm_models.reload(taught, crossfit.folder(run, 0), four_bit=True)
+    kinds = {name.split(".")[-2]: type(part).__name__ for name, part in model.named_modules() if "base_layer" in name}
+    assert kinds["q_proj"] == kinds["down_proj"] == "Linear4bit"
+    assert crossfit.history(run)["loss"].notna().sum() == 2 and run.guesses("oof").answered.any()
+    merged, _ = vlm_models.load(f"hf:{vlm.merge('bits-grpo', tmp_path / 'merged')}")
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
+
+
 def test_a_group_that_earned_nothing_teaches_nothing(data):
     config = dataclasses.replace(GRPO, start_from="", steps=1)
     run = vlm.train(config, data, "nothing")
@@ -401,7 +415,7 @@ def test_settings_that_make_no_sense_are_refused(wrong, told):
 
 def test_what_is_not_installed_or_does_not_fit_is_refused_before_a_run_begins(sft, data):
     for wrong, told in (
-        ({"four_bit": True, "lora_rank": 4}, "four_bit needs bitsandbytes"),
+        ({"four_bit": True, "lora_rank": 4}, "four_bit with a tiny model"),
         ({"vllm": True}, "vllm needs the library vllm"),
         ({"lora_rank": 4}, "start_from='sft' has lora_rank=0"),
         ({"start_from": "nobody"}, "there is no run 'nobody'"),
