@@ -66,8 +66,9 @@ def looks(run: Run, method: str) -> pd.DataFrame:
 def learn(config: vlm.Config, data: Places, name: str) -> pd.DataFrame:
     """One seed: the looks of reinforcement learning after fine-tuning; a run that is there is not repeated."""
     began = time.perf_counter()
-    tuned = vlm.train(config, data, f"{name}-sft")
-    run = vlm.train(dataclasses.replace(config, start_from=f"{name}-sft", **REWARDED), data, f"{name}-grpo")
+    tuned = vlm.train(dataclasses.replace(config, credit=TOY.credit), data, f"{name}-sft")
+    rewarded = dataclasses.replace(config, start_from=f"{name}-sft", **REWARDED)
+    run = vlm.train(rewarded, data, f"{name}-grpo" + f"-{config.credit}" * (config.environment != "single"))
     parsed, seen = looks(tuned, "sft")["eval_parsed"].iloc[-1], looks(run, "grpo")
     first, last = seen.iloc[0], seen.iloc[-1]
     print(
@@ -81,7 +82,7 @@ def learn(config: vlm.Config, data: Places, name: str) -> pd.DataFrame:
 
 def constant(config: vlm.Config, data: Places, run: str) -> float:
     """The mean reward of one reply to all held-out places: the commonest region, the middle of the training places."""
-    session = vlm.Session(runs.open_run(run), data)
+    session = vlm.session(runs.open_run(run), data)
     prior, held_out = session.prior(0), session.parts(0)[1]
     region = prior.states.names[int(prior.common.argmax())]
     reply = session.task.form.write(Answer(tuple(prior.middle.tolist()), region=region))
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--data", default="toy,sample")
     parser.add_argument("--environment", default="single,telescoping")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--credit", default=TOY.credit, help="of several turns: turn or talk")
     parser.add_argument("--home", help="where runs are kept, and gone on with; without it they are not")
     parser.add_argument("--figure", type=Path, help="where the curves are drawn")
     asked = parser.parse_args()
@@ -123,7 +125,9 @@ def main() -> None:
         curves, baseline = {}, {}
         for name, environment in product(asked.data.split(","), asked.environment.split(",")):
             data = places.read(drawn(home, name))
-            config = dataclasses.replace(TOY if name == "toy" else SAMPLE, environment=environment)
+            config = dataclasses.replace(TOY if name == "toy" else SAMPLE, environment=environment, credit=asked.credit)
+            if environment != "single":  # a lesson is one turn of several
+                config = dataclasses.replace(config, steps=config.steps * 3 // 2)
             print(f"{name}, {environment}: {config.steps} steps of fine-tuning, {REWARDED['steps']} of GRPO")
             each = [
                 learn(dataclasses.replace(config, seed=int(seed)), data, f"{name}-{environment}-{seed}")
@@ -131,7 +135,7 @@ def main() -> None:
             ]
             title = f"{name}, {environment}"
             curves[title] = pd.concat(each)
-            baseline[title] = constant(config, data, f"{name}-{environment}-{asked.seeds.split(',')[0]}-grpo")
+            baseline[title] = constant(config, data, f"{name}-{environment}-{asked.seeds.split(',')[0]}-sft")
             tell(each, baseline[title])
         if asked.figure:
             draw(curves, baseline, asked.figure)

@@ -2,7 +2,7 @@
 
     batches = Batches(cases, task, renderer(QWEN), steps=100, places=32, group=8, recorder=recorder)
     train(batches, QWEN, folder)                    # tinker-cookbook's own loop; the page of `watch` shows it
-    client = connect().create_sampling_client(base_model=QWEN)
+    client = sampling_client(QWEN, folder)          # as trained so far
     played = await rollout(batches.get_batch(0)[0], client, max_tokens=64)             # one group, by hand
 
 Needed are the extra `tinker` (tinker 0.38, tinker-cookbook 0.6.1) and TINKER_API_KEY in the environment, from where the
@@ -14,16 +14,21 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from kitlib.paths import KitError
 from kitlib.remote_envs import Batches, Group, Observation, PlaceEnv, Renderer, StepResult, advantages
+from kitlib.vlm_data import Cases
 from kitlib.vlm_talk import Talk, Tokens
+from kitlib.vlm_tasks import STEPS, Task
+
+T = TypeVar("T")
 
 KEY = "TINKER_API_KEY"
 QWEN = "Qwen/Qwen3-VL-30B-A3B-Instruct"
@@ -85,7 +90,8 @@ def _library(name: str) -> Any:
         raise KitError(f"{name.split('.')[0]} is not installed: {told}") from None
 
 
-def _check_key() -> None:
+def check() -> None:
+    """Raise KitError without the library, and without TINKER_API_KEY in the environment."""
     _library("tinker")
     if not os.environ.get(KEY):
         raise KitError(
@@ -95,8 +101,43 @@ def _check_key() -> None:
 
 def connect() -> Any:
     """Tinker's ServiceClient. Raises KitError without the library, and without TINKER_API_KEY in the environment."""
-    _check_key()
+    check()
     return _library("tinker").ServiceClient()
+
+
+def sampling_client(model: str, folder: Path) -> Any:
+    """A client that speaks as a training in `folder` left the model; as published where there is none yet."""
+    service, saved = connect(), None
+    if folder.is_dir():
+        saved = _library("tinker_cookbook.checkpoint_utils").get_last_checkpoint(str(folder), "sampler_path")
+    if saved is None:
+        return service.create_sampling_client(base_model=model)
+    return service.create_sampling_client(model_path=saved.sampler_path)
+
+
+def sampled(
+    cases: Cases,
+    task: Task,
+    renderer: Renderer,
+    client: Any,
+    samples: int,
+    *,
+    max_tokens: int,
+    temperature: float,
+    places_at_once: int = 32,
+) -> list[list[Talk]]:
+    """For each of N cases `samples` conversations as at the end of training, as `vlm_guess.sampled` has them."""
+
+    async def play(start: int) -> list[Played]:
+        rows = [cases.row(i) for i in range(start, min(start + places_at_once, len(cases)))]
+        rows = [row if row["truth"].point is not None else row | {"truth": task.blank()} for row in rows]
+        shared = (cases.views, task, renderer, samples, STEPS - 1, STEPS)
+        groups = [Group(row, *shared, start + i) for i, row in enumerate(rows)]
+        how = {"max_tokens": max_tokens, "temperature": temperature}
+        return await asyncio.gather(*(rollout(group, client, **how) for group in groups))  # type: ignore[arg-type]
+
+    chunks = [_apart(play(start)) for start in range(0, len(cases), places_at_once)]
+    return [played.talks for chunk in chunks for played in chunk]
 
 
 def renderer(model: str, name: str = "") -> Renderer:
@@ -133,7 +174,7 @@ def train(
     this machine there, so share the rollouts, not this. rate: of Adam. max_tokens: of a reply. Raises KitError without
     the library or the key.
     """
-    _check_key()
+    check()
     cookbook = _library("tinker_cookbook.rl.train")
     config = cookbook.Config(
         learning_rate=rate,
@@ -148,11 +189,16 @@ def train(
         rollout_json_export=False,
     )
     try:
-        with ThreadPoolExecutor(1) as apart:  # a notebook's own thread already runs a loop
-            apart.submit(asyncio.run, cookbook.main(config)).result()
+        _apart(cookbook.main(config))
     finally:
         if batches.book is not None:
             batches.book.close()
+
+
+def _apart(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns, run in a thread of its own: a notebook's own thread already runs a loop."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 def dataset_builder(batches: Batches) -> Any:

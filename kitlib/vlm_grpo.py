@@ -1,9 +1,9 @@
 """Group relative policy optimisation of conversations about places, by TRL's trainer (Shao et al. 2024, 2402.03300).
 
 A group is G conversations about one place; each is worth its reward less the group's mean. One reply a conversation
-goes through a plain reward function, several through TRL's rollout function; then each turn's words have the credit of
-what came after them (`rewards.turn_advantages`). A group in which all earned the same says nothing: it is left out of
-the loss and counted as `groups/constant`. Every step's conversations go to a `Recorder`.
+goes through a plain reward function, several through TRL's rollout function; there each turn's words can have the
+credit of what came after them alone (`rewards.turn_advantages`). A group in which all earned the same says nothing: it
+is left out of the loss and counted as `groups/constant`. Every step's conversations go to a `Recorder`.
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ class TrainerSpeaker:
 class PlaceTrainer(GRPOTrainer):
     """TRL's trainer for rows of `vlm_data` with a prompt: it knows which place a conversation is about."""
 
-    def __init__(self, *, task: Task, views: Sequence[str], seed: int, recorder: Recorder, **options: Any) -> None:
+    def __init__(
+        self, *, task: Task, views: Sequence[str], seed: int, recorder: Recorder, by_turn: bool, **options: Any
+    ) -> None:
         self.task, self.views, self.talk_seed, self.recorder = task, views, seed, recorder
+        self.by_turn = by_turn and task.multi_turn  # whose words have the credit of what came after them alone
         self.group = options["args"].num_generations
         self.cases: list[Row] = []
         self.talks: list[Talk] = []
@@ -93,7 +96,7 @@ class PlaceTrainer(GRPOTrainer):
         silent = torch.tensor(np.repeat(constant, self.group)[mine], device=self.args.device)
         advantages = torch.where(silent, 0.0, output["advantages"])
         output["advantages"] = advantages
-        if self.task.multi_turn:
+        if self.by_turn:
             of_tokens = self._of_tokens(each, mine, output["completion_ids"])
             output["advantages"] = torch.where(silent[:, None], 0.0, of_tokens)
         mask = output["completion_mask"] * output.get("tool_mask", 1)

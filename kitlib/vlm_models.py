@@ -2,6 +2,7 @@
 
     tiny, tiny:qwen3            made here (`tiny_vlm`), no download; for the sample competition and for tests
     hf:REPO_OR_FOLDER           of the transformers library: Qwen/Qwen2.5-VL-3B-Instruct, Qwen/Qwen3-VL-4B-Instruct
+    tinker:NAME                 on Tinker's machines (`vlm_remote`): Qwen/Qwen3-VL-30B-A3B-Instruct
 
 With LoRA (Hu et al. 2021, arXiv:2106.09685) the projections of the language model learn, and adapter/ of a fold holds
 what they learned, to be loaded onto the published model or merged into it. Without it the whole model learns.
@@ -26,7 +27,7 @@ from kitlib.views import best_device, best_dtype
 log = logging.getLogger(__name__)
 
 QWEN = "hf:Qwen/Qwen2.5-VL-3B-Instruct"
-ALLOWED = "allowed are tiny, tiny:qwen3 and hf:REPO_OR_FOLDER"
+ALLOWED = "allowed are tiny, tiny:qwen3, hf:REPO_OR_FOLDER and tinker:NAME"
 PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 VISION = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -47,12 +48,12 @@ def targets(attention_only: bool = False) -> str:
 def check(name: str, four_bit: bool = False, vllm: bool = False) -> None:
     """Raise KitError for a name that stands for no model, and for options whose libraries are not installed."""
     kind, _, rest = name.partition(":")
-    if not (name == "tiny" or (kind == "tiny" and rest in tiny_vlm.KINDS) or (kind == "hf" and rest)):
+    if not (name == "tiny" or (kind == "tiny" and rest in tiny_vlm.KINDS) or (kind in ("hf", "tinker") and rest)):
         raise KitError(f"vision-language model {name!r}: {ALLOWED}")
     if four_bit and not importlib.util.find_spec("bitsandbytes"):
         raise KitError("four_bit needs the library bitsandbytes: pip install bitsandbytes, or leave it False")
-    if four_bit and kind == "tiny":
-        raise KitError("four_bit with a tiny model: allowed is False")
+    if four_bit and kind in ("tiny", "tinker"):
+        raise KitError(f"four_bit with {name}: allowed is False")
     if vllm and not (importlib.util.find_spec("vllm") and torch.cuda.is_available()):
         raise KitError("vllm needs the library vllm and a CUDA device: pip install vllm, or leave it False")
 
@@ -67,6 +68,8 @@ def load(name: str, four_bit: bool = False, full: bool = False) -> tuple[Any, An
     kind, _, rest = name.partition(":")
     if kind == "tiny":
         return tiny_vlm.build(rest or "qwen2.5")
+    if kind == "tinker":
+        raise KitError(f"the weights of {name} are at Tinker: allowed here are tiny, tiny:qwen3 and hf:REPO_OR_FOLDER")
     return _published(rest, torch.float32 if full else best_dtype(best_device()), four_bit)
 
 
@@ -144,6 +147,8 @@ def reload(name: str, folder: Path, *, four_bit: bool = False, learn: bool = Fal
 
     Raises KitError for a folder where nothing was saved.
     """
+    if name.startswith("tinker:"):
+        return load(name)  # which says that nothing is here
     found = saved(folder)
     if found is None:
         raise KitError(f"{paths.relative(folder)} holds no trained model yet: train it to the end first")

@@ -21,7 +21,7 @@ RATES = {"sft": 1e-4, "grpo": 1e-5}
 class Config(Settings):
     """What decides the result; travels with the run in params.json."""
 
-    model: str = vlm_models.QWEN  # hf:NAME, or tiny or tiny:qwen3; see vlm_models.py
+    model: str = vlm_models.QWEN  # hf:NAME, tinker:NAME, tiny or tiny:qwen3; see vlm_models.py
     method: str = "sft"  # sft: learns right replies; grpo: learns by what its replies earn
     start_from: str = ""  # run with the same model to go on from; "": the model as published
     max_side: int = 448  # px of a picture's longest side; 0: as it is
@@ -53,6 +53,7 @@ class Config(Settings):
     temperature: float = 1.0  # of replies that grpo learns from
     kl: float = 0.0  # weight of the distance from the model that grpo began with
     scale: str = "group"  # by what spread advantages are divided: group, batch, none
+    credit: str = "turn"  # of several turns: what came after each (turn), or all of the conversation for each (talk)
     vllm: bool = False  # generate by vLLM, which is faster
     tau_schedule: str = "geometric"  # of grpo: fixed, geometric, linear, stepped
     tau_first_km: float = 2000.0  # km at which a reward falls to 1/e, at the first step
@@ -72,7 +73,8 @@ class Config(Settings):
     seed: int = 0  # of new weights, order, replies and choices
 
     CHOICES: ClassVar = {"method": METHODS, "environment": vlm_tasks.ENVIRONMENTS, "label": ("region", "country"),
-                         "tau_schedule": SCHEDULES, "scale": ("group", "batch", "none")}  # fmt: skip
+                         "tau_schedule": SCHEDULES, "scale": ("group", "batch", "none"),
+                         "credit": ("turn", "talk")}  # fmt: skip
     POSITIVE: ClassVar = ("steps", "batch", "device_batch", "group", "reply_tokens", "temperature", "tau_first_km",
                           "tau_last_km", "samples", "eval_places", "checkpoint_steps", "shuffle_buffer")  # fmt: skip
     SHARES: ClassVar = ("forcing", "warmup", "smoothing")
@@ -91,7 +93,18 @@ class Config(Settings):
             raise KitError("four_bit with lora_rank 0: allowed is a rank above 0, weights in 4 bits do not learn")
         if self.kl and not self.lora_rank:
             raise KitError("kl with lora_rank 0: allowed is 0, or the model that it began with would be kept as well")
+        if self.model.startswith("tinker:"):
+            self._check_remote()
         self.task("Region", {})
+
+    def _check_remote(self) -> None:
+        """Raise KitError for what Tinker does not do; what is left is GRPO of LoRA, group-centred and unscaled."""
+        fixed = {"method": "grpo", "start_from": "", "stream": "", "kl": 0.0, "vllm": False, "four_bit": False}
+        for name, allowed in fixed.items():
+            if getattr(self, name) != allowed:
+                raise KitError(f"{name}={getattr(self, name)!r} with {self.model}: allowed is {allowed!r}")
+        if not self.lora_rank:
+            raise KitError(f"lora_rank 0 with {self.model}: allowed is a rank above 0")
 
     def task(self, region: str, labels: dict[str, Labels]) -> Task:
         """The task of these settings. region: what the data calls one. Raises KitError where they make none."""

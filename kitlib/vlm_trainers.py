@@ -91,6 +91,7 @@ def grpo(
         views=lesson.views,
         seed=settings["seed"],
         recorder=recorder,
+        by_turn=settings["credit"] == "turn",
         model=model,
         args=arguments,
         train_dataset=lesson.rows(settings, extend),

@@ -396,7 +396,7 @@ def test_a_stream_is_learned_from_instead_of_the_places(data, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"model": "gpt"}, "allowed are tiny, tiny:qwen3 and hf:"),
+        ({"model": "gpt"}, "allowed are tiny, tiny:qwen3, hf:"),
         ({"model": "tiny:llama"}, "allowed are tiny"),
         ({"method": "grpo", "group": 5}, "wanted is a multiple of a group"),
         ({"batch": 10}, "wanted is a multiple"),
@@ -415,7 +415,7 @@ def test_settings_that_make_no_sense_are_refused(wrong, told):
 
 def test_what_is_not_installed_or_does_not_fit_is_refused_before_a_run_begins(sft, data):
     for wrong, told in (
-        ({"four_bit": True, "lora_rank": 4}, "four_bit with a tiny model"),
+        ({"four_bit": True, "lora_rank": 4}, "four_bit with tiny: allowed is False"),
         ({"vllm": True}, "vllm needs the library vllm"),
         ({"lora_rank": 4}, "start_from='sft' has lora_rank=0"),
         ({"start_from": "nobody"}, "there is no run 'nobody'"),

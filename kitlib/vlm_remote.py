@@ -1,0 +1,76 @@
+"""A run whose model learns and speaks on Tinker's machines; its data, its rewards, and what it said stay here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from kitlib import crossfit, remote
+from kitlib.remote_envs import Batches
+from kitlib.vlm_data import Cases
+from kitlib.vlm_session import Session
+from kitlib.vlm_talk import Talk
+
+
+class RemoteSession(Session):
+    """A session of a model `tinker:NAME`: trained by tinker-cookbook's loop, looked at before and after."""
+
+    ways = ("samples",)
+
+    @property
+    def name(self) -> str:
+        """The model's name at Tinker."""
+        return self.config.model.removeprefix("tinker:")
+
+    def _fit(self, fold: int, folder: Path, devices: int, max_hours: float | None) -> bool:
+        """Train to the end; hours and devices are not of this machine."""
+        from kitlib import vlm_fit
+
+        config, inner, recorder = self.config, folder / self.config.method, self.recorder(fold)
+        rows, prior = self.looked_at(fold), self.prior(fold)
+        looked = self.cases("train", rows)
+
+        def look(step: int) -> dict[str, float]:
+            seen = self._look(step, rows, looked, self._talks(fold, looked), prior, recorder)
+            return {"step": step, **{f"eval_{name}": value for name, value in seen.items()}}
+
+        if not (inner / "history.csv").is_file():  # or the training goes on
+            vlm_fit.write_history(inner, [look(0)])
+        batches = Batches(
+            self.cases("train", self.parts(fold)[0]),
+            self.task,
+            remote.renderer(self.name),
+            steps=config.steps,
+            places=config.batch // config.group,
+            group=config.group,
+            seed=config.seed,
+            recorder=recorder,
+        )
+        remote.train(
+            batches,
+            self.name,
+            inner / "tinker",
+            rate=self.run.settings["rate"],
+            lora_rank=config.lora_rank,
+            max_tokens=config.reply_tokens,
+            temperature=config.temperature,
+        )
+        before = pd.read_csv(inner / "history.csv").iloc[0].to_dict()
+        vlm_fit.write_history(inner, [{str(name): value for name, value in before.items()}, look(config.steps)])
+        vlm_fit.finish(inner, {"steps": config.steps})
+        return True
+
+    def _talks(self, fold: int, cases: Cases) -> list[list[Talk]]:
+        """Conversations about each case with what a fold's training has come to, at first the published model."""
+        config = self.config
+        client = remote.sampling_client(self.name, crossfit.folder(self.run, fold) / config.method / "tinker")
+        return remote.sampled(
+            cases,
+            self.task,
+            remote.renderer(self.name),
+            client,
+            config.samples,
+            max_tokens=config.reply_tokens,
+            temperature=config.guess_temperature,
+        )

@@ -1,0 +1,214 @@
+"""A run of a vision-language model with its data at hand: what its folds share, how one is trained and guesses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kitlib import competition, crossfit, guesses, pictures, rollouts, runs, vlm_data, vlm_models
+from kitlib import folds as saved_folds
+from kitlib.guesses import Guesses
+from kitlib.labels import from_table
+from kitlib.runs import Run
+from kitlib.tables import SPLITS, Places
+from kitlib.views import best_device
+from kitlib.vlm_data import Cases
+from kitlib.vlm_guess import Prior, sampled, seen, state_likelihood
+from kitlib.vlm_record import Recorder
+from kitlib.vlm_settings import Config
+from kitlib.vlm_talk import Sampler, Talk
+from kitlib.vlm_tasks import Task
+
+
+def task_of(config: Config, places: Places) -> Task:
+    """What the model is set to do with these places."""
+    # Names of other countries are in no list of states.
+    labels = {} if config.stream else {config.label: from_table(places.states, "state")}
+    return config.task("Region" if places.template is None else "State", labels)
+
+
+class Session:
+    """A run with its data at hand, its model on this machine."""
+
+    ways: tuple[str, ...] = ("samples", "likelihood")  # to find states
+
+    def __init__(self, run: Run, places: Places) -> None:
+        self.run, self.places = run, places
+        self.config = Config.of_run(run.settings)
+        self.packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
+        self.states = from_table(places.states, "state")
+        self.task = task_of(self.config, places)
+
+    def train_fold(self, fold: int, devices: int = 1, max_hours: float | None = None) -> None:
+        """Train on what a fold does not hold out, then guess; returns early when the hours are over."""
+        from kitlib import vlm_fit
+
+        folder = crossfit.folder(self.run, fold)
+        if not vlm_fit.is_done(folder / self.config.method) and not self._fit(fold, folder, devices, max_hours):
+            return
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+            return
+        held_out = self.parts(fold)[1]
+        held = self._completed(fold, "train", held_out, self._choose(fold, held_out))
+        test = self.guess(fold, "test") if "test" in self.packs else None
+        crossfit.keep(self.run, fold, held, test)
+
+    def _fit(self, fold: int, folder: Path, devices: int, max_hours: float | None) -> bool:
+        """Train to the end, or until the hours are over; False when it is not at its end."""
+        from kitlib import vlm_fit, vlm_trainers
+
+        config, inner = self.config, folder / self.config.method
+        torch.manual_seed(config.seed)
+        model, processor = self._starting(fold)
+        lesson = vlm_trainers.Lesson(self.cases("train", self.parts(fold)[0]), "", self.places.views)
+        if config.stream:
+            views = vlm_data.stream_views(config.stream, config.stream_split)
+            lesson = vlm_trainers.Lesson(None, config.stream, views)
+        recorder = self.recorder(fold)
+        built = (self.run.settings, model, processor, self.task, lesson, inner, devices)
+        trainer = vlm_trainers.sft(*built) if config.method == "sft" else vlm_trainers.grpo(*built, recorder)
+        rows, prior = self.looked_at(fold), self.prior(fold)
+        cases = self.cases("train", rows)
+
+        def evaluate(model: Any, step: int) -> dict[str, float]:
+            talks = sampled(cases, self.task, self._speaker(model, processor), config.samples, self._at_once)
+            return self._look(step, rows, cases, talks, prior, recorder)
+
+        how: dict[str, Any] = {"eval_steps": config.eval_steps, "max_hours": max_hours, "seed": config.seed}
+        if not vlm_fit.fit(trainer, inner, evaluate=evaluate, **how):
+            return False
+        if trainer.is_world_process_zero():
+            vlm_models.save(trainer.accelerator.unwrap_model(trainer.model), processor, folder)
+            learned, of = vlm_models.n_learning(model)
+            vlm_fit.finish(inner, {"steps": config.steps, "weights": of, "learning": learned})
+        trainer.accelerator.wait_for_everyone()
+        return True
+
+    def _starting(self, fold: int) -> tuple[Any, Any]:
+        """The model to train, with what an earlier run learned or with new weights of LoRA, and its processor."""
+        config = self.config
+        if config.start_from:
+            before = runs.open_run(config.start_from)
+            done = crossfit.done(before)
+            folder = crossfit.folder(before, fold if fold in done else done[0])
+            return vlm_models.reload(config.model, folder, four_bit=config.four_bit, learn=True)
+        model, processor = vlm_models.load(config.model, config.four_bit, full=not config.lora_rank)
+        return vlm_models.adapt(model, config.lora_rank, config.lora_attention_only), processor
+
+    def parts(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the training places with a picture that a fold learns from, and all rows that it holds out."""
+        table = saved_folds.load_or_make(self.places, n_folds=self.run.settings["n_folds"])
+        held_out = table[self.run.settings["folds_column"]].to_numpy() == fold
+        return np.flatnonzero(~held_out & ~self.packs["train"].unusable_places), np.flatnonzero(held_out)
+
+    def looked_at(self, fold: int) -> np.ndarray:
+        """Rows of the held-out places that are looked at while a fold is trained."""
+        held_out = self.parts(fold)[1]
+        usable = held_out[~self.packs["train"].unusable_places[held_out]]
+        return np.random.default_rng(self.config.seed).permutation(usable)[: self.config.eval_places]
+
+    def recorder(self, fold: int) -> Recorder:
+        """What writes a fold's conversations: those of the first fold are the run's own."""
+        there = self.run.dir if not set(crossfit.done(self.run)) - {fold} else crossfit.folder(self.run, fold)
+        return Recorder(rollouts.Writer(there / "rollouts"), self.config.environment)
+
+    def prior(self, fold: int) -> Prior:
+        """What the places that a fold learns from say without a picture."""
+        rows = self.parts(fold)[0]
+        points, position = self.places.points("train")[rows], self.places.state_position("train")[rows]
+        idx = self.places.states["state_idx"].to_numpy()
+        return Prior(self.states, idx, points, position, self.config.label, self.config.smoothing)
+
+    def cases(self, split: str, rows: np.ndarray) -> Cases:
+        """Places as they are asked about."""
+        return vlm_data.places_cases(self.places, self.packs[split], rows, self.config.max_side, self.config.label)
+
+    def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
+        """What a fold's saved model says of the places in `rows` (of all when None)."""
+        pack = self.packs[split]
+        rows = np.arange(len(pack.sample_id)) if rows is None else rows
+        chosen = self.choice(fold)["chosen"]
+        said = self._said(fold, split, rows[~pack.unusable_places[rows]], [chosen])
+        return self._completed(fold, split, rows, said[chosen])
+
+    def choice(self, fold: int) -> dict[str, Any]:
+        """How a fold finds its states."""
+        return json.loads((crossfit.folder(self.run, fold) / "choice.json").read_text())
+
+    def _look(
+        self,
+        step: int,
+        rows: np.ndarray,
+        cases: Cases,
+        talks: Sequence[Sequence[Talk]],
+        prior: Prior,
+        recorder: Recorder,
+    ) -> dict[str, float]:
+        """Record conversations about held-out places, and how they went."""
+        said = [talk for row in talks for talk in row]
+        each = [case for i, row in enumerate(talks) for case in [cases.row(i)] * len(row)]
+        written = recorder.rows(step, "eval", each, said, self.task.tau_last_km, [None] * len(said))
+        recorder.write(step, written, self.config.samples)
+        return seen(prior.guesses(self.packs["train"].sample_id[rows], talks), talks, self.places)
+
+    def _completed(self, fold: int, split: str, rows: np.ndarray, said: Guesses) -> Guesses:
+        """Guesses for all places in `rows`, those without a picture too."""
+        pack = self.packs[split]
+        blind = rows[pack.unusable_places[rows]]
+        parts = [said, self.prior(fold).blind(pack.sample_id[blind])] if len(blind) else [said]
+        return guesses.stack(parts).at(pack.sample_id[rows])
+
+    def _said(self, fold: int, split: str, rows: np.ndarray, ways: Sequence[str]) -> dict[str, Guesses]:
+        """Guesses for places with pictures, with the states found in each of some ways: samples, likelihood."""
+        prior, cases = self.prior(fold), self.cases(split, rows)
+        found = {"samples": prior.guesses(self.packs[split].sample_id[rows], self._talks(fold, cases))}
+        if "likelihood" in ways:
+            scores = state_likelihood(
+                cases, self.task, self._speaker(*self._model(fold)), self.states, self.config.label
+            )
+            found["likelihood"] = prior.with_likelihood(found["samples"], scores)
+        return {way: found[way] for way in ways}
+
+    def _talks(self, fold: int, cases: Cases) -> list[list[Talk]]:
+        """Conversations of a fold's saved model about each case."""
+        speaker = self._speaker(*self._model(fold))
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(self.config.seed)
+            return sampled(cases, self.task, speaker, self.config.samples, self._at_once)
+
+    def _choose(self, fold: int, held_out: np.ndarray) -> Guesses:
+        """Guesses for held-out places, by the better way to find states; choice.json says what each one scores."""
+        rows = held_out[~self.packs["train"].unusable_places[held_out]]
+        said = self._said(fold, "train", rows, self.ways)
+        scores = {way: competition.score_guesses(guess, self.places).state for way, guess in said.items()}
+        chosen = max(scores, key=lambda way: scores[way])
+        runs.write_json(crossfit.folder(self.run, fold) / "choice.json", {"chosen": chosen, "state_scores": scores})
+        return said[chosen]
+
+    @cached_property
+    def _loaded(self) -> dict[int, tuple[Any, Any]]:
+        return {}
+
+    def _model(self, fold: int) -> tuple[Any, Any]:
+        """A fold's trained model on its device, and its processor; one is kept."""
+        if fold not in self._loaded:
+            self._loaded.clear()
+            config = self.config
+            folder = crossfit.folder(self.run, fold)
+            model, processor = vlm_models.reload(config.model, folder, four_bit=config.four_bit)
+            self._loaded[fold] = (model if config.four_bit else model.to(best_device())), processor
+        return self._loaded[fold]
+
+    def _speaker(self, model: Any, processor: Any) -> Sampler:
+        return Sampler(model, processor, self.config.reply_tokens, self.config.guess_temperature)
+
+    @property
+    def _at_once(self) -> int:
+        """Conversations that are sampled at once: without gradients several times more fit than in training."""
+        return max(self.config.samples, 8 * self.config.device_batch)
