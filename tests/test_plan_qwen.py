@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("trl")
 
-from kitlib import crossfit, pipeline, rollouts, runs, tiny_vlm, vlm_models  # noqa: E402
+from kitlib import crossfit, pipeline, rollouts, runs, tiny_vlm, vlm_models
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
