@@ -1,8 +1,9 @@
 """Whether a vision-language model learns here: fine-tuning makes its answers parse, then rewards make them better.
 
 The tiny Qwen2.5-VL, on the colour-coded toy set (`kitlib.toy`) and on the drawn sample competition, in one turn and
-telescoping, each with several seeds. All figures are of 80 places that a fold holds out and four replies to each: what
-parses after fine-tuning with replies as sampled for guesses, rewards with replies as sampled in training.
+telescoping, each with several seeds. All figures are of 80 places that a fold holds out and four replies to each:
+rewards with replies as sampled in training, at temperature 1; what parses after fine-tuning, and "cool" rewards, with
+replies as sampled for guesses, at 0.7.
 
     OMP_NUM_THREADS=1 python benchmarks/vlm.py                             # all of it
     OMP_NUM_THREADS=1 python benchmarks/vlm.py --data toy --seeds 0        # one seed of the toy set
@@ -25,12 +26,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.ticker import MaxNLocator
 
-from kitlib import environments, figures, places, runs, sample, toy, vlm
+from kitlib import crossfit, environments, figures, places, runs, sample, toy, vlm, vlm_guess, vlm_models
 from kitlib.answers import Answer
 from kitlib.runs import Run
 from kitlib.tables import Places
+from kitlib.vlm_talk import Sampler
 
 TOY = vlm.Config(
     model="tiny",
@@ -69,15 +72,27 @@ def learn(config: vlm.Config, data: Places, name: str) -> pd.DataFrame:
     tuned = vlm.train(dataclasses.replace(config, credit=TOY.credit), data, f"{name}-sft")
     rewarded = dataclasses.replace(config, start_from=f"{name}-sft", **REWARDED)
     run = vlm.train(rewarded, data, f"{name}-grpo" + f"-{config.credit}" * (config.environment != "single"))
-    parsed, seen = looks(tuned, "sft")["eval_parsed"].iloc[-1], looks(run, "grpo")
-    first, last = seen.iloc[0], seen.iloc[-1]
+    taught, seen = looks(tuned, "sft").iloc[-1], looks(run, "grpo")
+    first, last, cool = seen.iloc[0], seen.iloc[-1], cool_reward(run, data)
     print(
-        f"  {name}: {parsed:.1%} parse after fine-tuning; reward {first.eval_reward:.3f} to {last.eval_reward:.3f},"
-        f" mean km {first.eval_mean_km:,.0f} to {last.eval_mean_km:,.0f}, parsed {first.eval_parsed:.1%} to"
-        f" {last.eval_parsed:.1%} ({time.perf_counter() - began:.0f} s)",
+        f"  {name}: {taught.eval_parsed:.1%} parse after fine-tuning; reward {first.eval_reward:.3f} to"
+        f" {last.eval_reward:.3f}, cool {taught.eval_reward:.3f} to {cool:.3f}, mean km {first.eval_mean_km:,.0f} to"
+        f" {last.eval_mean_km:,.0f}, parsed {first.eval_parsed:.1%} to {last.eval_parsed:.1%}"
+        f" ({time.perf_counter() - began:.0f} s)",
         flush=True,
     )
-    return seen.assign(seed=config.seed, parsed_sft=parsed)
+    return seen.assign(seed=config.seed, parsed_sft=taught.eval_parsed, cool_before=taught.eval_reward, cool_after=cool)
+
+
+def cool_reward(run: Run, data: Places) -> float:
+    """The mean reward of the same places with replies as sampled for guesses, which says what cooling alone gives."""
+    session = vlm.session(run, data)
+    cases = session.cases("train", session.looked_at(0))
+    model, processor = vlm_models.reload(run.settings["model"], crossfit.folder(run, 0))
+    speaker = Sampler(model, processor, session.config.reply_tokens, TOY.guess_temperature)
+    torch.manual_seed(session.config.seed)
+    talks = vlm_guess.sampled(cases, session.task, speaker, session.config.samples, 320)
+    return float(np.mean([talk.reward for row in talks for talk in row]))
 
 
 def constant(config: vlm.Config, data: Places, run: str) -> float:
@@ -147,9 +162,11 @@ def tell(each: list[pd.DataFrame], baseline: float) -> None:
     gains = after - before
     spread = f" +- {gains.std(ddof=1):.3f}" if len(gains) > 1 else ""
     parsed = min(seen["parsed_sft"].iloc[0] for seen in each)
+    cool = [np.mean([seen[f"cool_{when}"].iloc[0] for seen in each]) for when in ("before", "after")]
     print(
-        f"  reward {before.mean():.3f} to {after.mean():.3f}, gain {gains.mean():+.3f}{spread}"
-        f" (one constant reply {baseline:.3f}); at least {parsed:.1%} parse after fine-tuning",
+        f"  reward {before.mean():.3f} to {after.mean():.3f}, gain {gains.mean():+.3f}{spread},"
+        f" cool {cool[0]:.3f} to {cool[1]:.3f} (one constant reply {baseline:.3f});"
+        f" at least {parsed:.1%} parse after fine-tuning",
         flush=True,
     )
 
