@@ -55,7 +55,7 @@ TOY = vlm.Config(
     eval_places=80,
 )
 # Four views a place, and a harder one: states and a few hundred kilometres.
-SAMPLE = dataclasses.replace(TOY, max_side=96, radii_km="500,200", tau_last_km=500.0, steps=400)
+SAMPLE = dataclasses.replace(TOY, max_side=96, radii_km="500,200", tau_last_km=500.0, steps=500)
 REWARDED: dict[str, Any] = {"method": "grpo", "rate": 5e-4, "batch": 64, "device_batch": 64, "group": 8, "steps": 150}
 REWARDED["guess_temperature"] = 1.0  # as in training: the reward that is being raised
 
@@ -179,7 +179,7 @@ def drawn(home: Path, name: str) -> Path:
         if name == "toy":
             toy.draw(folder, n_train=400)
         else:
-            sample.draw(folder, n_train=400, n_test=20, size=96)
+            sample.draw(folder, n_train=1000, n_test=20, size=96)
     return folder if name == "toy" else there
 
 

@@ -292,6 +292,17 @@ def test_the_page_shows_the_step_in_view(server, opened, run):
     assert colours(page, "#map") > 20 and all(colours(page, f"figure:nth-child({i}) canvas") > 4 for i in range(1, 5))
 
 
+def test_a_value_that_never_changes_has_one_mark(server, opened):
+    ticks = opened(server).evaluate(
+        "async (values) => { const { Chart } = await import('/watch_charts.js');"
+        " const chart = new Chart(document.createElement('div'), { column: 'tau_km', title: '', log: true });"
+        " return values.map((tau_km) => { chart.load({ train: { step: [0, 1], tau_km } });"
+        " return chart.ticks(80); }) }",
+        [[500, 500], [2000, 25]],
+    )
+    assert ticks[0] == [500] and len(ticks[1]) > 1
+
+
 def test_slider_keys_and_buttons_move_through_the_run(server, opened):
     page = opened(server)
     at(page, 44)

@@ -43,7 +43,7 @@ function logTicks(low, high, most) {
 export class Chart {
   /** A chart of one column of the summary; `onSeek(step)` is told where one clicks or drags. */
   constructor(parent, { column, title, hint = "", log = false, low = null, high = null, onSeek }) {
-    Object.assign(this, { column, log, low, high, onSeek, curves: {}, base: null });
+    Object.assign(this, { column, log, low, high, onSeek, curves: {}, base: null, only: null });
     const figure = parent.appendChild(document.createElement("figure"));
     const caption = figure.appendChild(document.createElement("figcaption"));
     caption.append(title);
@@ -66,6 +66,7 @@ export class Chart {
     for (const value of values) [low, high] = [Math.min(low, value), Math.max(high, value)];
     this.steps = [first, Math.max(last, first + 1)];
     this.range = this.framed(this.low ?? low, this.high ?? high);
+    this.only = low === high && this.low === null ? low : null;
     this.base = null;
   }
 
@@ -137,6 +138,7 @@ export class Chart {
   }
 
   ticks(height) {
+    if (this.only !== null) return [this.only];
     const [low, high] = this.range;
     const most = Math.max(Math.floor((height - PAD.top - PAD.bottom) / 16), 2);
     if (this.log) return logTicks(low, high, most);
