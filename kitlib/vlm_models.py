@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from kitlib.paths import KitError
 from kitlib.views import best_device, best_dtype
 
 log = logging.getLogger(__name__)
+
+# trl and peft still call gradient checkpointing by the name that transformers has deprecated.
+warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)
 
 QWEN = "hf:Qwen/Qwen2.5-VL-3B-Instruct"
 ALLOWED = "allowed are tiny, tiny:qwen3, hf:REPO_OR_FOLDER and tinker:NAME"
