@@ -53,7 +53,9 @@ class Played:
     advantages: np.ndarray
 
 
-async def rollout(group: Group, client: Any, *, max_tokens: int, temperature: float = 1.0) -> Played:
+async def rollout(
+    group: Group, client: Any, *, max_tokens: int, temperature: float = 1.0, top_p: float = 1.0
+) -> Played:
     """Play a group against a sampling client, all conversations at once, and record it where the group has a book.
 
     client: with SamplingClient's `sample(prompt=, num_samples=, sampling_params=)`, to be awaited; the response has
@@ -65,7 +67,7 @@ async def rollout(group: Group, client: Any, *, max_tokens: int, temperature: fl
         turns: list[Turn] = []
         observation, stop = await env.initial_observation()
         while not env.talk.done:
-            how = parameters(max_tokens=max_tokens, temperature=temperature, stop=stop)
+            how = parameters(max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=stop)
             response = await client.sample(prompt=observation, num_samples=1, sampling_params=how)
             [said] = response.sequences
             result = await env.step(list(said.tokens))
@@ -124,6 +126,7 @@ def sampled(
     *,
     max_tokens: int,
     temperature: float,
+    top_p: float = 1.0,
     places_at_once: int = 32,
 ) -> list[list[Talk]]:
     """For each of N cases `samples` conversations as at the end of training, as `vlm_guess.sampled` has them."""
@@ -133,7 +136,7 @@ def sampled(
         rows = [row if row["truth"].point is not None else row | {"truth": task.blank()} for row in rows]
         shared = (cases.views, task, renderer, samples, STEPS - 1, STEPS)
         groups = [Group(row, *shared, start + i) for i, row in enumerate(rows)]
-        how = {"max_tokens": max_tokens, "temperature": temperature}
+        how = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
         return await asyncio.gather(*(rollout(group, client, **how) for group in groups))  # type: ignore[arg-type]
 
     chunks = [_apart(play(start)) for start in range(0, len(cases), places_at_once)]

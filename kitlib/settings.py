@@ -44,5 +44,7 @@ class Settings:
 
     @classmethod
     def of_run(cls, settings: Mapping[str, Any]) -> Self:
-        """Those of a run, whose params.json holds more than them."""
+        """Those of a run, whose params.json holds more than them. Raises KitError for a run without one of them."""
+        if missing := [field.name for field in fields(cls) if field.name not in settings]:  # type: ignore[arg-type]
+            raise KitError(f"a run of an earlier kit, without {', '.join(missing)}: train it again under a new name")
         return cls(**{field.name: settings[field.name] for field in fields(cls)})  # type: ignore[arg-type]

@@ -73,4 +73,5 @@ class RemoteSession(Session):
             config.samples,
             max_tokens=config.reply_tokens,
             temperature=config.guess_temperature,
+            top_p=config.guess_top_p,
         )

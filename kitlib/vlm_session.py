@@ -206,7 +206,8 @@ class Session:
         return self._loaded[fold]
 
     def _speaker(self, model: Any, processor: Any) -> Sampler:
-        return Sampler(model, processor, self.config.reply_tokens, self.config.guess_temperature)
+        config = self.config
+        return Sampler(model, processor, config.reply_tokens, config.guess_temperature, config.guess_top_p)
 
     @property
     def _at_once(self) -> int:

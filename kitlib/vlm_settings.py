@@ -66,6 +66,7 @@ class Config(Settings):
     reward_country: float = 0.0  # the right country
     samples: int = 8  # replies that make a guess
     guess_temperature: float = 0.7  # of them
+    guess_top_p: float = 0.95  # of them: only the likeliest tokens that come to this share are said
     smoothing: float = 0.02  # share of the state probabilities that goes by how common states are
     eval_steps: int = 100  # steps between evaluations on held-out places; 0: at the ends only
     eval_places: int = 64  # held-out places that are looked at then
@@ -77,7 +78,7 @@ class Config(Settings):
                          "credit": ("turn", "talk")}  # fmt: skip
     POSITIVE: ClassVar = ("steps", "batch", "device_batch", "group", "reply_tokens", "temperature", "tau_first_km",
                           "tau_last_km", "samples", "eval_places", "checkpoint_steps", "shuffle_buffer")  # fmt: skip
-    SHARES: ClassVar = ("forcing", "warmup", "smoothing")
+    SHARES: ClassVar = ("forcing", "warmup", "smoothing", "guess_top_p")
 
     def __post_init__(self) -> None:
         """Check every field, and that they go together. Raises KitError."""

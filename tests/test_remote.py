@@ -169,7 +169,7 @@ def test_a_client_is_asked_in_its_own_words(tinker):
     [group, _] = batches().get_batch(0)
     asyncio.run(remote.rollout(group, client, max_tokens=7, temperature=0.8))
     prompts, how = zip(*client.asked, strict=True)
-    assert how == (SimpleNamespace(max_tokens=7, temperature=0.8, stop=[STOP]),) * 3
+    assert how == (SimpleNamespace(max_tokens=7, temperature=0.8, top_p=1.0, stop=[STOP]),) * 3
     assert all(prompt is prompts[0] for prompt in prompts)  # its pictures are compressed once
 
 

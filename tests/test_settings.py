@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import asdict, dataclass
 from typing import ClassVar
@@ -53,3 +54,10 @@ def test_settings_travel_by_name():
 def test_what_is_wrong_is_told(wrong, told):
     with pytest.raises(KitError, match=told):
         Example.from_dict(wrong)
+
+
+def test_a_run_of_an_earlier_kit_is_refused_and_one_of_now_may_hold_more():
+    known = {field.name: field.default for field in dataclasses.fields(Example)}
+    assert Example.of_run(known | {"family": "any"}) == Example()
+    with pytest.raises(KitError, match="an earlier kit, without share: train it again"):
+        Example.of_run({name: value for name, value in known.items() if name != "share"})
