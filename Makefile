@@ -44,7 +44,7 @@ environment: $(VENV)/.installed  ## only make the environment
 lock: $(VENV)/.installed  ## resolve requirements.lock and images/vllm.lock again from pyproject.toml
 	$(BIN)/uv pip compile --universal --fork-strategy fewest --no-annotate --no-header --python-version 3.11 \
 		pyproject.toml --extra dev -o requirements.lock $(ARGS)
-	$(BIN)/uv pip compile --no-annotate --no-header --python-version 3.12 --python-platform x86_64-manylinux_2_35 \
+	$(BIN)/uv pip compile --no-annotate --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
 		pyproject.toml --extra rl --extra four_bit --extra vllm --extra wandb -o images/vllm.lock $(ARGS)
 
 # The page of `watch` is tested in a browser: the system's Chromium, else one that playwright downloads once.
