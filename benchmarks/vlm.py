@@ -185,7 +185,7 @@ def drawn(home: Path, name: str) -> Path:
     there = folder / ("metadata.csv" if name == "toy" else "kaggle_dataset")
     if not there.exists():
         if name == "toy":
-            toy.draw(folder, n_train=400)
+            toy.draw(folder, n_train=1000)
         else:
             sample.draw(folder, n_train=1000, n_test=20, size=96)
     return folder if name == "toy" else there
