@@ -55,13 +55,14 @@ TOY = vlm.Config(
 )
 # Four views a place, and a harder one: states and a few hundred kilometres.
 SAMPLE = dataclasses.replace(TOY, max_side=96, radii_km="500,200", tau_last_km=500.0)
-STEPS = {  # of fine-tuning, of which a lesson is one turn, and of GRPO, of which a step is all turns
-    ("toy", "single"): (300, 150),
-    ("toy", "telescoping"): (600, 100),
-    ("sample", "single"): (500, 150),
-    ("sample", "telescoping"): (600, 100),
+# Of fine-tuning, whose lessons are one turn each, and of GRPO, whose steps are all turns; and the rate of GRPO.
+STEPS = {
+    ("toy", "single"): (300, 150, 5e-4),
+    ("toy", "telescoping"): (600, 100, 2e-4),
+    ("sample", "single"): (500, 150, 5e-4),
+    ("sample", "telescoping"): (600, 100, 2e-4),
 }
-REWARDED: dict[str, Any] = {"method": "grpo", "rate": 5e-4, "batch": 64, "device_batch": 64, "group": 8}
+REWARDED: dict[str, Any] = {"method": "grpo", "batch": 64, "device_batch": 64, "group": 8}
 REWARDED |= {"guess_temperature": 1.0, "guess_top_p": 1.0}  # as in training: the reward that is being raised
 
 
@@ -71,11 +72,11 @@ def looks(run: Run, method: str) -> pd.DataFrame:
     return history.dropna(subset=["eval_reward"]).set_index("step")
 
 
-def learn(config: vlm.Config, rewarded_steps: int, data: Places, name: str) -> pd.DataFrame:
+def learn(config: vlm.Config, more: dict[str, Any], data: Places, name: str) -> pd.DataFrame:
     """One seed: the looks of reinforcement learning after fine-tuning; a run that is there is not repeated."""
     began = time.perf_counter()
     tuned = vlm.train(dataclasses.replace(config, credit=TOY.credit), data, f"{name}-sft")
-    rewarded = dataclasses.replace(config, start_from=f"{name}-sft", steps=rewarded_steps, **REWARDED)
+    rewarded = dataclasses.replace(config, start_from=f"{name}-sft", **REWARDED, **more)
     run = vlm.train(rewarded, data, f"{name}-grpo" + f"-{config.credit}" * (config.environment != "single"))
     seen, (parsed, cool_before), (_, cool_after) = looks(run, "grpo"), as_guessed(tuned, data), as_guessed(run, data)
     first, last = seen.iloc[0], seen.iloc[-1]
@@ -144,13 +145,13 @@ def main() -> None:
         curves, baseline = {}, {}
         for name, environment in product(asked.data.split(","), asked.environment.split(",")):
             data = places.read(drawn(home, name))
-            steps, rewarded_steps = STEPS[name, environment]
+            steps, rewarded_steps, rate = STEPS[name, environment]
             print(f"{name}, {environment}: {steps} steps of fine-tuning, {rewarded_steps} of GRPO")
             config = dataclasses.replace(TOY if name == "toy" else SAMPLE, environment=environment, steps=steps)
             each = [
                 learn(
                     dataclasses.replace(config, seed=int(seed), credit=asked.credit),
-                    rewarded_steps,
+                    {"steps": rewarded_steps, "rate": rate},
                     data,
                     f"{name}-{environment}-{seed}",
                 )

@@ -82,13 +82,18 @@ def returns(rewards: ArrayLike) -> np.ndarray:
 def turn_advantages(rewards: ArrayLike, scale: str = "group") -> np.ndarray:
     """How much better than its group each turn went (N, G, T), from what the turns of N groups of G talks earned.
 
-    A turn's return less the group's mean of it: what was earned before is left out, as no later word could change it.
-    It is divided by the deviation of the talks' totals within the "group" or the "batch", or left as it is ("none"), as
-    TRL does, so that a first turn has the advantage of GRPO itself.
+    A turn's return less the group's mean of it, and less what was to be expected of it after what had been earned
+    before: a line through all talks, as no word can change what came before it. Where the turns have nothing to do with
+    each other that is nothing. It is divided by the deviation of the talks' totals within the "group" or the "batch",
+    or left as it is ("none"), as TRL does, so that a first turn has the advantage of GRPO itself.
     """
+    rewards = np.asarray(rewards, float)
     credit = returns(rewards)
     totals = credit[..., :1]
-    above = credit - credit.mean(axis=1, keepdims=True)
+    above, before = (values - values.mean(axis=1, keepdims=True) for values in (credit, totals - credit))
+    spread = (before**2).sum(axis=(0, 1))
+    slope = (before * above).sum(axis=(0, 1)) / np.where(spread > 1e-9, spread, np.inf)
+    above = above - slope * before
     if scale == "none":
         return above
     return above / (totals.std(axis=1 if scale == "group" else None, ddof=1, keepdims=True) + 1e-4)

@@ -138,14 +138,22 @@ TALKS = st.integers(1, 3).flatmap(
 )
 
 
-@given(TALKS, st.floats(-1, 1))
-def test_a_turn_is_credited_with_what_came_after_it_alone(talks, luck):
+@given(TALKS)
+def test_a_turn_is_credited_with_what_came_after_it_and_not_with_what_came_before(talks):
     rewards = np.array([talks])
-    found = turn_advantages(rewards, "none")
+    found, totals = turn_advantages(rewards, "none"), rewards.sum(-1)
     assert np.allclose(found.sum(axis=1), 0)
-    assert np.allclose(found[..., 0], rewards.sum(-1) - rewards.sum(-1).mean())
-    rewards[0, 0, 0] += luck  # a first turn that earned more or less
-    assert np.allclose(turn_advantages(rewards, "none")[..., 1:], found[..., 1:])
+    assert np.allclose(found[..., 0], totals - totals.mean())
+    before = np.cumsum(rewards, axis=-1) - rewards
+    assert np.allclose((found * (before - before.mean(axis=1, keepdims=True))).sum(axis=(0, 1)), 0, atol=1e-4)
+
+
+def test_a_refinement_that_owes_nothing_to_the_first_guess_is_credited_whole():
+    first, last = np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.2, 0.8, 0.2, 0.8])
+    talks = np.stack([first, last - first], axis=-1)[None]
+    assert np.allclose(turn_advantages(talks, "none")[0, :, 1], last - 0.5)
+    copied = np.stack([first, 0 * first], axis=-1)[None]
+    assert np.allclose(turn_advantages(copied, "none")[0, :, 1], 0)
 
 
 def test_advantages_are_in_units_of_a_groups_or_the_batchs_deviation():
