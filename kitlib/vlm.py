@@ -48,10 +48,10 @@ def train(
     `multiview.train`. Raises KitError for an unknown fold or column, for a run to start from that does not fit, and for
     a run of that name that was started otherwise.
     """
-    todo = crossfit.chosen(places, folds_column, n_folds, [0] if only_folds is None else only_folds)
     vlm_models.check(config.model, config.four_bit, config.vllm)
     if config.model.startswith("tinker:"):
         remote.check()
+    todo = crossfit.chosen(places, folds_column, n_folds, [0] if only_folds is None else only_folds)
     settings = asdict(config) | {"family": "vlm", "folds_column": folds_column, "n_folds": n_folds}
     settings["rate"] = config.rate or RATES[config.method]
     data = crossfit.checksums(places, folds_column)
