@@ -120,7 +120,8 @@ def draw(curves: dict[str, pd.DataFrame], baseline: dict[str, float], path: Path
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (name, seen) in zip(panels, curves.items(), strict=True):
         for seed, one in seen.groupby("seed"):
-            axes.plot(one.index, one["eval_reward"], marker="o", ms=3, label=f"seed {seed}")
+            colour = figures.PALETTE[int(seed) % len(figures.PALETTE)]
+            axes.plot(one.index, one["eval_reward"], color=colour, marker="o", ms=3, label=f"seed {seed}")
         axes.axhline(baseline[name], color="0.5", ls=":", label="one constant reply")
         axes.set(title=name, xlabel="step of GRPO")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
