@@ -100,7 +100,7 @@ def as_guessed(run: Run, data: Places) -> tuple[float, float]:
     return float(np.mean([talk.metrics[-1]["parsed"] for talk in talks])), float(np.mean([t.reward for t in talks]))
 
 
-def constant(config: vlm.Config, data: Places, run: str) -> float:
+def constant(data: Places, run: str) -> float:
     """The mean reward of one reply to all held-out places: the commonest region, the middle of the training places."""
     session = vlm.session(runs.open_run(run), data)
     prior, held_out = session.prior(0), session.parts(0)[1]
@@ -160,7 +160,7 @@ def main() -> None:
             ]
             title = f"{name}, {environment}"
             curves[title] = pd.concat(each)
-            baseline[title] = constant(config, data, f"{name}-{environment}-{asked.seeds.split(',')[0]}-sft")
+            baseline[title] = constant(data, f"{name}-{environment}-{asked.seeds.split(',')[0]}-sft")
             tell(each, baseline[title])
         if asked.figure:
             draw(curves, baseline, asked.figure)
