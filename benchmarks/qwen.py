@@ -75,9 +75,7 @@ def build(shape: str, folder: Path) -> None:
     processor = tiny_vlm.build("qwen2.5")[1]
     processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # as published
     tokenizer = processor.tokenizer
-    names = ("image_pad", "video_pad", "vision_start", "vision_end")
-    image, video, start, end = tokenizer.convert_tokens_to_ids([f"<|{name}|>" for name in names])
-    ids = {"image_token_id": image, "video_token_id": video, "vision_start_token_id": start, "vision_end_token_id": end}
+    ids = tiny_vlm.picture_tokens(tokenizer)
     text = text | {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
     device = best_device()

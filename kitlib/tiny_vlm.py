@@ -109,6 +109,12 @@ def _processor(kind: str) -> Any:
     return hf.Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=TEMPLATE)
 
 
+def picture_tokens(tokenizer: Any) -> dict[str, Any]:
+    """The tokens that stand for pictures, by the names that Qwen's configs have for them."""
+    names = {"image_pad": "image", "video_pad": "video", "vision_start": "vision_start", "vision_end": "vision_end"}
+    return {f"{key}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name, key in names.items()}
+
+
 def _model(kind: str, tokenizer: Any, seed: int, hidden: int, layers: int) -> Any:
     import transformers as hf
 
@@ -135,9 +141,7 @@ def _model(kind: str, tokenizer: Any, seed: int, hidden: int, layers: int) -> An
         "out_hidden_size": hidden,
     }
     vision |= {"patch_size": PATCH[kind], "initializer_range": SPREAD}
-    names = ("image_pad", "video_pad", "vision_start", "vision_end")
-    image, video, start, end = tokenizer.convert_tokens_to_ids([f"<|{name}|>" for name in names])
-    ids = {"image_token_id": image, "video_token_id": video, "vision_start_token_id": start, "vision_end_token_id": end}
+    ids = picture_tokens(tokenizer)
     if kind == "qwen3":
         text |= {"head_dim": 16, "rope_parameters": rope | {"mrope_interleaved": True}}
         more = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}

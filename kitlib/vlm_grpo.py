@@ -2,7 +2,7 @@
 
 A group is G conversations about one place; each is worth its reward less the group's mean. One reply a conversation
 goes through a plain reward function, several through TRL's rollout function; there each turn's words can have the
-credit of what came after them alone (`rewards.turn_advantages`). A group in which all earned the same says nothing: it
+credit of what they added (`rewards.turn_advantages`). A group in which all earned the same says nothing: it
 is left out of the loss and counted as `groups/constant`. Every step's conversations go to a `Recorder`.
 """
 
@@ -50,7 +50,7 @@ class PlaceTrainer(GRPOTrainer):
         self, *, task: Task, views: Sequence[str], seed: int, recorder: Recorder, by_turn: bool, **options: Any
     ) -> None:
         self.task, self.views, self.talk_seed, self.recorder = task, views, seed, recorder
-        self.by_turn = by_turn and task.multi_turn  # whose words have the credit of what came after them alone
+        self.by_turn = by_turn and task.multi_turn  # whether a turn's words have their own credit
         self.group = options["args"].num_generations
         self.cases: list[Row] = []
         self.talks: list[Talk] = []

@@ -53,7 +53,7 @@ class Config(Settings):
     temperature: float = 1.0  # of replies that grpo learns from
     kl: float = 0.0  # weight of the distance from the model that grpo began with
     scale: str = "group"  # by what spread advantages are divided: group, batch, none
-    credit: str = "turn"  # of several turns: what came after each (turn), or all of the conversation for each (talk)
+    credit: str = "turn"  # for a turn of several: what it added to what was expected (turn), or the whole (talk)
     vllm: bool = False  # generate by vLLM, which is faster
     tau_schedule: str = "geometric"  # of grpo: fixed, geometric, linear, stepped
     tau_first_km: float = 2000.0  # km at which a reward falls to 1/e, at the first step
