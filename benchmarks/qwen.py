@@ -1,4 +1,4 @@
-"""How fast Qwen2.5-VL-3B learns on this GPU, and in how much memory: its shape with random weights, no download.
+"""How fast Qwen2.5-VL-3B learns and guesses on this GPU, in how much memory: its shape, random weights, no download.
 
     python benchmarks/qwen.py                       # the 3B shape; without a GPU two layers, to see that it runs
     python benchmarks/qwen.py --shape 3b --steps 8
@@ -6,7 +6,8 @@
 The drawn sample's four views at 448 px, LoRA of rank 16, gradient checkpointing; fine-tuning, then GRPO with groups of
 8 and replies of 64 tokens. Tokens are those that went through the training steps, prompts and pictures included; the
 first step, in which everything is warmed up, is left out. Random weights earn nothing, which costs what earning costs.
-Weights take 8 GB of disk while it runs.
+Last, the guesses about a few places: 8 conversations each that share one reading of the prompt, and 8 that each read
+it. Weights take 8 GB of disk while it runs.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ import torch
 import transformers as hf
 from transformers import PrinterCallback, TrainerCallback
 
-from kitlib import pictures, places, sample, tiny_vlm, vlm, vlm_data, vlm_models, vlm_trainers
+from kitlib import pictures, places, sample, tiny_vlm, vlm, vlm_data, vlm_guess, vlm_models, vlm_talk, vlm_trainers
 from kitlib.tables import Places
 from kitlib.views import best_device, best_dtype
 from kitlib.vlm_record import Recorder
+from kitlib.vlm_sampler import Sampler
 
 TEXT: dict[str, Any] = {
     "vocab_size": 151_936,
@@ -115,6 +117,36 @@ def measure(shape: str, method: str, published: Path, data: Places, steps: int, 
     )
 
 
+def guess(shape: str, published: Path, data: Places, n_places: int = 4) -> None:
+    """What guesses take, with one reading of the prompt a place and with one a conversation; one round warms up."""
+    config = dataclasses.replace(CONFIG, model=f"hf:{published}", **SIZES[shape])  # type: ignore[arg-type]
+    model, processor = vlm_models.load(config.model)
+    speaker = Sampler(model.to(best_device()), processor, config.reply_tokens)
+    task, pack = vlm.task_of(config, data), pictures.pack(data, "train")
+    cases = vlm_data.places_cases(data, pack, np.arange(n_places), config.max_side)
+
+    def shared() -> None:
+        vlm_guess.asked(cases, task, speaker, config.samples, n_places * config.samples)
+
+    def alone() -> None:
+        envs = [task.about(cases.views, truth) for truth in cases.truths for _ in range(config.samples)]
+        shown = [cases.show(i) for i in range(n_places) for _ in range(config.samples)]
+        prompts = [vlm_talk.with_pictures(e.messages(), images) for e, images in zip(envs, shown, strict=True)]
+        vlm_talk.converse(envs, speaker.read(prompts), processor)
+
+    took: dict[str, list[float]] = {"shared": [], "alone": []}
+    for _ in range(4):
+        for name, way in (("shared", shared), ("alone", alone)):
+            began = time.perf_counter()
+            way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            took[name].append(time.perf_counter() - began)
+    once, each = (float(np.median(times[1:])) / n_places for times in took.values())
+    hours = once * 16_495 / 3600
+    print(f"  guesses: {once:.2f} s a place ({hours:.1f} h for 16,495), {each / once:.1f} times that without sharing")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="3b" if torch.cuda.is_available() else "small")
@@ -131,6 +163,7 @@ def main() -> None:
             measure(asked.shape, method, home / "published", data, asked.steps, home)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        guess(asked.shape, home / "published", data)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,11 @@ class Cases:
     def __len__(self) -> int:
         return len(self.sample_id)
 
+    def part(self, start: int, stop: int) -> Cases:
+        """Numbers `start` up to `stop`."""
+        ids, truths = self.sample_id[start:stop], self.truths[start:stop]
+        return Cases(ids, truths, self.views, lambda i: self.show(start + i))
+
     def row(self, i: int) -> Row:
         """Number i as a trainer's row."""
         return {"sample_id": self.sample_id[i], "images": self.show(i), "truth": self.truths[i]}

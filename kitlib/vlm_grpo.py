@@ -24,23 +24,30 @@ from kitlib.prompts import Message
 from kitlib.rewards import turn_advantages
 from kitlib.vlm_data import Row
 from kitlib.vlm_record import Recorder
-from kitlib.vlm_talk import Talk
+from kitlib.vlm_talk import Talk, Tokens
 from kitlib.vlm_tasks import Task
 
 
-class TrainerSpeaker:
-    """A `vlm_talk.Speaker` that uses the trainer's own generation: the model itself, or vLLM."""
+class TrainerReading:
+    """A `vlm_talk.Reading` that uses the trainer's own generation: the model itself, or vLLM."""
 
-    def __init__(self, trainer: GRPOTrainer) -> None:
+    def __init__(self, trainer: GRPOTrainer, prompts: Sequence[list[Message]]) -> None:
         self.trainer = trainer
+        self.tokens, self.images, self.fields = trainer._tokenize_prompts(list(prompts))
 
-    def read(self, prompts: Sequence[list[Message]]) -> tuple[list[list[int]], Any, dict[str, Any]]:
-        """As `Speaker.read`."""
-        return self.trainer._tokenize_prompts(list(prompts))
+    def speak(self, said: list[Tokens]) -> tuple[list[Tokens], Any]:
+        """As `Reading.speak`."""
+        context = [[*prompt, *more] for prompt, more in zip(self.tokens, said, strict=True)]
+        return self.trainer._generate_single_turn(context, self.images, self._fields(context), 1)
 
-    def speak(self, tokens: list[list[int]], images: Any, fields: dict[str, Any]) -> tuple[list[list[int]], Any]:
-        """As `Speaker.speak`."""
-        return self.trainer._generate_single_turn(tokens, images, fields, 1)
+    def _fields(self, context: list[Tokens]) -> dict[str, Any]:
+        """What goes along with each token, 0 for the tokens after the prompt, which are never of a picture."""
+        return {
+            name: [list(row) + [0] * (len(ids) - len(row)) for row, ids in zip(value, context, strict=True)]
+            if isinstance(value, list) and value and isinstance(value[0], list)
+            else value
+            for name, value in self.fields.items()
+        }
 
 
 class PlaceTrainer(GRPOTrainer):
@@ -124,7 +131,7 @@ class PlaceTrainer(GRPOTrainer):
 def converse(prompts: list[list[Message]], trainer: PlaceTrainer) -> dict[str, Any]:
     """TRL's rollout function: play every prompt's conversation to its end."""
     envs = [trainer.open(case["truth"], i) for i, case in enumerate(trainer.cases)]
-    talks = vlm_talk.converse(envs, prompts, TrainerSpeaker(trainer), trainer.processing_class)
+    talks = vlm_talk.converse(envs, TrainerReading(trainer, prompts), trainer.processing_class)
     trainer.talks = talks
     return {
         "prompt_ids": [talk.prompt for talk in talks],

@@ -12,22 +12,19 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from kitlib import competition, fallback, geo, vlm_talk
 from kitlib.answers import Answer
 from kitlib.environments import Graded
 from kitlib.guesses import Guesses
 from kitlib.labels import Labels
-from kitlib.prompts import Form, ask
+from kitlib.prompts import Form, Message, ask
 from kitlib.tables import Places
-from kitlib.views import autocast
 from kitlib.vlm_data import Cases
-from kitlib.vlm_talk import Sampler, Talk
+from kitlib.vlm_said import Said
+from kitlib.vlm_sampler import Sampler
+from kitlib.vlm_talk import Talk, Tokens
 from kitlib.vlm_tasks import Task, concluded
-
-STATES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -84,24 +81,44 @@ class Prior:
         )
 
 
-def sampled(cases: Cases, task: Task, speaker: Sampler, samples: int, batch: int) -> list[list[Talk]]:
-    """For each of N cases `samples` conversations as at the end of training, about `batch` at once.
+def asked(
+    cases: Cases, task: Task, speaker: Sampler, samples: int, batch: int, names: Labels | None = None, label: str = ""
+) -> Said:
+    """What a model says of N cases: `samples` conversations about each, about `batch` at once, and likelihoods.
 
-    Where a place's own truth is unknown nothing is earned that means anything.
+    names: states whose log-likelihood (N, S) as the model's answer is asked for, up to a constant a place. label: the
+    line of the reply that names them. It is asked of the task's own prompt where replies begin with that line, else of
+    a question for it alone.
     """
     talks: list[list[Talk]] = []
+    scores: list[np.ndarray] = []
     places_at_once = max(1, batch // samples)
     for start in range(0, len(cases), places_at_once):
-        envs, prompts = [], []
-        for i in range(start, min(start + places_at_once, len(cases))):
-            truth, shown = cases.truths[i], cases.show(i)
-            for _ in range(samples):
-                env = task.last(cases.views, task.blank() if truth.point is None else truth)
-                envs.append(env)
-                prompts.append(vlm_talk.with_pictures(env.messages(), shown))
-        flat = vlm_talk.converse(envs, prompts, speaker, speaker.processor)
+        rows = range(start, min(start + places_at_once, len(cases)))
+        envs = [task.about(cases.views, cases.truths[i]) for i in rows for _ in range(samples)]
+        shown = [cases.show(i) for i in rows]
+        first = [env.messages() for env in envs[::samples]]
+        read = speaker.read(_illustrated(first, shown), samples)
+        flat = vlm_talk.converse(envs, read, speaker.processor)
         talks += [flat[i : i + samples] for i in range(0, len(flat), samples)]
-    return talks
+        if names is None:
+            continue
+        form = envs[0].grader.form if isinstance(envs[0], Graded) else None
+        if form is None or form.fields[0] != label:
+            form = Form((label,), task.form.region)
+            read = speaker.read(_illustrated([ask(form, cases.views)] * len(rows), shown))
+        scores.append(read.log_likelihood(_lines(form, names, speaker.processor.tokenizer)))
+    return Said(talks, np.concatenate(scores) if scores else None)
+
+
+def _illustrated(messages: Sequence[list[Message]], shown: Sequence[Sequence[Any]]) -> list[list[Message]]:
+    return [vlm_talk.with_pictures(one, images) for one, images in zip(messages, shown, strict=True)]
+
+
+def _lines(form: Form, names: Labels, tokenizer: Any) -> list[Tokens]:
+    """The tokens of the replies that begin with each name, up to the line's end."""
+    end = "\n" if len(form.keys) > 1 else tokenizer.eos_token
+    return [tokenizer.encode(f"{form.keys[0]}: {name}{end}", add_special_tokens=False) for name in names.names]
 
 
 def seen(guess: Guesses, talks: Sequence[Sequence[Talk]], places: Places) -> dict[str, float]:
@@ -117,53 +134,3 @@ def seen(guess: Guesses, talks: Sequence[Sequence[Talk]], places: Places) -> dic
         "parsed": float(np.mean([talk.metrics[-1].get("parsed", 0.0) for talk in flat])),
         "answered": float(guess.answered.mean()),
     }
-
-
-def state_likelihood(cases: Cases, task: Task, speaker: Sampler, states: Labels, label: str = "region") -> np.ndarray:
-    """The log-likelihood (N, S) of each state's name as the model's answer, up to a constant a place.
-
-    The prompt is the task's own where its replies begin with the label, else a question for the label alone. It is
-    read once; all names go on from it.
-    """
-    found = np.empty((len(cases), len(states)), np.float64)
-    for i in range(len(cases)):
-        env = task.last(cases.views, task.blank())
-        if isinstance(env, Graded) and env.grader.form.fields[0] == label:
-            form, messages = env.grader.form, env.messages()
-        else:
-            form = Form((label,), task.form.region)
-            messages = ask(form, cases.views)
-        found[i] = _of_names(vlm_talk.with_pictures(messages, cases.show(i)), form, speaker, states)
-    return found
-
-
-def _of_names(messages: list[Any], form: Form, speaker: Sampler, states: Labels) -> np.ndarray:
-    """The log-likelihood (S,) of the replies that begin with each name, up to the line's end."""
-    tokenizer = speaker.processor.tokenizer
-    end = "\n" if len(form.keys) > 1 else tokenizer.eos_token
-    lines = [f"{form.keys[0]}: {name}{end}" for name in states.names]
-    names = [tokenizer.encode(line, add_special_tokens=False) for line in lines]
-    tokens, _, fields = speaker.read([messages])
-    inputs = speaker.inputs(tokens, fields)
-    scores = []
-    with vlm_talk.speaking(speaker.model), autocast(inputs["input_ids"].device):
-        for start in range(0, len(names), STATES_AT_ONCE):
-            scores.append(_continued(speaker, inputs, names[start : start + STATES_AT_ONCE]))
-    return np.concatenate(scores)
-
-
-def _continued(speaker: Sampler, inputs: dict[str, torch.Tensor], names: list[list[int]]) -> np.ndarray:
-    """The log-likelihood (S,) of token rows as what follows a prompt (1, P)."""
-    model, device = speaker.model, inputs["input_ids"].device
-    prompt = model(**inputs, use_cache=True, logits_to_keep=1)
-    cache = prompt.past_key_values
-    cache.batch_repeat_interleave(len(names))
-    longest = max(map(len, names))
-    pad = speaker.processor.tokenizer.pad_token_id
-    rows = torch.tensor([name + [pad] * (longest - len(name)) for name in names], device=device)
-    there = torch.tensor([[1] * len(name) + [0] * (longest - len(name)) for name in names], device=device)
-    # Without a mask Qwen's models count positions on from the prompt; what pads on the right is behind all that counts.
-    more = model(input_ids=rows, past_key_values=cache, use_cache=True)
-    logits = torch.cat([prompt.logits[:, -1:].expand(len(names), -1, -1), more.logits[:, :-1]], dim=1)
-    logprobs = F.log_softmax(logits.float(), dim=-1).gather(2, rows[..., None])[..., 0]
-    return (logprobs * there).sum(dim=1).double().cpu().numpy()

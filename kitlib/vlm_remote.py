@@ -9,8 +9,8 @@ import pandas as pd
 from kitlib import crossfit, remote
 from kitlib.remote_envs import Batches
 from kitlib.vlm_data import Cases
+from kitlib.vlm_said import Said
 from kitlib.vlm_session import Session
-from kitlib.vlm_talk import Talk
 
 
 class RemoteSession(Session):
@@ -32,7 +32,7 @@ class RemoteSession(Session):
         looked = self.cases("train", rows)
 
         def look(step: int) -> dict[str, float]:
-            seen = self._look(step, rows, looked, self._talks(fold, looked), prior, recorder)
+            seen = self._look(step, rows, looked, self._said(fold, looked).talks, prior, recorder)
             return {"step": step, **{f"eval_{name}": value for name, value in seen.items()}}
 
         if not (inner / "history.csv").is_file():  # or the training goes on
@@ -61,11 +61,11 @@ class RemoteSession(Session):
         vlm_fit.finish(inner, {"steps": config.steps})
         return True
 
-    def _talks(self, fold: int, cases: Cases) -> list[list[Talk]]:
-        """Conversations about each case with what a fold's training has come to, at first the published model."""
+    def _said(self, fold: int, cases: Cases, likelihood: bool = False, number: int = 0) -> Said:
+        """What a fold's training has come to says of cases, at first what the published model says."""
         config = self.config
         client = remote.sampling_client(self.name, crossfit.folder(self.run, fold) / config.method / "tinker")
-        return remote.sampled(
+        talks = remote.sampled(
             cases,
             self.task,
             remote.renderer(self.name),
@@ -75,3 +75,4 @@ class RemoteSession(Session):
             temperature=config.guess_temperature,
             top_p=config.guess_top_p,
         )
+        return Said(talks, None)

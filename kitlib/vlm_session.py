@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kitlib import competition, crossfit, guesses, pictures, rollouts, runs, vlm_data, vlm_models
+from kitlib import competition, crossfit, guesses, paths, pictures, rollouts, runs, vlm_data, vlm_models, vlm_said
 from kitlib import folds as saved_folds
 from kitlib.guesses import Guesses
 from kitlib.labels import from_table
@@ -19,10 +20,12 @@ from kitlib.runs import Run
 from kitlib.tables import SPLITS, Places
 from kitlib.views import best_device
 from kitlib.vlm_data import Cases
-from kitlib.vlm_guess import Prior, sampled, seen, state_likelihood
+from kitlib.vlm_guess import Prior, asked, seen
 from kitlib.vlm_record import Recorder
+from kitlib.vlm_said import OutOfTime, Said
+from kitlib.vlm_sampler import Sampler
 from kitlib.vlm_settings import Config
-from kitlib.vlm_talk import Sampler, Talk
+from kitlib.vlm_talk import Talk
 from kitlib.vlm_tasks import Task
 
 
@@ -50,13 +53,17 @@ class Session:
         from kitlib import vlm_fit
 
         folder = crossfit.folder(self.run, fold)
+        deadline = None if max_hours is None else time.monotonic() + max_hours * 3600
         if not vlm_fit.is_done(folder / self.config.method) and not self._fit(fold, folder, devices, max_hours):
             return
         if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
             return
         held_out = self.parts(fold)[1]
-        held = self._completed(fold, "train", held_out, self._choose(fold, held_out))
-        test = self.guess(fold, "test") if "test" in self.packs else None
+        try:
+            held = self._completed(fold, "train", held_out, self._choose(fold, held_out, deadline))
+            test = self.guess(fold, "test", deadline=deadline) if "test" in self.packs else None
+        except OutOfTime:
+            return
         crossfit.keep(self.run, fold, held, test)
 
     def _fit(self, fold: int, folder: Path, devices: int, max_hours: float | None) -> bool:
@@ -77,8 +84,8 @@ class Session:
         cases = self.cases("train", rows)
 
         def evaluate(model: Any, step: int) -> dict[str, float]:
-            talks = sampled(cases, self.task, self._speaker(model, processor), config.samples, self._at_once)
-            return self._look(step, rows, cases, talks, prior, recorder)
+            said = asked(cases, self.task, self._speaker(model, processor), config.samples, self._at_once)
+            return self._look(step, rows, cases, said.talks, prior, recorder)
 
         how: dict[str, Any] = {"eval_steps": config.eval_steps, "max_hours": max_hours, "seed": config.seed}
         if not vlm_fit.fit(trainer, inner, evaluate=evaluate, **how):
@@ -129,12 +136,12 @@ class Session:
         """Places as they are asked about."""
         return vlm_data.places_cases(self.places, self.packs[split], rows, self.config.max_side, self.config.label)
 
-    def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
-        """What a fold's saved model says of the places in `rows` (of all when None)."""
+    def guess(self, fold: int, split: str, rows: np.ndarray | None = None, deadline: float | None = None) -> Guesses:
+        """What a fold's saved model says of the places in `rows` (of all when None); deadline: as for `vlm_said`."""
         pack = self.packs[split]
         rows = np.arange(len(pack.sample_id)) if rows is None else rows
         chosen = self.choice(fold)["chosen"]
-        said = self._said(fold, split, rows[~pack.unusable_places[rows]], [chosen])
+        said = self._guessed(fold, split, rows[~pack.unusable_places[rows]], [chosen], deadline)
         return self._completed(fold, split, rows, said[chosen])
 
     def choice(self, fold: int) -> dict[str, Any]:
@@ -164,28 +171,38 @@ class Session:
         parts = [said, self.prior(fold).blind(pack.sample_id[blind])] if len(blind) else [said]
         return guesses.stack(parts).at(pack.sample_id[rows])
 
-    def _said(self, fold: int, split: str, rows: np.ndarray, ways: Sequence[str]) -> dict[str, Guesses]:
+    def _guessed(
+        self, fold: int, split: str, rows: np.ndarray, ways: Sequence[str], deadline: float | None
+    ) -> dict[str, Guesses]:
         """Guesses for places with pictures, with the states found in each of some ways: samples, likelihood."""
-        prior, cases = self.prior(fold), self.cases(split, rows)
-        found = {"samples": prior.guesses(self.packs[split].sample_id[rows], self._talks(fold, cases))}
-        if "likelihood" in ways:
-            scores = state_likelihood(
-                cases, self.task, self._speaker(*self._model(fold)), self.states, self.config.label
-            )
+        pack, prior, likelihood = self.packs[split], self.prior(fold), "likelihood" in ways
+        said = vlm_said.kept(
+            crossfit.folder(self.run, fold) / "said",
+            f"{split}-{paths.digest(pack.checksum, rows, str(likelihood))}",
+            self.cases(split, rows),
+            self.task,
+            lambda part, number: self._said(fold, part, likelihood, number),
+            deadline,
+            f"fold {fold}: guessing {split}",
+        )
+        found = {"samples": prior.guesses(pack.sample_id[rows], said.talks)}
+        if likelihood:
+            scores = np.empty((0, len(self.states))) if said.log_likelihood is None else said.log_likelihood
             found["likelihood"] = prior.with_likelihood(found["samples"], scores)
         return {way: found[way] for way in ways}
 
-    def _talks(self, fold: int, cases: Cases) -> list[list[Talk]]:
-        """Conversations of a fold's saved model about each case."""
-        speaker = self._speaker(*self._model(fold))
+    def _said(self, fold: int, cases: Cases, likelihood: bool = False, number: int = 0) -> Said:
+        """What a fold's saved model says of cases; number: the same one hears the same."""
+        config, speaker = self.config, self._speaker(*self._model(fold))
+        names = self.states if likelihood else None
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(self.config.seed)
-            return sampled(cases, self.task, speaker, self.config.samples, self._at_once)
+            torch.manual_seed(int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0]))
+            return asked(cases, self.task, speaker, config.samples, self._at_once, names, config.label)
 
-    def _choose(self, fold: int, held_out: np.ndarray) -> Guesses:
+    def _choose(self, fold: int, held_out: np.ndarray, deadline: float | None) -> Guesses:
         """Guesses for held-out places, by the better way to find states; choice.json says what each one scores."""
         rows = held_out[~self.packs["train"].unusable_places[held_out]]
-        said = self._said(fold, "train", rows, self.ways)
+        said = self._guessed(fold, "train", rows, self.ways, deadline)
         scores = {way: competition.score_guesses(guess, self.places).state for way, guess in said.items()}
         chosen = max(scores, key=lambda way: scores[way])
         runs.write_json(crossfit.folder(self.run, fold) / "choice.json", {"chosen": chosen, "state_scores": scores})

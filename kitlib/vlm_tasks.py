@@ -89,6 +89,10 @@ class Task:
         """A conversation as at the end of a long training: no teacher, all lengths, the last tau."""
         return self.open(views, truth, STEPS - 1, STEPS)
 
+    def about(self, views: Sequence[str], truth: Answer) -> Environment:
+        """The same about a place of which nothing may be known; then nothing is earned that means anything."""
+        return self.last(views, self.blank() if truth.point is None else truth)
+
     def blank(self) -> Answer:
         """A truth for conversations about places whose own is unknown: what is asked does not depend on it."""
         names = {name: self.labels[name].names[0] if name in self.labels else "?" for name in FIELDS if name != "point"}

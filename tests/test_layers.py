@@ -30,7 +30,10 @@ LAYERS = [
     ("2c matching", "gpsqueue gpsnet gpsmatch"),
     ("2c metric learning", "mining metric"),
     ("2c retrieval", "embedders lookup learned"),
-    ("2c vision-language", "tiny_vlm vlm_models vlm_tasks vlm_data vlm_talk vlm_guess vlm_settings vlm_record"),
+    (
+        "2c vision-language",
+        "tiny_vlm vlm_models vlm_tasks vlm_data vlm_talk vlm_sampler vlm_said vlm_guess vlm_settings vlm_record",
+    ),
     ("2c its training", "vlm_fit vlm_grpo vlm_trainers vlm_session"),
     ("2c its remote training", "remote_envs remote vlm_remote"),
     ("3 families", "frozen multiview regional retrieval vlm"),

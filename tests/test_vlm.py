@@ -31,6 +31,7 @@ from kitlib import (  # noqa: E402
     vlm_data,
     vlm_guess,
     vlm_models,
+    vlm_said,
     vlm_talk,
 )
 from kitlib.answers import Answer  # noqa: E402
@@ -39,6 +40,7 @@ from kitlib.paths import KitError  # noqa: E402
 from kitlib.rewards import Weights, turn_advantages  # noqa: E402
 from kitlib.vlm import Config  # noqa: E402
 from kitlib.vlm_grpo import PlaceTrainer  # noqa: E402
+from kitlib.vlm_sampler import Sampler  # noqa: E402
 from kitlib.vlm_tasks import Task  # noqa: E402
 
 VIEWS = ("north", "east", "south", "west")
@@ -105,7 +107,7 @@ def test_a_conversation_is_what_the_chat_template_makes_of_its_messages(tiny):
     model, processor = tiny
     envs = [task("telescoping").last(VIEWS, TRUTH) for _ in range(2)]
     asked = [vlm_talk.with_pictures(env.messages(), shown(i)) for i, env in enumerate(envs)]
-    talks = vlm_talk.converse(envs, asked, vlm_talk.Sampler(model, processor, 6), processor)
+    talks = vlm_talk.converse(envs, Sampler(model, processor, 6).read(asked), processor)
     tokenizer = processor.tokenizer
     silent = set(vlm_models.silent_tokens(tokenizer))
     for talk, env in zip(talks, envs, strict=True):
@@ -119,23 +121,41 @@ def test_a_conversation_is_what_the_chat_template_makes_of_its_messages(tiny):
         assert talk.prompt.count(processor.image_token_id) >= 4 and processor.image_token_id not in talk.said
 
 
+def test_what_goes_on_from_a_prompt_that_was_read_once_is_what_the_whole_text_leads_to(tiny):
+    model, processor = tiny
+    sampler = Sampler(model.eval(), processor, 5, 0.0)
+    wide = [image.resize((120, 60)) for image in shown(1)]  # more tokens, so that the others are padded
+    asked = [[vlm_talk.with_pictures(prompts.chat(VIEWS, "?"), images)] for images in (shown(0), wide, shown(2))]
+    read = sampler.read([messages for (messages,) in asked], copies=2)
+    said = [[41, 42, 43], [], [44], [45, 46], [47], []]
+    found, _ = read.speak(said)
+    for i, reply in enumerate(found):
+        inputs = sampler.inputs(asked[i // 2])
+        assert inputs["input_ids"][0].tolist() == read.tokens[i]
+        more = {"input_ids": said[i], "attention_mask": [1] * len(said[i]), "mm_token_type_ids": [0] * len(said[i])}
+        whole = {
+            name: torch.cat([inputs[name], torch.tensor([tail], dtype=torch.long)], dim=1)
+            for name, tail in more.items()
+        }
+        [alone] = sampler.generate(**inputs | whole)
+        assert reply == alone
+    assert len({*map(tuple, found)}) > 1
+
+
 def test_the_likelihood_of_names_is_that_of_whole_replies(tiny):
     model, processor = tiny
     cases = vlm_data.Cases(["a"], [TRUTH], VIEWS, shown)
-    speaker = vlm_talk.Sampler(model, processor, 8)
-    found = vlm_guess.state_likelihood(cases, task(), speaker, STATES)[0]
-    tokens, _, fields = speaker.read([vlm_talk.with_pictures(task().last(VIEWS, TRUTH).messages(), shown(0))])
+    speaker = Sampler(model, processor, 8)
+    found = vlm_guess.asked(cases, task(), speaker, 1, 1, STATES, "region").log_likelihood[0]
+    prompt = speaker.inputs([vlm_talk.with_pictures(task().last(VIEWS, TRUTH).messages(), shown(0))])
+    length = prompt["input_ids"].shape[1]
     for name, score in zip(STATES.names, found, strict=True):
         reply = processor.tokenizer.encode(f"State: {name}\n", add_special_tokens=False)
-        whole = [tokens[0] + reply]
-        more = {
-            key: [row + [0] * len(reply) for row in value]
-            for key, value in fields.items()
-            if key == "mm_token_type_ids"
-        }
+        more = {"input_ids": reply, "attention_mask": [1] * len(reply), "mm_token_type_ids": [0] * len(reply)}
+        whole = {name: torch.cat([prompt[name], torch.tensor([tail])], dim=1) for name, tail in more.items()}
         with torch.no_grad():
-            logits = model.eval()(**speaker.inputs(whole, fields | more)).logits.log_softmax(-1)[0]
-        direct = sum(logits[len(tokens[0]) - 1 + i, token].item() for i, token in enumerate(reply))
+            logits = model.eval()(**prompt | whole).logits.log_softmax(-1)[0]
+        direct = sum(logits[length - 1 + i, token].item() for i, token in enumerate(reply))
         assert score == pytest.approx(direct, abs=1e-3)
 
 
@@ -152,8 +172,7 @@ def test_lora_is_kept_merged_and_never_on_the_head_or_the_eyes(tmp_path):
                 weight.normal_(0, 0.3)
     vlm_models.save(model, processor, tmp_path)
     assert vlm_models.saved(tmp_path) == tmp_path / "adapter"
-    inputs = vlm_talk.Sampler(model, processor, 4).read([vlm_talk.with_pictures(prompts.chat(VIEWS, "?"), shown(0))])
-    inputs = vlm_talk.Sampler(model, processor, 4).inputs(inputs[0], inputs[2])
+    inputs = Sampler(model, processor, 4).inputs([vlm_talk.with_pictures(prompts.chat(VIEWS, "?"), shown(0))])
     again, _ = vlm_models.reload("tiny", tmp_path)
     merged = vlm_models.merge("tiny", tmp_path, tmp_path / "merged")
     whole, _ = vlm_models.load(f"hf:{merged}")
@@ -256,6 +275,34 @@ def test_fine_tuning_goes_on_to_the_same_weights(data):
     assert len(crossfit.history(run)) == len(crossfit.history(whole))
 
 
+def test_guessing_goes_on_where_it_was_stopped(sft, data, monkeypatch):
+    monkeypatch.setattr(vlm_said, "PLACES", 5)
+    config = dataclasses.replace(SFT, method="grpo", start_from="sft", steps=1, batch=4, device_batch=4, group=4)
+    whole = vlm.train(config, data, "said-whole")
+    asked, ask = [], vlm_guess.asked
+
+    def counted(cases, *rest):
+        asked.append(len(cases))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return ask(cases, *rest)
+
+    def learn(max_hours=None):
+        return vlm.train(config, data, "said-parts", max_hours=max_hours)
+
+    learn(1e-9)  # the step, and the first part of 12 held-out places
+    monkeypatch.setattr("kitlib.vlm_session.asked", counted)
+    learn(1e-9)  # the second
+    assert asked == [5]
+    with pytest.raises(KeyboardInterrupt):
+        learn()
+    run = learn()
+    assert asked == [5, 2, 5, 5, 1] and run.finished  # of 6 test places the first part was stopped
+    for split in ("oof", "test"):
+        a, b = whole.guesses(split), run.guesses(split)
+        assert np.array_equal(a.points, b.points, equal_nan=True) and np.array_equal(a.state_probs, b.state_probs)
+
+
 @pytest.fixture(scope="module")
 def grpo(sft, data):
     return vlm.train(GRPO, data, "grpo")
@@ -317,8 +364,7 @@ def test_an_adapter_is_merged_by_command(data, tmp_path, monkeypatch, capsys):
     model, processor = vlm_models.load(f"hf:{out}")
     adapted, _ = vlm_models.reload("tiny:qwen3", crossfit.folder(run, 0))
     asked = [vlm_talk.with_pictures(task().last(VIEWS, TRUTH).messages(), shown(0))]
-    tokens, _, fields = vlm_talk.Sampler(model, processor, 8).read(asked)
-    said = [vlm_talk.Sampler(m.eval(), processor, 8, 0.0).speak(tokens, None, fields)[0] for m in (model, adapted)]
+    said = [Sampler(m, processor, 8, 0.0).read(asked).speak([[]])[0] for m in (model, adapted)]
     assert said[0] == said[1]
     with pytest.raises(KitError, match="merged exists"):
         vlm.merge("adapted", out)
