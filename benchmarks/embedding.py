@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,8 @@ def measure(what: str, ways: dict[str, Callable[[], object]]) -> None:
 def first_places(pack: Pack, n: int) -> Pack:
     """The first `n` places of a pack."""
     arrays = {field.name: getattr(pack, field.name) for field in fields(pack)}
-    return replace(pack, **{name: array[:n] for name, array in arrays.items() if isinstance(array, np.ndarray)})
+    cut: dict[str, Any] = {name: array[:n] for name, array in arrays.items() if isinstance(array, np.ndarray)}
+    return replace(pack, **cut)
 
 
 def main() -> None:

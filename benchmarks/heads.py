@@ -58,7 +58,7 @@ def drawn(n: int) -> tuple[Batch, Heads]:
 def epoch(batches: Iterable[Batch], heads: Heads, fused: bool) -> None:
     """One pass in a plain loop."""
     module = Geolocator(heads, None, Teaching(), 1, rate=1e-3)
-    module.log_dict = lambda *_: None  # type: ignore[method-assign, assignment]
+    module.log_dict = lambda *_: None  # type: ignore[method-assign]
     optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-3, fused=fused, foreach=False if not fused else None)
     for batch in batches:
         optimizer.zero_grad()

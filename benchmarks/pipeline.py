@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 4
 WORK = """import time
@@ -27,7 +28,7 @@ pd.DataFrame(np.eye(30)).plot(figsize=(7, 4));"""
 
 
 def write_plan(folder: Path) -> Path:
-    cells = [
+    cells: list[dict[str, Any]] = [
         {"cell_type": "markdown", "source": "# 00 · Work\n\n*How long?*", "metadata": {}, "id": "a"},
         {
             "cell_type": "code",

@@ -6,8 +6,9 @@
 A guess's points are what sampled answers say. Its states are counted in them, or come from how likely the model finds
 each name, whichever scores better on the places that the fold holds out; choice.json says which and by how much.
 
-Each fold's checkpoints/fold_<k>/ holds adapter/ or model/ (see `vlm_models`), choice.json, and the history of the fit
-under sft/ or grpo/. What was said while it learned is in rollouts/, of a second fold in the fold's own folder.
+Each fold's checkpoints/fold_<k>/ holds adapter/ or model/ (see `vlm_models`), choice.json, the history of the fit under
+sft/ or grpo/, and under said/ every reply that its guesses are made of (`vlm_said`). What was said while it learned is
+in rollouts/, of a second fold in the fold's own folder.
 """
 
 from __future__ import annotations
