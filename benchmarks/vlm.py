@@ -56,12 +56,14 @@ TOY = vlm.Config(
 )
 # Four views a place, and a harder one: states and a few hundred kilometres.
 SAMPLE = dataclasses.replace(TOY, max_side=96, radii_km="500,200", tau_last_km=500.0)
-# Of fine-tuning, whose lessons are one turn each, and of GRPO, whose steps are all turns; and the rate of GRPO.
-STEPS = {
-    ("toy", "single"): (300, 150, 5e-4),
-    ("toy", "telescoping"): (600, 100, 2e-4),
-    ("sample", "single"): (500, 150, 5e-4),
-    ("sample", "telescoping"): (600, 300, 2e-4),
+# Steps of fine-tuning, whose lessons are one turn each.
+STEPS = {("toy", "single"): 300, ("toy", "telescoping"): 600, ("sample", "single"): 500, ("sample", "telescoping"): 600}
+# Of GRPO, whose steps are all turns.
+GRPO: dict[tuple[str, str], dict[str, Any]] = {
+    ("toy", "single"): {"steps": 150, "rate": 5e-4},
+    ("toy", "telescoping"): {"steps": 100, "rate": 2e-4},
+    ("sample", "single"): {"steps": 200, "rate": 2e-4},
+    ("sample", "telescoping"): {"steps": 300, "rate": 2e-4, "credit": "talk"},
 }
 REWARDED: dict[str, Any] = {"method": "grpo", "batch": 64, "device_batch": 64, "group": 8}
 REWARDED |= {"guess_temperature": 1.0, "guess_top_p": 1.0}  # as in training: the reward that is being raised
@@ -76,9 +78,9 @@ def looks(run: Run, method: str) -> pd.DataFrame:
 def learn(config: vlm.Config, more: dict[str, Any], data: Places, name: str) -> pd.DataFrame:
     """One seed: the looks of reinforcement learning after fine-tuning; a run that is there is not repeated."""
     began = time.perf_counter()
-    tuned = vlm.train(dataclasses.replace(config, credit=TOY.credit), data, f"{name}-sft")
+    tuned = vlm.train(config, data, f"{name}-sft")
     rewarded = dataclasses.replace(config, start_from=f"{name}-sft", **REWARDED, **more)
-    run = vlm.train(rewarded, data, f"{name}-grpo" + f"-{config.credit}" * (config.environment != "single"))
+    run = vlm.train(rewarded, data, f"{name}-grpo" + f"-{rewarded.credit}" * (config.environment != "single"))
     trained = time.perf_counter() - began
     said = {"before": replies(tuned, data), "after": replies(run, data)}
     found = {f"{kind}_{when}": of[kind] for when, of in said.items() for kind in of}
@@ -140,7 +142,7 @@ def main() -> None:
     parser.add_argument("--data", default="toy,sample")
     parser.add_argument("--environment", default="single,telescoping")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--credit", default=TOY.credit, help="of several turns: turn or talk")
+    parser.add_argument("--credit", help="of several turns: turn or talk, by default as GRPO has it")
     parser.add_argument("--home", help="where runs are kept, and gone on with; without it they are not")
     parser.add_argument("--figure", type=Path, help="where the curves are drawn")
     asked = parser.parse_args()
@@ -151,16 +153,12 @@ def main() -> None:
         curves, baseline = {}, {}
         for name, environment in product(asked.data.split(","), asked.environment.split(",")):
             data = places.read(drawn(home, name))
-            steps, rewarded_steps, rate = STEPS[name, environment]
-            print(f"{name}, {environment}: {steps} steps of fine-tuning, {rewarded_steps} of GRPO")
+            steps, more = STEPS[name, environment], GRPO[name, environment]
+            more = more | ({"credit": asked.credit} if asked.credit else {})
+            print(f"{name}, {environment}: {steps} steps of fine-tuning; GRPO {more}")
             config = dataclasses.replace(TOY if name == "toy" else SAMPLE, environment=environment, steps=steps)
             each = [
-                learn(
-                    dataclasses.replace(config, seed=int(seed), credit=asked.credit),
-                    {"steps": rewarded_steps, "rate": rate},
-                    data,
-                    f"{name}-{environment}-{seed}",
-                )
+                learn(dataclasses.replace(config, seed=int(seed)), more, data, f"{name}-{environment}-{seed}")
                 for seed in asked.seeds.split(",")
             ]
             title = f"{name}, {environment}"

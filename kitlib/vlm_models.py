@@ -94,7 +94,16 @@ def _published(name: str, dtype: torch.dtype, four_bit: bool) -> tuple[Any, Any]
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise KitError(f"vision-language model hf:{name} cannot be had: {reason}; {ALLOWED}") from error
+    if positions(model) is None:
+        raise KitError(
+            f"hf:{name} is a {type(model).__name__}: allowed are models built as Qwen2.5-VL and Qwen3-VL are"
+        )
     return model, processor
+
+
+def positions(model: nn.Module) -> Any:
+    """The part of a model that counts positions in time, height and width, as Qwen's do; None where there is none."""
+    return next((part for part in model.modules() if hasattr(part, "rope_deltas")), None)
 
 
 def adapt(model: Any, rank: int, attention_only: bool = False) -> Any:

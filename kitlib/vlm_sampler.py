@@ -56,10 +56,9 @@ class Sampler:
         with speaking(self.model), autocast(self.model.device):
             cache = self.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
         cache.crop(-1)  # the last token is said again, for what comes after it
-        ahead = next(part.rope_deltas for part in self.model.modules() if hasattr(part, "rope_deltas"))
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         which = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
-        return Read(self, ids, mask, ahead, cache, which)
+        return Read(self, ids, mask, vlm_models.positions(self.model).rope_deltas, cache, which)
 
     def generate(self, input_ids: torch.Tensor, **given: Any) -> list[Tokens]:
         """The replies to B rows of tokens (B, L), each up to the token that ends it; given: as the model takes it."""

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 torch = pytest.importorskip("torch")
+hf = pytest.importorskip("transformers")
 pytest.importorskip("trl")
 
 from kitlib import __main__ as cli  # noqa: E402
@@ -474,3 +475,12 @@ def test_what_is_not_installed_or_does_not_fit_is_refused_before_a_run_begins(sf
         vlm.train(GRPO, data, "refused", only_folds=[1])
     with pytest.raises(KitError, match="cannot be had"):
         vlm_models.load("hf:/nowhere/at-all")
+
+
+def test_a_model_that_is_built_otherwise_is_refused(tmp_path):
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text, eyes = hf.LlamaConfig(vocab_size=1200, **small), hf.CLIPVisionConfig(image_size=28, patch_size=14, **small)
+    hf.LlavaForConditionalGeneration(hf.LlavaConfig(text_config=text, vision_config=eyes)).save_pretrained(tmp_path)
+    tiny_vlm.build("qwen2.5")[1].save_pretrained(tmp_path)
+    with pytest.raises(KitError, match=r"is a LlavaForConditionalGeneration: allowed are models built as Qwen2.5-VL"):
+        vlm_models.load(f"hf:{tmp_path}")
