@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -23,6 +25,11 @@ class RemoteSession(Session):
         """The model's name at Tinker."""
         return self.config.model.removeprefix("tinker:")
 
+    @cached_property
+    def renderer(self) -> Any:
+        """What makes tokens of messages for this model."""
+        return remote.renderer(self.name)
+
     def _fit(self, fold: int, folder: Path, devices: int, max_hours: float | None) -> bool:
         """Train to the end; hours and devices are not of this machine."""
         from kitlib import vlm_fit
@@ -40,7 +47,7 @@ class RemoteSession(Session):
         batches = Batches(
             self.cases("train", self.parts(fold)[0]),
             self.task,
-            remote.renderer(self.name),
+            self.renderer,
             steps=config.steps,
             places=config.batch // config.group,
             group=config.group,
@@ -68,7 +75,7 @@ class RemoteSession(Session):
         talks = remote.sampled(
             cases,
             self.task,
-            remote.renderer(self.name),
+            self.renderer,
             client,
             config.samples,
             max_tokens=config.reply_tokens,

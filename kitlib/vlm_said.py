@@ -50,8 +50,8 @@ def kept(
 ) -> Said:
     """What ask(cases, part's number) says of all cases, read from `folder` where a part is there already.
 
-    key: what stands for the model, the pictures and the question; parts of another key are not looked at. deadline: in
-    `time.monotonic()`'s seconds. Raises OutOfTime after it, with at least one part more than there were before.
+    key: what stands for the places, their pictures and the question; parts of another key are not looked at.
+    deadline: in `time.monotonic()`'s seconds. Raises OutOfTime after it, with at least one part more than before.
     """
     parts = []
     with tqdm(total=len(cases), desc=desc, unit=" places") as bar:

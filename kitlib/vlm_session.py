@@ -178,7 +178,7 @@ class Session:
         pack, prior, likelihood = self.packs[split], self.prior(fold), "likelihood" in ways
         said = vlm_said.kept(
             crossfit.folder(self.run, fold) / "said",
-            f"{split}-{paths.digest(pack.checksum, rows, str(likelihood))}",
+            f"{split}-{paths.digest(self.places.checksum, pack.checksum, rows, str(likelihood))}",
             self.cases(split, rows),
             self.task,
             lambda part, number: self._said(fold, part, likelihood, number),
