@@ -28,7 +28,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from kitlib import pictures, places, sample, tiny_vlm, vlm, vlm_data, vlm_guess, vlm_models, vlm_talk, vlm_trainers
 from kitlib.tables import Places
-from kitlib.views import best_device, best_dtype
+from kitlib.views import best_device, best_dtype, precision_of
 from kitlib.vlm_record import Recorder
 from kitlib.vlm_sampler import Sampler
 
@@ -91,9 +91,9 @@ def build(shape: str, folder: Path) -> None:
 def measure(shape: str, method: str, published: Path, data: Places, steps: int, folder: Path) -> None:
     """A few steps of a method on a fresh adapter, and what they took."""
     config = dataclasses.replace(CONFIG, model=f"hf:{published}", method=method, steps=steps, **SIZES[shape])  # type: ignore[arg-type]
-    settings = vars(config) | {"rate": 1e-5}
+    settings = vars(config) | {"rate": 1e-5, "precision": precision_of(best_dtype(best_device()))}
     task = vlm.task_of(config, data)
-    model, processor = vlm_models.load(config.model)
+    model, processor = vlm_models.load(config.model, best_dtype(best_device()))
     model = vlm_models.adapt(model, config.lora_rank)
     pack = pictures.pack(data, "train")
     cases = vlm_data.places_cases(data, pack, np.arange(len(pack.sample_id)), config.max_side)
@@ -120,8 +120,8 @@ def measure(shape: str, method: str, published: Path, data: Places, steps: int, 
 def guess(shape: str, published: Path, data: Places, n_places: int = 4) -> None:
     """What guesses take, with one reading of the prompt a place and with one a conversation; one round warms up."""
     config = dataclasses.replace(CONFIG, model=f"hf:{published}", **SIZES[shape])  # type: ignore[arg-type]
-    model, processor = vlm_models.load(config.model)
-    speaker = Sampler(model.to(best_device()), processor, config.reply_tokens)
+    model, processor = vlm_models.load(config.model, best_dtype(best_device()))
+    speaker = Sampler(model.to(best_device()), processor, config.reply_tokens, dtype=best_dtype(best_device()))
     task, pack = vlm.task_of(config, data), pictures.pack(data, "train")
     cases = vlm_data.places_cases(data, pack, np.arange(n_places), config.max_side)
 

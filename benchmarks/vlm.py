@@ -97,7 +97,7 @@ def replies(run: Run, data: Places) -> dict[str, float]:
     """The mean reward about all held-out places as sampled in training and as for guesses, and what of these parses."""
     session = vlm.session(run, data)
     cases = session.cases("train", session.parts(0)[1])
-    model, processor = vlm_models.reload(run.settings["model"], crossfit.folder(run, 0))
+    model, processor = vlm_models.reload(run.settings["model"], crossfit.folder(run, 0), torch.float32)
     found = {}
     for kind, temperature, top_p in (("reward", 1.0, 1.0), ("cool", TOY.guess_temperature, TOY.guess_top_p)):
         speaker = Sampler(model, processor, session.config.reply_tokens, temperature, top_p)

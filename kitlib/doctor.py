@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from kitlib import __version__, kernels, paths, runs
-from kitlib.views import best_device
+from kitlib.views import best_device, best_dtype, precision_of
 
 GIB = 2**30
 
@@ -24,6 +24,7 @@ def facts() -> dict[str, str]:
         **runs.library_versions(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": ", ".join([best_device().type, *gpus]),
+        "precision": precision_of(best_dtype(best_device())),
         "cores": str(psutil.cpu_count()),
         "kernel threads": str(kernels.threads()),
         "memory": f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free",

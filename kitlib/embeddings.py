@@ -51,14 +51,17 @@ def embed(
     mirror: bool = False,
     batch_size: int | None = None,
     device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Embeddings:
     """Features of every picture in the pack, computed once and then read from `out_dir`/<key>/features.npy.
 
     mirror: also of the mirrored places, whose pictures are flipped and whose east is west (`views.mirror`).
-    batch_size: places at once (default: by device). A run that was killed goes on; with the same batch size the
-    result is the same to the bit. Raises KitError, naming the place, for features that are not finite.
+    batch_size: places at once (default: by device). dtype: the number type to compute in (default: `views.best_dtype`).
+    A run that was killed goes on; with the same batch size the result is the same to the bit. Raises KitError, naming
+    the place, for features that are not finite.
     """
     device = device or views.best_device()
+    dtype = dtype or views.best_dtype(device)
     batch_size = batch_size or max(1, BATCH_PICTURES[device.type] // len(pack.views))
     made_by = {
         "weights": encoder.weights_digest,
@@ -66,11 +69,11 @@ def embed(
         "preprocess": asdict(encoder.preprocess),
         "split": pack.split,
         "pictures": pack.checksum,
-        "dtype": str(views.best_dtype(device)),
+        "dtype": str(dtype),
     }
-    folders = [_made(pack, encoder, out_dir, made_by | {"mirrored": False}, batch_size, device)]
+    folders = [_made(pack, encoder, out_dir, made_by | {"mirrored": False}, batch_size, device, dtype)]
     if mirror:
-        folders.append(_made(pack, encoder, out_dir, made_by | {"mirrored": True}, batch_size, device))
+        folders.append(_made(pack, encoder, out_dir, made_by | {"mirrored": True}, batch_size, device, dtype))
     features = [np.load(folder / "features.npy", mmap_mode="r") for folder in folders]
     return Embeddings(
         features=features[0],
@@ -82,7 +85,13 @@ def embed(
 
 
 def _made(
-    pack: Pack, encoder: Encoder, out_dir: Path, made_by: dict[str, Any], batch_size: int, device: torch.device
+    pack: Pack,
+    encoder: Encoder,
+    out_dir: Path,
+    made_by: dict[str, Any],
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Path:
     """The folder of the features that `made_by` stands for, after the work that there still is to do."""
     folder = out_dir / paths.digest(json.dumps(made_by, sort_keys=True))
@@ -106,7 +115,7 @@ def _made(
     with tqdm(total=n_places * n_views, initial=done * n_views, desc=f"embedding {what}", unit=" pictures") as bar:
         for rows, batch in ViewBatches(pack, np.arange(done, n_places), batch_size, size):
             seen = views.mirror(batch) if made_by["mirrored"] else batch
-            features[rows] = _features(encoder, seen.to(device), pack.sample_id[rows])
+            features[rows] = _features(encoder, seen.to(device), dtype, pack.sample_id[rows])
             bar.update(len(rows) * n_views)
             now = time.perf_counter()
             progress = {"places": int(rows[-1]) + 1, "seconds": seconds + now - began}
@@ -146,11 +155,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         beside.write_text(json.dumps(content, indent=1))
 
 
-def _features(encoder: Encoder, batch: torch.Tensor, sample_id: np.ndarray) -> np.ndarray:
+def _features(encoder: Encoder, batch: torch.Tensor, dtype: torch.dtype, sample_id: np.ndarray) -> np.ndarray:
     """Features (B, V, D) float16 of uint8 places (B, V, 3, H, W)."""
     pictures = batch.flatten(0, 1)
     with torch.inference_mode():
-        with views.autocast(batch.device):
+        with views.autocast(batch.device, dtype):
             features = encoder(pictures).float()
         if not features.isfinite().all():  # a float16 activation that overflowed: float32 has room
             features = encoder(pictures).float()

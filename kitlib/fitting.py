@@ -27,8 +27,11 @@ from kitlib.batches import Batches
 from kitlib.keeper import Keeper, Stopped
 from kitlib.paths import KitError
 from kitlib.tracking import Tracker, tracker
+from kitlib.views import best_device, best_dtype, precision_of
 
 log = logging.getLogger(__name__)
+
+LIGHTNING = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}  # its names of number types
 
 __all__ = ["Batches", "Fitted", "fit", "may_fuse", "total_steps", "tracker", "warmup_cosine"]
 
@@ -105,8 +108,8 @@ def fit(
     devices). Seed before building it. config: whatever else decides the result, as plain values; kept in fit.json.
     The gradient of a step is the mean over all rows of its group of `accumulate` batches on all devices.
     Checkpoints come every `checkpoint_steps` steps, at each epoch's end, and on SIGTERM, Ctrl-C and after `max_hours`
-    at the next batch (with several devices at the next step). `precision`: a name of Lightning's, or auto: bf16-mixed
-    on CUDA, 16-mixed where that has no bf16 (T4, P100), 32-true on CPU and MPS. More than one device: start with
+    at the next batch (with several devices at the next step). `precision`: float32, bfloat16, float16, another name of
+    Lightning's, or auto for `views.best_dtype`; weights are float32 in any case. More than one device: start with
     `python -m torch.distributed.run --nproc_per_node DEVICES`.
     logger: one of Lightning's, as `tracker` gives; it gets what the module logs, and loss and lr of the history.
 
@@ -131,7 +134,9 @@ def fit(
         )
     if patience < 0 or (patience and not monitor):
         raise KitError(f"patience {patience} with monitor {monitor!r}: allowed are whole numbers from 0 with a monitor")
-    folder = Path(folder)
+    folder, device = Path(folder), best_device()
+    precision = precision_of(best_dtype(device)) if precision == "auto" else precision
+    precision = LIGHTNING.get(precision, precision)
     settings: dict[str, Any] = {"config": config, "rows": paths.digest(batches.rows), "batch_size": batches.batch_size}
     settings |= {"epochs": epochs, "accumulate": accumulate, "gradient_clip": gradient_clip, "seed": seed}
     settings |= {"order_seed": batches.seed, "precision": precision, "devices": devices}
@@ -145,15 +150,14 @@ def fit(
 
     keeper = Keeper(folder, batches, accumulate, checkpoint_steps, seed, monitor, patience)
     disk = checkpoints.Disk()
-    device = _device()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
         trainer = pl.Trainer(
-            accelerator=device,
+            accelerator=device.type,
             devices=devices,
             strategy="ddp" if devices > 1 else "auto",
-            precision=_precision(precision, device),
+            precision=precision,  # type: ignore[arg-type]
             max_epochs=epochs,
             accumulate_grad_batches=accumulate,
             gradient_clip_val=gradient_clip,
@@ -196,6 +200,7 @@ def fit(
     if finished and monitor:
         if not end["best_epoch"]:
             raise KitError(f"{monitor} was finite after no epoch in {folder}: try a smaller learning rate")
+        trainer.strategy.barrier()  # the first process may still be writing them
         module.load_state_dict(checkpoints.best_weights(folder), strict=module.strict_loading)
         trainer.strategy.barrier()  # all have read it before it goes
     if finished and trainer.is_global_zero:
@@ -213,17 +218,3 @@ def _validate(trainer: pl.Trainer, module: pl.LightningModule, val_batches: Batc
     trainer.fit_loop.epoch_loop._batches_that_stepped -= 1  # loggers: and of its last step
     trainer.validate(module, val_batches, verbose=False)
     found["state_dict"] = module.state_dict()
-
-
-def _device() -> str:
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return paths.device_name() or best
-
-
-def _precision(asked: str, device: str) -> Any:
-    """The one asked for, or a safe and fast one: is_bf16_supported() also says yes where bf16 is only emulated (T4)."""
-    if asked != "auto":
-        return asked
-    if device != "cuda":
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "16-mixed"

@@ -40,13 +40,14 @@ def logistic(
     `encoder` and `image_size` are as for `encoders.load`. A run of that name that was made from anything else is made
     anew, as it costs so little.
     """
-    from kitlib import encoders
+    from kitlib import encoders, views
 
     network = encoders.load(encoder, image_size or None)
     embedded = embed(places, network)
     fold = folds.load_or_make(places, pictures.pack(places, "train").hashes, n_folds)[folds_column].to_numpy()
     settings = {"family": "logistic", "encoder": network.name, "image_size": network.preprocess.size}
     settings |= {"embeddings": {split: e.key for split, e in embedded.items()}, "c": baselines.C}
+    settings["precision"] = views.precision_of(views.best_dtype(views.best_device()))
     settings |= {"folds_column": folds_column, "n_folds": n_folds}
     checksums = {"places": places.checksum, "folds": folds.folds_checksum(places)}
     name = f"{places.name}-logistic-{re.split('[:/]', network.name.partition('?')[0])[-1]}"

@@ -14,11 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from kitlib import crossfit, embeddings, encoders, pictures, runs
+from kitlib import crossfit, embeddings, encoders, paths, pictures, runs
 from kitlib.encoders import Encoder
 from kitlib.runs import Run
 from kitlib.tables import SPLITS, Places
-from kitlib.views import best_device, to_tensor
+from kitlib.views import best_device, best_dtype, dtype_of, precision_of, to_tensor
+
+
+def precision(run_name: str, overwrite: bool = False) -> str:
+    """The number type that a run is to compute in: the one that it was started in, else `views.best_dtype`.
+
+    One named by KITLIB_PRECISION holds in any case; a run that was started in another is then refused by `runs.start`.
+    """
+    if paths.precision_name() == "auto" and not overwrite and run_name in runs.list_runs():
+        dtype = dtype_of(runs.open_run(run_name).settings, best_device())
+    else:
+        dtype = best_dtype(best_device())
+    return precision_of(dtype)
 
 
 def start_run(
@@ -39,6 +51,7 @@ def start_run(
     if overwrite or run_name not in runs.list_runs():
         encoders.load(config.encoder, config.image_size or None)
     settings = asdict(config) | {"family": family, "folds_column": folds_column, "n_folds": n_folds}
+    settings["precision"] = precision(run_name, overwrite)
     data = crossfit.checksums(places, folds_column) | dict(checksums or {})
     return runs.start(run_name, settings | crossfit.source(places), data=data, overwrite=overwrite)
 
@@ -47,10 +60,19 @@ class Inputs:
     """The packed pictures of both splits, and their features once they are asked for.
 
     encoder, image_size: as for `encoders.load`, 0 px being the encoder's own. mirror: also features of mirrored places.
+    dtype: the number type to compute in, `views.best_dtype` when None.
     """
 
-    def __init__(self, places: Places, encoder: str, image_size: int = 0, mirror: bool = False) -> None:
+    def __init__(
+        self,
+        places: Places,
+        encoder: str,
+        image_size: int = 0,
+        mirror: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.places, self.device = places, best_device()
+        self.dtype = dtype or best_dtype(self.device)
         self._encoder, self._mirror = (encoder, image_size or None), mirror
         self.packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
 
@@ -65,7 +87,10 @@ class Inputs:
 
     def embed(self, encoder: Encoder, out_dir: Path) -> dict[str, torch.Tensor]:
         """The same of an encoder with weights of its own, kept in `out_dir`."""
-        embedded = {split: embeddings.embed(pack, encoder, out_dir, self._mirror) for split, pack in self.packs.items()}
+        embedded = {
+            split: embeddings.embed(pack, encoder, out_dir, self._mirror, device=self.device, dtype=self.dtype)
+            for split, pack in self.packs.items()
+        }
         sides = {s: [e.features] if e.mirrored is None else [e.features, e.mirrored] for s, e in embedded.items()}
         return {split: torch.from_numpy(np.stack(arrays, axis=1)) for split, arrays in sides.items()}
 

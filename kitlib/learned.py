@@ -27,6 +27,7 @@ from kitlib.heads import unit_vectors
 from kitlib.inputs import Inputs
 from kitlib.learner import Batch, Learner
 from kitlib.metric import MetricTraining, Projection
+from kitlib.views import precision_of
 
 T = TypeVar("T", metric.Teaching, gpsmatch.Teaching)
 
@@ -71,6 +72,7 @@ def learn(
             val_batches=Batches(val, size, 0, load, shuffle=False, prefetch=prefetch),
             devices=devices,
             max_hours=max_hours and max_hours - (time.monotonic() - began) / 3600,
+            precision=precision_of(inputs.dtype),
             seed=settings["seed"],
         ).finished
 

@@ -35,7 +35,7 @@ from kitlib.learner import Batch, encode
 from kitlib.runs import Run
 from kitlib.settings import Settings
 from kitlib.tables import Places
-from kitlib.views import autocast
+from kitlib.views import autocast, best_device, dtype_of, precision_of
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,8 @@ class Session(Inputs):
 
     def __init__(self, run: Run, places: Places) -> None:
         self.run, self.config = run, Config.of_run(run.settings)
-        super().__init__(places, self.config.encoder, self.config.image_size, self.config.mirror)
+        dtype = dtype_of(run.settings, best_device())
+        super().__init__(places, self.config.encoder, self.config.image_size, self.config.mirror, dtype)
 
     def train_fold(self, fold: int, devices: int = 1, max_hours: float | None = None) -> None:
         """Both phases of one fold, then its guesses; returns early when the hours are over."""
@@ -169,6 +170,7 @@ class Session(Inputs):
                 accumulate=turns,
                 devices=devices,
                 max_hours=max_hours and max_hours - (time.monotonic() - began) / 3600,
+                precision=precision_of(self.dtype),
                 seed=config.seed,
             ).finished
 
@@ -209,7 +211,7 @@ class Session(Inputs):
 
         size = config.device_batch if encoder else config.heads_batch
         seen = Batches(rows[~blind], size, 0, load, shuffle=False, prefetch=True) if not blind.all() else ()
-        with torch.inference_mode(), autocast(self.device):
+        with torch.inference_mode(), autocast(self.device, self.dtype):
             for batch in tqdm(seen, desc=f"fold {fold}: guessing {split}", leave=False):
                 sample_id = pack.sample_id[batch.pop("row")]
                 batch = {name: tensor.to(self.device) for name, tensor in batch.items()}

@@ -4,6 +4,7 @@ The machine is described by environment variables, and they are read here only:
 
 KITLIB_HOME     folder that holds data/ and submissions/ (default: the checkout; on Kaggle /kaggle/working)
 KITLIB_DEVICE   cpu, cuda or mps (default: the best one there is)
+KITLIB_PRECISION  number type of matrix products: float32, bfloat16, float16 or auto (default: what is fast here)
 KITLIB_WORKERS  threads that decode pictures (default: the number of cores, at most 8)
 """
 
@@ -22,6 +23,7 @@ import numpy as np
 COMPETITION = "geo-guessr-street-view-cs-gy-6643"
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 class KitError(ValueError):
@@ -90,6 +92,14 @@ def device_name() -> str:
     if device not in ("", "cpu", "cuda", "mps"):
         raise KitError(f"KITLIB_DEVICE={device!r}: allowed are cpu, cuda, mps, or nothing for the best one there is")
     return device
+
+
+def precision_name() -> str:
+    """The number type named by KITLIB_PRECISION, "auto" where none is. Raises KitError for an unknown name."""
+    name = os.environ.get("KITLIB_PRECISION", "") or "auto"
+    if name not in PRECISIONS:
+        raise KitError(f"KITLIB_PRECISION={name!r}: expected one of {', '.join(PRECISIONS)}")
+    return name
 
 
 def workers() -> int:

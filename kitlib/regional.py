@@ -37,6 +37,7 @@ from kitlib.runs import Run
 from kitlib.scalers import KINDS
 from kitlib.settings import Settings
 from kitlib.tables import Places
+from kitlib.views import best_device, dtype_of
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,6 @@ class Config(Settings):
     mirror: bool = True  # learn from mirrored places too, and average over both when guessing
     vary: float = 1.0  # how far light and zoom of pictures vary in training an encoder; 0: not at all
     gradient_checkpointing: bool = False  # a tenth of the activations' memory for 23 % more work
-    precision: str = "auto"  # of encoders: auto (mixed on a GPU), or a name of Lightning's such as 32-true
     seed: int = 0  # of weights, order, dropout and augmentation
 
     CHOICES: ClassVar = {"scaler": KINDS, "loss": LOSSES}
@@ -202,7 +202,8 @@ class Session(Inputs):
     def __init__(self, run: Run, places: Places) -> None:
         self.run, self.config = run, Config.of_run(run.settings)
         self.kept = clean(self.config, places).kept
-        super().__init__(places, self.config.encoder, self.config.image_size, self.config.mirror)
+        dtype = dtype_of(run.settings, best_device())
+        super().__init__(places, self.config.encoder, self.config.image_size, self.config.mirror, dtype)
 
     @cached_property
     def router(self) -> dict[str, Guesses]:

@@ -101,7 +101,7 @@ class Part:
         module = HeadsTraining(heads, self.frames, self._teaching(), config.heads_rate, steps, config.patience)
         module.start(self._loader(self.val[0], None)(self.val[1]))
         # clipping the norm of all gradients together would tie the heads to each other
-        how = {"max_hours": max_hours, "logger": logger, "gradient_clip": 0.0, "precision": "32-true"}
+        how = {"max_hours": max_hours, "logger": logger, "gradient_clip": 0.0, "precision": "float32"}
         if not self._fit(module, self.rows, self.val[1], batch, self.folder / "heads", None, **how):
             return False
         module.best.save(self.folder / "heads.safetensors")
@@ -125,7 +125,12 @@ class Part:
         steps = fitting.total_steps(len(rows), config.batch, 1, 1, devices)
         start = self.medians[self._regions_of(name)].mean(axis=0)
         module = EncoderTraining(encoder, self.frames, self._teaching(), config.rate, steps, start)
-        how = {"max_hours": max_hours, "logger": logger, "devices": devices, "precision": config.precision}
+        how = {
+            "max_hours": max_hours,
+            "logger": logger,
+            "devices": devices,
+            "precision": views.precision_of(self.inputs.dtype),
+        }
         how |= {"monitor": "val_loss", "patience": config.patience}
         return self._fit(module, rows, val, config.batch, self._model_folder(name), encoder, **how)
 
@@ -288,7 +293,7 @@ class Part:
         config, inputs, parts = self.config, self.inputs, []
         size = config.batch if encoder else config.heads_batch
         seen = Batches(rows, size, 0, lambda r: inputs.look(split, encoder, r), shuffle=False, prefetch=True)
-        with torch.inference_mode(), views.autocast(inputs.device) if encoder else nullcontext():
+        with torch.inference_mode(), views.autocast(inputs.device, inputs.dtype) if encoder else nullcontext():
             for batch in seen:
                 one = next(iter(batch.values())).to(inputs.device)
                 sides = [one, views.mirror(one)] if encoder else list(one.unbind(1))

@@ -50,6 +50,7 @@ from kitlib.paths import KitError
 from kitlib.runs import Run
 from kitlib.settings import Settings
 from kitlib.tables import Places
+from kitlib.views import best_device, dtype_of
 
 OWN = {"knn": ("by",), "metric": ("loss", "near_km"), "gps": ("gallery", "hidden", "sigmas", "geoclip")}
 NOT_LEARNED = ("encoder", "image_size", "by", "mirror", "gallery_size", "smoothing", "seed")  # all that knn reads
@@ -198,7 +199,8 @@ class Session(Inputs):
 
     def __init__(self, run: Run, places: Places) -> None:
         self.run, self.config = run, Config.of_run(run.settings)
-        super().__init__(places, self.config.encoder, self.config.image_size, self.config.mirror)
+        dtype = dtype_of(run.settings, best_device())
+        super().__init__(places, self.config.encoder, self.config.image_size, self.config.mirror, dtype)
 
     def train_fold(self, fold: int, devices: int = 1, max_hours: float | None = None) -> None:
         """Embedder, gallery, k and temperature of one fold, then its guesses; returns early when the hours are over."""

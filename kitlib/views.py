@@ -9,11 +9,12 @@ Pictures stay uint8 until the device: a quarter of the bytes to move, and resizi
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from kitlib.paths import KitError
 
 if TYPE_CHECKING:
     from kitlib.pictures import Pack
+
+log = logging.getLogger(__name__)
 
 
 def best_device() -> torch.device:
@@ -36,11 +39,16 @@ def best_device() -> torch.device:
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """The fast number type for matrix products on `device`: float32 means no autocast.
+    """The number type for matrix products on `device`: the one named by KITLIB_PRECISION, else the fast one.
 
-    bfloat16 needs hardware: a T4 says that it supports it and emulates it (so float16 there), and a CPU without
-    AVX512-BF16 is slower with it. float16 on a CPU is never right: 1 GFLOP/s.
+    float32 means no autocast. bfloat16 needs hardware to be fast: a T4 says that it supports it and emulates it (so
+    float16 there), and a CPU without AVX512-BF16 is slower with it. Raises KitError for float16 on a CPU, which
+    computes 1 GFLOP/s in it.
     """
+    if (name := paths.precision_name()) != "auto":
+        if name == "float16" and device.type == "cpu":
+            raise KitError("KITLIB_PRECISION=float16 on a CPU: expected float32, bfloat16 or auto")
+        return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
@@ -48,9 +56,29 @@ def best_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None = None) -> torch.autocast:
-    """The autocast context for `dtype` (default: `best_dtype`), which does nothing for float32."""
-    dtype = dtype or best_dtype(device)
+def precision_of(dtype: torch.dtype) -> str:
+    """The name of a number type, as KITLIB_PRECISION and params.json have it.
+
+    >>> precision_of(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(settings: Mapping[str, Any], device: torch.device) -> torch.dtype:
+    """The number type that a run with these settings computes in; `best_dtype` for one that recorded none.
+
+    What a GPU learned in float16 guesses in float32 on a CPU, and a warning says so.
+    """
+    dtype = getattr(torch, settings["precision"]) if settings.get("precision") else best_dtype(device)
+    if dtype == torch.float16 and device.type == "cpu":
+        log.warning("the run computes in float16, which a CPU cannot: float32 is used here")
+        return torch.float32
+    return dtype
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The autocast context for `dtype`, which does nothing for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from kitlib import crossfit, guesses, paths, remote, runs, vlm_models
 from kitlib.guesses import Guesses
+from kitlib.inputs import precision
 from kitlib.paths import KitError
 from kitlib.runs import Run
 from kitlib.tables import Places
@@ -55,6 +56,7 @@ def train(
     todo = crossfit.chosen(places, folds_column, n_folds, [0] if only_folds is None else only_folds)
     settings = asdict(config) | {"family": "vlm", "folds_column": folds_column, "n_folds": n_folds}
     settings["rate"] = config.rate or RATES[config.method]
+    settings["precision"] = precision(run_name, overwrite)
     data = crossfit.checksums(places, folds_column)
     if config.start_from:
         data["start_from"] = _trained_before(settings, data, todo)

@@ -22,7 +22,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from kitlib import paths
-from kitlib.views import best_device, best_dtype
+from kitlib.views import best_device
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,11 @@ def common(
     checkpoint_steps: int,
     gradient_checkpointing: bool,
     seed: int,
+    dtype: torch.dtype,
     devices: int = 1,
 ) -> dict[str, Any]:
-    """The arguments that TRL's trainers share: number types by the device, a cosine, nothing reported anywhere."""
+    """The arguments that TRL's trainers share: mixed precision in `dtype`, a cosine, nothing reported anywhere."""
     device = best_device()
-    dtype = best_dtype(device)
     return {
         "output_dir": str(folder),
         "max_steps": steps,
@@ -114,7 +114,7 @@ def newest(folder: Path) -> str | None:
             return str(path)
         except (OSError, ValueError):
             log.warning("%s is not whole, perhaps it was cut short; going back to the one before it", path.name)
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # several processes sweep at once
     return None
 
 

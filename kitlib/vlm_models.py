@@ -16,14 +16,13 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from kitlib import paths, tiny_vlm
 from kitlib.paths import KitError
-from kitlib.views import best_device, best_dtype
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +61,11 @@ def check(name: str, four_bit: bool = False, vllm: bool = False) -> None:
         raise KitError("vllm needs the library vllm and a CUDA device: pip install vllm, or leave it False")
 
 
-def load(name: str, four_bit: bool = False, full: bool = False) -> tuple[Any, Any]:
+def load(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool = False) -> tuple[Any, Any]:
     """The model as it was published, on the CPU or wherever 4-bit weights must be, and its processor.
 
-    full: all weights will learn, in float32; otherwise they come in the number type
-    of the device: bfloat16, float16 on a T4, float32 on a CPU. Raises KitError for a model that cannot be had.
+    dtype: the number type of its weights, "auto" for the one they were published in; tiny models are float32 in any
+    case. Raises KitError for a model that cannot be had.
     """
     check(name, four_bit)
     kind, _, rest = name.partition(":")
@@ -74,10 +73,10 @@ def load(name: str, four_bit: bool = False, full: bool = False) -> tuple[Any, An
         return tiny_vlm.build(rest or "qwen2.5")
     if kind == "tinker":
         raise KitError(f"the weights of {name} are at Tinker: allowed here are tiny, tiny:qwen3 and hf:REPO_OR_FOLDER")
-    return _published(rest, torch.float32 if full else best_dtype(best_device()), four_bit)
+    return _published(rest, dtype, four_bit)
 
 
-def _published(name: str, dtype: torch.dtype, four_bit: bool) -> tuple[Any, Any]:
+def _published(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool = False) -> tuple[Any, Any]:
     import transformers as hf
 
     options: dict[str, Any] = {"dtype": dtype}
@@ -98,7 +97,22 @@ def _published(name: str, dtype: torch.dtype, four_bit: bool) -> tuple[Any, Any]
         raise KitError(
             f"hf:{name} is a {type(model).__name__}: allowed are models built as Qwen2.5-VL and Qwen3-VL are"
         )
+    if four_bit:
+        _never_pack(model)
     return model, processor
+
+
+def _never_pack(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing 4-bit weights for AVX512-BF16, so that they compute alike on every CPU.
+
+    On such a CPU a layer is packed when it first computes without gradients. The packed product has no gradient, in
+    later steps of training either, and it takes only matrices of whole blocks.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def positions(model: nn.Module) -> Any:
@@ -155,22 +169,29 @@ def saved(folder: Path) -> Path | None:
     return next((folder / kind for kind in ("adapter", "model") if (folder / kind).is_dir()), None)
 
 
-def reload(name: str, folder: Path, *, four_bit: bool = False, learn: bool = False) -> tuple[Any, Any]:
+def reload(
+    name: str,
+    folder: Path,
+    dtype: torch.dtype | Literal["auto"],
+    *,
+    four_bit: bool = False,
+    learn: bool = False,
+) -> tuple[Any, Any]:
     """The model of a fold with what was learned, and its processor; learn: to be trained on.
 
-    Raises KitError for a folder where nothing was saved.
+    dtype: of the frozen weights below an adapter; weights that have learned are float32, as they were saved. Raises
+    KitError for a folder where nothing was saved.
     """
     if name.startswith("tinker:"):
-        return load(name)  # which says that nothing is here
+        return load(name, dtype)  # which says that nothing is here
     found = saved(folder)
     if found is None:
         raise KitError(f"{paths.relative(folder)} holds no trained model yet: train it to the end first")
     if found.name == "model":
-        dtype = torch.float32 if learn else best_dtype(best_device())
-        return _published(str(found), dtype, four_bit)
+        return _published(str(found), torch.float32)
     from peft import PeftModel
 
-    model, processor = load(name, four_bit)
+    model, processor = load(name, dtype, four_bit)
     adapted = PeftModel.from_pretrained(model, found, is_trainable=learn)
     adapted.peft_config["default"].base_model_name_or_path = model.name_or_path  # or peft asks the hub for a folder
     return adapted, processor
@@ -179,11 +200,12 @@ def reload(name: str, folder: Path, *, four_bit: bool = False, learn: bool = Fal
 def merge(name: str, folder: Path, out: Path) -> Path:
     """Write the model of a fold with its adapter merged into the weights to `out`, as transformers and vLLM load it.
 
-    Raises KitError where nothing was saved, and for an `out` that exists.
+    The weights are in the number type that the model was published in, whatever machine merges them. Raises KitError
+    where nothing was saved, and for an `out` that exists.
     """
     if out.exists():
         raise KitError(f"{out.name} exists: give a new folder for the merged model")
-    model, processor = reload(name, folder)
+    model, processor = reload(name, folder, "auto")
     model = model.merge_and_unload() if _is_adapted(model) else model
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".merging-") as beside:

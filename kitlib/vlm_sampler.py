@@ -31,13 +31,17 @@ ROWS_AT_ONCE = 64  # of answers whose likelihood is asked for
 
 @dataclass
 class Sampler:
-    """How a model speaks; temperature 0 takes the likeliest token each time. max_tokens: of a reply."""
+    """How a model speaks; temperature 0 takes the likeliest token each time.
+
+    max_tokens: of a reply. dtype: the number type of matrix products.
+    """
 
     model: Any
     processor: Any
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    dtype: torch.dtype = torch.float32
 
     def inputs(self, prompts: Sequence[list[Message]]) -> dict[str, torch.Tensor]:
         """What the model is given of P prompts whose pictures are in their messages, on its device, padded left."""
@@ -53,7 +57,7 @@ class Sampler:
     def read(self, prompts: Sequence[list[Message]], copies: int = 1) -> Read:
         """Read P prompts, each for `copies` conversations: the first `copies` of them go on from the first prompt."""
         inputs = self.inputs(prompts)
-        with speaking(self.model), autocast(self.model.device):
+        with speaking(self.model), autocast(self.model.device, self.dtype):
             cache = self.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
         cache.crop(-1)  # the last token is said again, for what comes after it
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -68,7 +72,7 @@ class Sampler:
             how |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         ends = self.model.generation_config.eos_token_id
         ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        with speaking(self.model), autocast(input_ids.device):
+        with speaking(self.model), autocast(input_ids.device, self.dtype):
             out = self.model.generate(
                 input_ids=input_ids,
                 max_new_tokens=self.max_tokens,
@@ -120,7 +124,7 @@ class Read:
         longest = max(map(len, rows))
         for name in ("input_ids", "position_ids"):  # the rest of them is in the cache
             given[name] = given[name][..., -longest:]
-        with speaking(self.sampler.model), autocast(prompt.device):
+        with speaking(self.sampler.model), autocast(prompt.device, self.sampler.dtype):
             logits = self.sampler.model(**given).logits
         wanted, there = _right_aligned(rows, prompt.device)
         logprobs = F.log_softmax(logits.float(), dim=-1).gather(2, wanted[..., None])[..., 0]

@@ -18,7 +18,7 @@ from kitlib.guesses import Guesses
 from kitlib.labels import from_table
 from kitlib.runs import Run
 from kitlib.tables import SPLITS, Places
-from kitlib.views import best_device
+from kitlib.views import best_device, dtype_of
 from kitlib.vlm_data import Cases
 from kitlib.vlm_guess import Prior, asked, seen
 from kitlib.vlm_record import Recorder
@@ -43,7 +43,7 @@ class Session:
 
     def __init__(self, run: Run, places: Places) -> None:
         self.run, self.places = run, places
-        self.config = Config.of_run(run.settings)
+        self.config, self.dtype = Config.of_run(run.settings), dtype_of(run.settings, best_device())
         self.packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
         self.states = from_table(places.states, "state")
         self.task = task_of(self.config, places)
@@ -104,8 +104,9 @@ class Session:
             before = runs.open_run(config.start_from)
             done = crossfit.done(before)
             folder = crossfit.folder(before, fold if fold in done else done[0])
-            return vlm_models.reload(config.model, folder, four_bit=config.four_bit, learn=True)
-        model, processor = vlm_models.load(config.model, config.four_bit, full=not config.lora_rank)
+            return vlm_models.reload(config.model, folder, self.dtype, four_bit=config.four_bit, learn=True)
+        dtype = self.dtype if config.lora_rank else torch.float32  # half precision would lose small steps
+        model, processor = vlm_models.load(config.model, dtype, config.four_bit)
         return vlm_models.adapt(model, config.lora_rank, config.lora_attention_only), processor
 
     def parts(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
@@ -218,13 +219,14 @@ class Session:
             self._loaded.clear()
             config = self.config
             folder = crossfit.folder(self.run, fold)
-            model, processor = vlm_models.reload(config.model, folder, four_bit=config.four_bit)
+            model, processor = vlm_models.reload(config.model, folder, self.dtype, four_bit=config.four_bit)
             self._loaded[fold] = (model if config.four_bit else model.to(best_device())), processor
         return self._loaded[fold]
 
     def _speaker(self, model: Any, processor: Any) -> Sampler:
         config = self.config
-        return Sampler(model, processor, config.reply_tokens, config.guess_temperature, config.guess_top_p)
+        length, temperature, top_p = config.reply_tokens, config.guess_temperature, config.guess_top_p
+        return Sampler(model, processor, length, temperature, top_p, self.dtype)
 
     @property
     def _at_once(self) -> int:

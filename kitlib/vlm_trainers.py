@@ -14,6 +14,7 @@ from trl import GRPOConfig, SFTConfig, SFTTrainer
 from kitlib import vlm_data, vlm_fit, vlm_models
 from kitlib.paths import KitError
 from kitlib.prompts import assistant
+from kitlib.views import best_device, dtype_of
 from kitlib.vlm_data import Cases, Row
 from kitlib.vlm_grpo import PlaceTrainer
 from kitlib.vlm_record import Recorder
@@ -106,4 +107,5 @@ def _common(settings: Mapping[str, Any], folder: Path, devices: int) -> dict[str
         )
     names = ("steps", "batch", "device_batch", "warmup", "weight_decay", "checkpoint_steps", "seed")
     chosen = {name: settings[name] for name in (*names, "gradient_checkpointing")}
-    return vlm_fit.common(folder, rate=settings["rate"], devices=devices, **chosen)
+    dtype = dtype_of(settings, best_device())
+    return vlm_fit.common(folder, rate=settings["rate"], dtype=dtype, devices=devices, **chosen)

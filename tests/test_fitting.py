@@ -80,11 +80,20 @@ def test_finished_fit_returns_at_once(tmp_path):
     helper.same_history(again.history, fitted.history)
 
 
-def test_precision_by_device(monkeypatch):
-    assert fitting._precision("auto", "cpu") == fitting._precision("auto", "mps") == "32-true"
-    for capability, precision in {(7, 5): "16-mixed", (6, 0): "16-mixed", (8, 0): "bf16-mixed"}.items():
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
-        assert fitting._precision("auto", "cuda") == precision
+@pytest.mark.parametrize(("has_bf16", "name"), [(False, "32-true"), (True, "bf16-mixed")])
+def test_auto_is_one_number_type_from_the_first_step_to_the_last(tmp_path, monkeypatch, has_bf16, name):
+    monkeypatch.delenv("KITLIB_PRECISION", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    types = set()
+    module, batches, folder, options = helper.make(tmp_path, checkpoint_steps=4)
+    module.before_batch = lambda epoch, batch: types.add(torch.is_autocast_enabled("cpu"))
+    fitted = fitting.fit(module, batches, folder, **options)
+    assert fitted.finished and types == {has_bf16}
+    assert json.loads((tmp_path / "fit.json").read_text())["settings"]["precision"] == name
+    assert {value.dtype for value in module.net.parameters()} == {torch.float32}
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: not has_bf16)
+    with pytest.raises(KitError, match=f"precision was '{name}'"):
+        helper.fit(tmp_path, checkpoint_steps=4)
 
 
 def test_quiet_and_leaves_nothing_else_behind(tmp_path, monkeypatch, capfd):

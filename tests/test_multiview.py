@@ -130,6 +130,24 @@ def test_a_finished_run_is_only_opened_and_another_config_refused(world, trained
         multiview.train(dataclasses.replace(SMALL, hidden=8), world, "whole", n_folds=3)
 
 
+def test_a_run_goes_on_in_the_number_type_that_it_was_started_in(world, monkeypatch):
+    monkeypatch.delenv("KITLIB_PRECISION", raising=False)
+    for run, has_bf16, name in (("in-float32", False, "float32"), ("in-bfloat16", True, "bfloat16")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=has_bf16: answer)
+        whole = multiview.train(HEADS, world, f"{run}-whole", n_folds=3, only_folds=[0])
+        assert whole.settings["precision"] == name
+        multiview.train(HEADS, world, run, n_folds=3, only_folds=[0], max_hours=0)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=has_bf16: not answer)
+        on_another_cpu = multiview.train(HEADS, world, run, n_folds=3, only_folds=[0])
+        assert on_another_cpu.settings["precision"] == name
+        for split in ("oof", "test"):
+            assert np.array_equal(whole.guesses(split).state_probs, on_another_cpu.guesses(split).state_probs)
+        monkeypatch.setenv("KITLIB_PRECISION", "bfloat16" if name == "float32" else "float32")
+        with pytest.raises(KitError, match=f"precision was '{name}', now"):
+            multiview.train(HEADS, world, run, n_folds=3, only_folds=[0])
+        monkeypatch.delenv("KITLIB_PRECISION")
+
+
 def test_folds_one_by_one_are_joined(world):
     run = multiview.train(HEADS, world, "folds", n_folds=3, only_folds=[1])
     first = run.guesses("oof")

@@ -10,6 +10,8 @@ from kitlib import views
 from kitlib.paths import KitError
 from kitlib.views import Preprocess, ViewBatches
 
+CPU = torch.device("cpu")
+
 
 class ArrayPack:
     """Decodes from memory; remembers what was asked for."""
@@ -181,8 +183,36 @@ def test_best_device_obeys_the_environment(monkeypatch):
         views.best_device()
 
 
-def test_best_dtype_never_takes_float16_on_a_cpu_nor_bfloat16_on_a_t4(monkeypatch):
-    assert views.best_dtype(torch.device("cpu")) in (torch.float32, torch.bfloat16)
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(has_bf16, dtype, monkeypatch):
+    monkeypatch.delenv("KITLIB_PRECISION", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    assert views.best_dtype(CPU) == dtype
+    assert views.autocast(CPU, views.best_dtype(CPU))._enabled == has_bf16
+
+
+def test_the_named_number_type_holds_on_every_device(monkeypatch):
+    for name in ("float32", "bfloat16", "float16"):
+        monkeypatch.setenv("KITLIB_PRECISION", name)
+        assert views.precision_of(views.best_dtype(torch.device("cuda"))) == name
+    with pytest.raises(KitError, match=r"KITLIB_PRECISION=float16 on a CPU: expected float32, bfloat16 or auto"):
+        views.best_dtype(CPU)
+    monkeypatch.setenv("KITLIB_PRECISION", "half")
+    with pytest.raises(KitError, match="'half': expected one of auto, float32, bfloat16, float16"):
+        views.best_dtype(CPU)
+
+
+def test_a_run_computes_in_the_number_type_that_it_was_started_in(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.delenv("KITLIB_PRECISION", raising=False)
+    assert views.dtype_of({"precision": "bfloat16"}, CPU) == torch.bfloat16
+    assert views.dtype_of({}, CPU) == torch.float32  # a run of an earlier kit
+    assert views.dtype_of({"precision": "float16"}, torch.device("cuda")) == torch.float16 and not caplog.text
+    assert views.dtype_of({"precision": "float16"}, CPU) == torch.float32 and "float32 is used here" in caplog.text
+
+
+def test_a_t4_computes_in_float16_and_newer_gpus_in_bfloat16(monkeypatch):
+    monkeypatch.delenv("KITLIB_PRECISION", raising=False)
     for capability, dtype in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert views.best_dtype(torch.device("cuda")) == dtype

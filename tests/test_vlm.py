@@ -28,6 +28,7 @@ from kitlib import (  # noqa: E402
     rollouts,
     tiny_vlm,
     toy,
+    views,
     vlm,
     vlm_data,
     vlm_guess,
@@ -44,6 +45,7 @@ from kitlib.vlm_grpo import PlaceTrainer  # noqa: E402
 from kitlib.vlm_sampler import Sampler  # noqa: E402
 from kitlib.vlm_tasks import Task  # noqa: E402
 
+TYPES = (torch.float32, torch.bfloat16)
 VIEWS = ("north", "east", "south", "west")
 STATES = Labels(["Iowa", "New Mexico", "Ohio"])
 TRUTH = Answer((40.0, -83.0), region="Ohio")
@@ -97,7 +99,7 @@ def task(environment: str = "single") -> Task:
 
 
 def learned(run) -> dict[str, torch.Tensor]:
-    return vlm_models.reload(run.settings["model"], crossfit.folder(run, 0))[0].state_dict()
+    return vlm_models.reload(run.settings["model"], crossfit.folder(run, 0), torch.float32)[0].state_dict()
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -143,10 +145,11 @@ def test_what_goes_on_from_a_prompt_that_was_read_once_is_what_the_whole_text_le
     assert len({*map(tuple, found)}) > 1
 
 
-def test_the_likelihood_of_names_is_that_of_whole_replies(tiny):
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_likelihood_of_names_is_that_of_whole_replies(tiny, dtype):
     model, processor = tiny
     cases = vlm_data.Cases(["a"], [TRUTH], VIEWS, shown)
-    speaker = Sampler(model, processor, 8)
+    speaker = Sampler(model, processor, 8, dtype=dtype)
     found = vlm_guess.asked(cases, task(), speaker, 1, 1, STATES, "region").log_likelihood[0]
     prompt = speaker.inputs([vlm_talk.with_pictures(task().last(VIEWS, TRUTH).messages(), shown(0))])
     length = prompt["input_ids"].shape[1]
@@ -154,14 +157,15 @@ def test_the_likelihood_of_names_is_that_of_whole_replies(tiny):
         reply = processor.tokenizer.encode(f"State: {name}\n", add_special_tokens=False)
         more = {"input_ids": reply, "attention_mask": [1] * len(reply), "mm_token_type_ids": [0] * len(reply)}
         whole = {name: torch.cat([prompt[name], torch.tensor([tail])], dim=1) for name, tail in more.items()}
-        with torch.no_grad():
-            logits = model.eval()(**prompt | whole).logits.log_softmax(-1)[0]
+        with torch.no_grad(), views.autocast(torch.device("cpu"), dtype):
+            logits = model.eval()(**prompt | whole).logits.float().log_softmax(-1)[0]
         direct = sum(logits[length - 1 + i, token].item() for i, token in enumerate(reply))
-        assert score == pytest.approx(direct, abs=1e-3)
+        assert score == pytest.approx(direct, abs=max(1e-4, 2 * torch.finfo(dtype).eps * len(reply)))
 
 
-def test_lora_is_kept_merged_and_never_on_the_head_or_the_eyes(tmp_path):
-    model, processor = vlm_models.load("tiny")
+@pytest.mark.parametrize("dtype", TYPES)
+def test_lora_is_kept_merged_and_never_on_the_head_or_the_eyes(tmp_path, dtype):
+    model, processor = vlm_models.load("tiny", dtype)
     plain = {name: value.clone() for name, value in model.state_dict().items()}
     model = vlm_models.adapt(model, 2)
     learns = [name for name, weight in model.named_parameters() if weight.requires_grad]
@@ -174,12 +178,14 @@ def test_lora_is_kept_merged_and_never_on_the_head_or_the_eyes(tmp_path):
     vlm_models.save(model, processor, tmp_path)
     assert vlm_models.saved(tmp_path) == tmp_path / "adapter"
     inputs = Sampler(model, processor, 4).inputs([vlm_talk.with_pictures(prompts.chat(VIEWS, "?"), shown(0))])
-    again, _ = vlm_models.reload("tiny", tmp_path)
+    again, _ = vlm_models.reload("tiny", tmp_path, dtype)
     merged = vlm_models.merge("tiny", tmp_path, tmp_path / "merged")
-    whole, _ = vlm_models.load(f"hf:{merged}")
-    with torch.no_grad():
-        logits = [one.eval()(**inputs).logits for one in (model, again, whole)]
-    assert torch.allclose(logits[0], logits[1], atol=1e-5) and torch.allclose(logits[0], logits[2], atol=1e-4)
+    whole, _ = vlm_models.load(f"hf:{merged}", "auto")
+    assert whole.dtype == torch.float32  # as it was published, whatever this machine computes in
+    with torch.no_grad(), views.autocast(torch.device("cpu"), dtype):
+        logits = [one.eval()(**inputs).logits.float() for one in (model, again, whole)]
+    close = 16 * torch.finfo(dtype).eps * logits[0].abs().max().item()
+    assert torch.equal(logits[0], logits[1]) and torch.allclose(logits[0], logits[2], atol=close)
     changed = [name for name, value in whole.state_dict().items() if not torch.equal(value, plain[name])]
     assert changed and all("language_model" in name for name in changed)
     with pytest.raises(KitError, match="exists"):
@@ -267,11 +273,14 @@ def test_fine_tuning_guesses_what_it_did_not_see_and_records_it(sft, data):
     assert not list(crossfit.folder(sft, 0).glob("sft/checkpoint-*"))
 
 
-def test_fine_tuning_goes_on_to_the_same_weights(data):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fine_tuning_goes_on_to_the_same_weights(data, precision, monkeypatch):
+    monkeypatch.setenv("KITLIB_PRECISION", precision)
     config = dataclasses.replace(SFT, steps=3, checkpoint_steps=1, eval_steps=2)
-    whole = vlm.train(config, data, "whole")
+    whole = vlm.train(config, data, f"whole-{precision}")
     for _ in range(3):
-        run = vlm.train(config, data, "parts", max_hours=1e-9)
+        run = vlm.train(config, data, f"parts-{precision}", max_hours=1e-9)
+    assert run.settings["precision"] == precision
     assert run.finished and same(learned(whole), learned(run))
     assert len(crossfit.history(run)) == len(crossfit.history(whole))
 
@@ -362,8 +371,8 @@ def test_an_adapter_is_merged_by_command(data, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 0 and capsys.readouterr().out == f"{out}\n"
-    model, processor = vlm_models.load(f"hf:{out}")
-    adapted, _ = vlm_models.reload("tiny:qwen3", crossfit.folder(run, 0))
+    model, processor = vlm_models.load(f"hf:{out}", torch.float32)
+    adapted, _ = vlm_models.reload("tiny:qwen3", crossfit.folder(run, 0), torch.float32)
     asked = [vlm_talk.with_pictures(task().last(VIEWS, TRUTH).messages(), shown(0))]
     said = [Sampler(m, processor, 8, 0.0).read(asked).speak([[]])[0] for m in (model, adapted)]
     assert said[0] == said[1]
@@ -409,24 +418,29 @@ def test_an_adapter_is_learned_on_and_goes_on_to_the_same_weights(sft, data):
     assert not (crossfit.folder(run, 0) / "adapter/ref").exists()
 
 
-def test_weights_in_4_bits_are_adapted_rewarded_and_merged(sft, data, tmp_path):
+@pytest.mark.parametrize(("precision", "packs"), [("float32", False), ("bfloat16", True)])
+def test_weights_in_4_bits_are_adapted_rewarded_and_merged(sft, data, tmp_path, precision, packs, monkeypatch):
+    """packs: as on a CPU with AVX512-BF16, where bitsandbytes would pack weights."""
+    monkeypatch.setenv("KITLIB_PRECISION", precision)
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: packs)
+    bits = f"bits-{precision}-{packs}"
     taught = f"hf:{crossfit.folder(sft, 0) / 'model'}"
     config = dataclasses.replace(SFT, model=taught, four_bit=True, lora_rank=2, steps=3, gradient_checkpointing=True)
-    vlm.train(config, data, "bits")
-    rewarded = dataclasses.replace(GRPO, model=taught, four_bit=True, lora_rank=2, start_from="bits", steps=2)
-    run = vlm.train(rewarded, data, "bits-grpo")
-    model, _ = vlm_models.reload(taught, crossfit.folder(run, 0), four_bit=True)
+    vlm.train(config, data, bits)
+    rewarded = dataclasses.replace(GRPO, model=taught, four_bit=True, lora_rank=2, start_from=bits, steps=2)
+    run = vlm.train(rewarded, data, f"{bits}-grpo")
+    model, _ = vlm_models.reload(taught, crossfit.folder(run, 0), torch.float32, four_bit=True)
     kinds = {name.split(".")[-2]: type(part).__name__ for name, part in model.named_modules() if "base_layer" in name}
     assert kinds["q_proj"] == kinds["down_proj"] == "Linear4bit"
     assert crossfit.history(run)["loss"].notna().sum() == 2 and run.guesses("oof").answered.any()
-    merged, _ = vlm_models.load(f"hf:{vlm.merge('bits-grpo', tmp_path / 'merged')}")
+    merged, _ = vlm_models.load(f"hf:{vlm.merge(f'{bits}-grpo', tmp_path / 'merged')}", "auto")
     assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
 
 
 def test_a_group_that_earned_nothing_teaches_nothing(data):
     config = dataclasses.replace(GRPO, start_from="", steps=1)
     run = vlm.train(config, data, "nothing")
-    plain = vlm_models.load("tiny")[0].state_dict()
+    plain = vlm_models.load("tiny", torch.float32)[0].state_dict()
     assert crossfit.history(run)["groups/constant"].sum() == 2
     assert all(torch.equal(plain[name], value) for name, value in learned(run).items())
 
@@ -474,7 +488,7 @@ def test_what_is_not_installed_or_does_not_fit_is_refused_before_a_run_begins(sf
     with pytest.raises(KitError, match="has no fold 1"):
         vlm.train(GRPO, data, "refused", only_folds=[1])
     with pytest.raises(KitError, match="cannot be had"):
-        vlm_models.load("hf:/nowhere/at-all")
+        vlm_models.load("hf:/nowhere/at-all", torch.float32)
 
 
 def test_a_model_that_is_built_otherwise_is_refused(tmp_path):
@@ -483,4 +497,4 @@ def test_a_model_that_is_built_otherwise_is_refused(tmp_path):
     hf.LlavaForConditionalGeneration(hf.LlavaConfig(text_config=text, vision_config=eyes)).save_pretrained(tmp_path)
     tiny_vlm.build("qwen2.5")[1].save_pretrained(tmp_path)
     with pytest.raises(KitError, match=r"is a LlavaForConditionalGeneration: allowed are models built as Qwen2.5-VL"):
-        vlm_models.load(f"hf:{tmp_path}")
+        vlm_models.load(f"hf:{tmp_path}", torch.float32)

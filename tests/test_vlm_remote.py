@@ -113,4 +113,4 @@ def test_its_weights_are_not_here(tinker, data, tmp_path):
     with pytest.raises(KitError, match="are at Tinker"):
         vlm.merge("away", tmp_path / "merged")
     with pytest.raises(KitError, match="are at Tinker"):
-        vlm_models.load(CONFIG.model)
+        vlm_models.load(CONFIG.model, "auto")
