@@ -70,7 +70,9 @@ def make(folder, epochs=3, batch_size=4, accumulate=1, devices=1, rows=N, double
         rows = torch.from_numpy(rows)
         return {"x": FEATURES[rows].to(kind), "y": TARGETS[rows].to(kind), "row": rows}
 
-    options = {"config": {"rate": module.rate}, "val_batches": fitting.Batches(7, 3, 0, load, shuffle=False)} | options
+    # One number type on every processor, as the values in the tests are of float32.
+    defaults = {"config": {"rate": module.rate}, "val_batches": fitting.Batches(7, 3, 0, load, shuffle=False)}
+    options = defaults | {"precision": "float32"} | options
     options |= {"epochs": epochs, "accumulate": accumulate, "devices": devices}
     loader = fitting.Batches(rows, batch_size, 5, load, prefetch=True)
     return module, loader, Path(folder), options
@@ -93,10 +95,10 @@ def error(module) -> float:
 
 
 @cache
-def whole(accumulate: int = 1) -> tuple[bytes, pd.DataFrame]:
+def whole(accumulate: int = 1, precision: str = "float32") -> tuple[bytes, pd.DataFrame]:
     """Weights and history of a fit that was never stopped."""
     with TemporaryDirectory() as folder:
-        module, fitted = fit(folder, accumulate=accumulate, checkpoint_steps=4)
+        module, fitted = fit(folder, accumulate=accumulate, checkpoint_steps=4, precision=precision)
     assert fitted.finished and fitted.steps == module.steps
     return weights(module), fitted.history
 

@@ -42,19 +42,22 @@ def test_warmup_cosine():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("accumulate", "crash"), [(1, (0, 5)), (1, (1, 0)), (1, (1, 3)), (4, (1, 2)), (4, (2, 5))])
-def test_crash_resumes_from_the_last_checkpoint(tmp_path, accumulate, crash):
+def test_crash_resumes_from_the_last_checkpoint(tmp_path, accumulate, crash, precision):
     def explode(epoch, batch):
         if (epoch, batch) == crash:
             raise MemoryError("boom")
 
-    module, batches, folder, options = helper.make(tmp_path, accumulate=accumulate, checkpoint_steps=4)
+    given = {"accumulate": accumulate, "checkpoint_steps": 4, "precision": precision}
+    module, batches, folder, options = helper.make(tmp_path, **given)
     module.before_batch = explode
     with pytest.raises(MemoryError, match="boom"):
         fitting.fit(module, batches, folder, **options)
-    module, fitted = helper.fit(tmp_path, accumulate=accumulate, checkpoint_steps=4)
-    assert fitted.finished and helper.weights(module) == helper.whole(accumulate)[0]
-    helper.same_history(fitted.history, helper.whole(accumulate)[1])
+    module, fitted = helper.fit(tmp_path, **given)
+    weights, history = helper.whole(accumulate, precision)
+    assert fitted.finished and helper.weights(module) == weights
+    helper.same_history(fitted.history, history)
 
 
 def test_max_hours(tmp_path):
@@ -85,7 +88,7 @@ def test_auto_is_one_number_type_from_the_first_step_to_the_last(tmp_path, monke
     monkeypatch.delenv("KITLIB_PRECISION", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
     types = set()
-    module, batches, folder, options = helper.make(tmp_path, checkpoint_steps=4)
+    module, batches, folder, options = helper.make(tmp_path, checkpoint_steps=4, precision="auto")
     module.before_batch = lambda epoch, batch: types.add(torch.is_autocast_enabled("cpu"))
     fitted = fitting.fit(module, batches, folder, **options)
     assert fitted.finished and types == {has_bf16}
@@ -93,7 +96,7 @@ def test_auto_is_one_number_type_from_the_first_step_to_the_last(tmp_path, monke
     assert {value.dtype for value in module.net.parameters()} == {torch.float32}
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: not has_bf16)
     with pytest.raises(KitError, match=f"precision was '{name}'"):
-        helper.fit(tmp_path, checkpoint_steps=4)
+        helper.fit(tmp_path, checkpoint_steps=4, precision="auto")
 
 
 def test_quiet_and_leaves_nothing_else_behind(tmp_path, monkeypatch, capfd):

@@ -150,7 +150,7 @@ def test_a_killed_pass_goes_on_where_it_was(folder, monkeypatch):
     read = places.read(folder)
     whole = pictures.pack(read, "train", paths.home() / "whole")
     looked: list[bytes] = []
-    again: list[bytes] = []  # a list of its own: threads of the killed pass may still be at work
+    again: list[bytes] = []  # threads of the killed pass may add some that the next one looks at too
 
     def killed(data, size=None):
         looked.append(data)
@@ -167,7 +167,7 @@ def test_a_killed_pass_goes_on_where_it_was(folder, monkeypatch):
     assert not (out / "train.bin").exists() and not (out / "train.npz").exists()
     monkeypatch.setattr(pictures, "examine", lambda data, size=None: again.append(data) or real(data, size))
     resumed = pictures.pack(read, "train", out)
-    assert 0 < len(again) <= 24  # of 48: two shards of 12 pictures were safe
+    assert 0 < len(set(again)) <= 24  # of 48: two shards of 12 pictures were safe
     assert resumed.checksum == whole.checksum and resumed.blob.read_bytes() == whole.blob.read_bytes()
     assert files_of(out, "train") == ["train.bin", "train.npz"]
 
