@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kitlib import competition, folds, guesses, paths, pictures
+from kitlib import competition, folds, guesses, paths
 from kitlib.guesses import Guesses
 from kitlib.paths import KitError
 from kitlib.places import read
@@ -32,7 +32,7 @@ def chosen(places: Places, column: str, n_folds: int, only: Sequence[int] | None
 
     Raises KitError for an unknown fold or column.
     """
-    table = folds.load_or_make(places, pictures.pack(places, "train").hashes, n_folds)
+    table = folds.load_or_make(places, n_folds)
     if column not in folds.KINDS:
         raise KitError(f"folds_column {column!r}: allowed are {', '.join(folds.KINDS)}")
     todo = list(range(n_folds)) if only is None else list(only)

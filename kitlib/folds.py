@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from kitlib import geo, paths
+from kitlib import geo, paths, pictures
 from kitlib.paths import KitError
 from kitlib.tables import Places
 
@@ -45,17 +45,6 @@ def near_duplicate_groups(
         pairs = pairs[alike.any(axis=1) | ~comparable.any(axis=1) | same]
     graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(points), len(points)))
     return connected_components(graph, directed=False)[1].astype(np.int64)
-
-
-def far_twins(points: np.ndarray, hashes: np.ndarray, apart_km: float = 1.0) -> np.ndarray:
-    """Row pairs (P, 2) of places over `apart_km` apart that show the very same picture, as equal hashes (N, V) tell.
-
-    Each place is paired with the first that shows its picture; a hash of 0 is none; places at NaN are left out.
-    """
-    row, view = np.nonzero((hashes != 0) & ~np.isnan(points).any(axis=1)[:, None])
-    _, first, same = np.unique(hashes[row, view], return_index=True, return_inverse=True)
-    pairs = np.stack([row[first[same]], row], axis=1)
-    return np.unique(pairs[geo.distance_km(points[pairs[:, 0]], points[pairs[:, 1]]) > apart_km], axis=0)
 
 
 def blocks(points: np.ndarray, block_km: float) -> np.ndarray:
@@ -120,23 +109,21 @@ def gap_km(points: np.ndarray, fold: np.ndarray) -> np.ndarray:
     return km
 
 
-def load_or_make(
-    places: Places, hashes: np.ndarray | None = None, n_folds: int = 5, block_km: float = 50.0, seed: int = 0
-) -> pd.DataFrame:
-    """The saved folds of these places, made as by `make` the first time.
+def load_or_make(places: Places, n_folds: int = 5, block_km: float = 50.0, seed: int = 0) -> pd.DataFrame:
+    """The saved folds of these places, made as by `make` the first time, with the hashes of the training pictures.
 
-    They are made once: `hashes` given later change nothing. Raises KitError where the file was changed since, or was
-    made with other settings than those asked for.
+    Whoever asks first gets the same folds, as the pictures are packed for them where they are not yet. Raises KitError
+    where the file was changed since, or was made with other settings than those asked for.
     """
     csv, meta = places.derived / "folds.csv", places.derived / "folds.json"
     asked = {"n_folds": n_folds, "block_km": float(block_km), "seed": seed}
     mend = f"delete {paths.relative(csv)} and .json to make new folds"
     if not (csv.exists() and meta.exists()):
-        table = make(places, hashes, n_folds, block_km, seed)
+        table = make(places, pictures.pack(places, "train").hashes, n_folds, block_km, seed)
         with paths.atomic_write(csv) as path:
             table.to_csv(path, index=False, lineterminator="\n")
         with paths.atomic_write(meta) as path:
-            path.write_text(json.dumps({**asked, "hashes": hashes is not None, "checksum": paths.digest(csv)}) + "\n")
+            path.write_text(json.dumps({**asked, "hashes": True, "checksum": paths.digest(csv)}) + "\n")
         return table
     saved = json.loads(meta.read_text())
     if saved["checksum"] != paths.digest(csv):
@@ -152,5 +139,5 @@ def folds_checksum(places: Places) -> str:
     """The checksum under which the folds of these places were saved; KitError where there are none yet."""
     meta = places.derived / "folds.json"
     if not meta.exists():
-        raise KitError(f"{places.name} has no folds yet: folds.load_or_make(places, hashes) makes them")
+        raise KitError(f"{places.name} has no folds yet: folds.load_or_make(places, n_folds) makes them")
     return json.loads(meta.read_text())["checksum"]

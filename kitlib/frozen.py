@@ -44,7 +44,7 @@ def logistic(
 
     network = encoders.load(encoder, image_size or None)
     embedded = embed(places, network)
-    fold = folds.load_or_make(places, pictures.pack(places, "train").hashes, n_folds)[folds_column].to_numpy()
+    fold = folds.load_or_make(places, n_folds)[folds_column].to_numpy()
     settings = {"family": "logistic", "encoder": network.name, "image_size": network.preprocess.size}
     settings |= {"embeddings": {split: e.key for split, e in embedded.items()}, "c": baselines.C}
     settings["precision"] = views.precision_of(views.best_dtype(views.best_device()))

@@ -1,4 +1,7 @@
-"""What one picture file holds: an undamaged RGB JPEG or something else, one colour, a blur, and its perceptual hash."""
+"""What one picture file holds: an undamaged RGB JPEG or something else, one colour, a blur, and its perceptual hash.
+
+And which places show the very same picture.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 from PIL import Image
+
+from kitlib import geo
 
 BLURRED = 45.0  # sharpness below which a person sees nothing either: 9 of 5,625 real street views
 BLANK = 4.0  # grey levels of standard deviation below which a picture is one colour
@@ -98,3 +103,14 @@ def perceptual_hash(small: np.ndarray) -> np.ndarray:
     low = (COSINES @ small @ COSINES.T).reshape(*small.shape[:-2], 64)
     bits = low > np.median(low, axis=-1, keepdims=True)
     return np.packbits(bits, axis=-1).view(np.uint64)[..., 0]
+
+
+def far_twins(points: np.ndarray, hashes: np.ndarray, apart_km: float = 1.0) -> np.ndarray:
+    """Row pairs (P, 2) of places over `apart_km` apart that show the very same picture, as equal hashes (N, V) tell.
+
+    Each place is paired with the first that shows its picture; a hash of 0 is none; places at NaN are left out.
+    """
+    row, view = np.nonzero((hashes != 0) & ~np.isnan(points).any(axis=1)[:, None])
+    _, first, same = np.unique(hashes[row, view], return_index=True, return_inverse=True)
+    pairs = np.stack([row[first[same]], row], axis=1)
+    return np.unique(pairs[geo.distance_km(points[pairs[:, 0]], points[pairs[:, 1]]) > apart_km], axis=0)

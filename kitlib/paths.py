@@ -35,6 +35,11 @@ def checkout() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
+def package_dir() -> Path:
+    """The folder of the package: its modules, and beside them the files that they read."""
+    return checkout() / "kitlib"
+
+
 def home() -> Path:
     """The folder that holds data/ and submissions/."""
     if named := os.environ.get("KITLIB_HOME"):

@@ -29,9 +29,9 @@ import simplejpeg
 from PIL import Image
 from tqdm.auto import tqdm
 
-from kitlib import folds, paths
+from kitlib import paths
 from kitlib.files import Files
-from kitlib.inspection import Picture, examine
+from kitlib.inspection import Picture, examine, far_twins
 from kitlib.paths import KitError
 from kitlib.tables import Places, finding
 
@@ -252,7 +252,7 @@ def _findings(places: Places, split: str, records: np.ndarray, found: list[tuple
     for check, name in (("blank picture", "blank"), ("picture blurred to nothing", "blurred")):
         by_check[check] = [f"{ids[i]} {places.views[v]}" for i, v in zip(*np.nonzero(records[name]), strict=True)]
     by_check["place without a usable picture"] = ids[~usable.any(axis=1)].astype(str).tolist()
-    twins = folds.far_twins(places.points(split), records["hash"])
+    twins = far_twins(places.points(split), records["hash"])
     by_check["same picture at places far apart"] = [f"{ids[a]} and {ids[b]}" for a, b in twins]
     return [finding(c, f"{split} pictures", e, ACTIONS[c]) for c, e in by_check.items() if e]
 

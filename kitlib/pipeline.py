@@ -27,8 +27,12 @@ from kitlib.plans import Ready, check
 
 log = logging.getLogger(__name__)
 
-# Notebooks never reach these, so a change in them leaves every step as it was.
-ORCHESTRATION = {"__main__", "kernels", "notebooks", "pipeline", "plans", "report"}
+# Notebooks never reach these files and folders of the package, so a change in them leaves every step as it was.
+ORCHESTRATION = {
+    *("__main__.py", "doctor.py", "kernels.py", "notebooks.py", "pipeline.py", "plans.py", "report.py", "watch.py"),
+    *("assets/notebook.html.j2", "assets/page.css", "assets/report.html.j2"),
+    *("assets/watch.css", "assets/watch.html", "assets/watch.js", "assets/watch_charts.js", "assets/watch_map.js"),
+}
 HASHED_WHOLE = 16 * 2**20  # bytes; a larger file is known by its size and time
 
 
@@ -260,11 +264,16 @@ def _file_signature(path: Path) -> str:
 
 
 def _code_digest() -> str:
-    """Everything in kitlib that a notebook can reach."""
-    package = Path(__file__).parent
-    modules = [file for file in sorted(package.glob("*.py")) if file.stem not in ORCHESTRATION]
-    files = [*modules, *sorted(package.glob("assets/*.json"))]
-    return paths.digest(*(part for file in files for part in (file.name, file)))
+    """Everything in kitlib that a notebook can reach: modules and the files that they read, in all folders."""
+    package = paths.package_dir()
+    parts: list[str | Path] = []
+    for file in sorted(path for path in package.rglob("*") if path.is_file()):
+        inside = file.relative_to(package)
+        whole = {inside.as_posix(), *(folder.as_posix() for folder in inside.parents)}
+        ignored = any(part.startswith((".", "__pycache__")) for part in inside.parts) or file.suffix == ".md"
+        if not ignored and not whole & ORCHESTRATION:
+            parts += [inside.as_posix(), file]
+    return paths.digest(*parts)
 
 
 def _versions() -> dict[str, str]:

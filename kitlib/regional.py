@@ -218,7 +218,7 @@ class Session(Inputs):
         mean = {split: features[:, 0].float().mean(1).numpy() for split, features in self.features.items()}
         column, n_folds = self.run.settings["folds_column"], self.run.settings["n_folds"]
         kind = "stratified" if column == "given" else column
-        fold = saved_folds.load_or_make(self.places, self.packs["train"].hashes, n_folds)[kind].to_numpy()
+        fold = saved_folds.load_or_make(self.places, n_folds)[kind].to_numpy()
         oof, test = baselines.logistic(self.places, mean["train"], fold, mean.get("test"))
         return {"train": oof} | ({} if test is None else {"test": test})
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_places import competition
 
-from kitlib import folds, geo, places
+from kitlib import folds, geo, pictures, places
 from kitlib.paths import KitError
 
 KM = 1 / folds.KM_PER_DEGREE  # degrees of latitude
@@ -36,15 +38,6 @@ def test_groups_need_nearness_and_likeness_or_the_same_spot():
     hashes[1] = 0  # a blurred place cannot be compared: near is enough
     assert folds.near_duplicate_groups(points, hashes).tolist() == [0, 0, 0, 1, 1]
     assert folds.near_duplicate_groups(points[:1], hashes[:1]).tolist() == [0]
-
-
-def test_far_twins_are_the_same_picture_in_two_places():
-    points = np.array([[40, -75], [41, -75], [40 + 0.3 * KM, -75], [42, -75], [np.nan, np.nan]])
-    hashes = np.array([[5, 6], [9, 7], [5, 8], [0, 0], [5, 5]], np.uint64)
-    assert folds.far_twins(points, hashes).tolist() == []
-    hashes[1, 1] = 5  # in whichever view
-    assert folds.far_twins(points, hashes).tolist() == [[0, 1]]
-    assert folds.far_twins(points * np.nan, hashes).tolist() == []
 
 
 @settings(max_examples=30, deadline=None)
@@ -113,14 +106,23 @@ def test_too_few_pieces_or_bad_settings_are_refused():
         folds.make(read, block_km=0)
 
 
-def test_saved_once_and_a_changed_file_is_refused(home):
+def with_hashes(monkeypatch, hashes: np.ndarray) -> None:
+    monkeypatch.setattr(pictures, "pack", lambda places, split: SimpleNamespace(hashes=hashes))
+
+
+def test_saved_once_and_a_changed_file_is_refused(home, monkeypatch):
     read = spread()
+    hashes = np.arange(1, 601, dtype=np.uint64)[:, None]
+    with_hashes(monkeypatch, hashes)
     with pytest.raises(KitError, match="no folds yet"):
         folds.folds_checksum(read)
     first = folds.load_or_make(read)
     checksum = folds.folds_checksum(read)
     assert len(checksum) == 16
-    pd.testing.assert_frame_equal(folds.load_or_make(read, hashes=np.ones((600, 1), np.uint64)), first)
+    pd.testing.assert_frame_equal(folds.make(read, hashes), first)
+    with_hashes(monkeypatch, np.ones((600, 1), np.uint64))
+    pd.testing.assert_frame_equal(folds.load_or_make(read), first)
+    with_hashes(monkeypatch, hashes)
     with pytest.raises(KitError, match=r"made with \{'n_folds': 5\}, asked for .*'n_folds': 4.*delete data/derived/"):
         folds.load_or_make(read, n_folds=4)
     csv = read.derived / "folds.csv"
@@ -133,8 +135,14 @@ def test_saved_once_and_a_changed_file_is_refused(home):
     assert folds.folds_checksum(read) == checksum
 
 
-def test_text_ids_come_back_as_text(tmp_path, home):
+def test_the_same_folds_whoever_asks_first(world):
+    pack = pictures.pack(world, "train")
+    pd.testing.assert_frame_equal(folds.load_or_make(world, 3), folds.make(world, pack.hashes, 3))
+
+
+def test_text_ids_come_back_as_text(tmp_path, home, monkeypatch):
     read = places.read(competition(tmp_path))
+    with_hashes(monkeypatch, np.zeros((len(read.rows("train")), 4), np.uint64))
     read.table["sample_id"] = read.table["sample_id"].astype(str).str.zfill(4)
     made = folds.load_or_make(read, n_folds=2, block_km=5)
     assert made["sample_id"][7] == "0007"

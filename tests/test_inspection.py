@@ -7,7 +7,10 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageFilter
 
-from kitlib.inspection import BLURRED, examine, perceptual_hash, sharpness
+from kitlib.geo import EARTH_RADIUS_KM
+from kitlib.inspection import BLURRED, examine, far_twins, perceptual_hash, sharpness
+
+KM = 1 / (np.radians(1.0) * EARTH_RADIUS_KM)  # degrees of latitude
 
 
 def scene(size: int = 128, seed: int = 0, width: int | None = None) -> Image.Image:
@@ -126,3 +129,12 @@ def test_perceptual_hash_survives_compression_and_scale_not_another_scene():
     far = np.bitwise_count(hashes[:, None] ^ hashes)[np.triu_indices(12, 1)]
     assert near.max() <= 6 and far.min() > 12
     assert np.bitwise_count(hashes).tolist() == [32] * 12  # by the median
+
+
+def test_far_twins_are_the_same_picture_in_two_places():
+    points = np.array([[40, -75], [41, -75], [40 + 0.3 * KM, -75], [42, -75], [np.nan, np.nan]])
+    hashes = np.array([[5, 6], [9, 7], [5, 8], [0, 0], [5, 5]], np.uint64)
+    assert far_twins(points, hashes).tolist() == []
+    hashes[1, 1] = 5  # in whichever view
+    assert far_twins(points, hashes).tolist() == [[0, 1]]
+    assert far_twins(points * np.nan, hashes).tolist() == []

@@ -14,10 +14,11 @@ from kitlib import paths
 LAYERS = [
     ("0 maths and paths", "paths geo projection settings"),
     ("0 files and outlines", "files outlines"),
-    ("1a tables", "tables streaming places folds guesses runs submissions competition accuracy"),
+    ("1a tables", "tables streaming places guesses runs submissions competition accuracy"),
     (
         "1b numbers",
-        "inspection pictures baselines ensemble geocells crossfit scalers regions gallery pairing affinity within",
+        "inspection pictures folds baselines ensemble geocells crossfit scalers regions gallery pairing affinity "
+        "within",
     ),
     ("1b cleaning and voting", "clusters outliers vote"),
     ("1b answers", "labels coordinates answers geohash prompts rewards environments curriculum fallback rollouts"),

@@ -168,13 +168,25 @@ def test_a_stopped_plan_lets_the_cell_save_and_goes_on_later(plan, home, number)
 
 def test_the_key_follows_kitlib_but_not_what_notebooks_cannot_reach(tmp_path, monkeypatch):
     package = tmp_path / "kitlib"
-    shutil.copytree(paths.assets_dir().parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(pipeline, "__file__", str(package / "pipeline.py"))
+    shutil.copytree(paths.package_dir(), package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(paths, "package_dir", lambda: package)
     before = pipeline._code_digest()
     (package / "report.py").write_text("")
+    (package / "assets/watch.css").write_text("")
+    (package / "assets/README.md").write_text("")
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__/geo.cpython-311.pyc").write_text("")
     assert pipeline._code_digest() == before
-    (package / "geo.py").write_text("")
-    assert pipeline._code_digest() != before
+    (package / "deeper/still").mkdir(parents=True)
+    for file in ("geo.py", "assets/divisions.csv", "assets/states-10m.json", "deeper/still/new.py"):
+        (package / file).write_text("")
+        assert pipeline._code_digest() != before, file
+        before = pipeline._code_digest()
+
+
+def test_what_is_left_out_of_the_key_is_there():
+    missing = [name for name in pipeline.ORCHESTRATION if not (paths.package_dir() / name).exists()]
+    assert missing == []
 
 
 def test_two_runs_of_a_plan_at_once_are_refused(plan, home):
