@@ -1,7 +1,7 @@
 """Weights by a formula under the names of the `geoclip` package, and the table of what that package makes of them.
 
 The package cannot share the kit's environment. In one of its own (pip install geoclip==1.3.0), this file as a script
-writes data/geoclip_reference.npz: points (20, 2) and every eighth column of their embeddings, (20, 64).
+writes geoclip_reference.npz: points (20, 2) and every eighth column of their embeddings, (20, 64).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-TABLE = Path(__file__).parent / "data/geoclip_reference.npz"
+TABLE = Path(__file__).parent / "geoclip_reference.npz"
 POINTS = """
     90 0, 90 180, 89.9999 -120, -90 0, -90 77, 0 0, 0 180, 0 -180, 0 -90.5, 16.5 179.9999, -16.5 -179.9999, 65.7 -169,
     40.7128 -74.006, 34.0522 -118.2437, 61.2181 -149.9003, 21.3069 -157.8583, -33.8688 151.2093, 51.4779 -0.0015,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_submissions import STATES, make_submission, make_template
+from submission_helper import STATES, make_submission, make_template
 
 from kitlib import competition, geo
 from kitlib.guesses import Guesses

@@ -7,11 +7,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import embedders  # noqa: E402
-from kitlib.embedders import Frozen, Matched, Projected, scales  # noqa: E402
-from kitlib.gpsmatch import GpsMatch  # noqa: E402
-from kitlib.metric import Projection  # noqa: E402
-from kitlib.paths import KitError  # noqa: E402
+from kitlib import embedders
+from kitlib.embedders import Frozen, Matched, Projected, scales
+from kitlib.gpsmatch import GpsMatch
+from kitlib.metric import Projection
+from kitlib.paths import KitError
 
 
 @pytest.mark.parametrize("method", embedders.METHODS)

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from data_helper import competition
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_places import competition
 
 from kitlib import folds, geo, pictures, places
 from kitlib.paths import KitError

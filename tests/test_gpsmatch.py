@@ -12,11 +12,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import fitting, geo  # noqa: E402
-from kitlib.batches import Batches  # noqa: E402
-from kitlib.gpsmatch import GpsMatch, MatchTraining, Teaching, embed_images, guess  # noqa: E402
-from kitlib.location import ImageProjection  # noqa: E402
-from kitlib.paths import KitError  # noqa: E402
+from kitlib import fitting, geo
+from kitlib.batches import Batches
+from kitlib.gpsmatch import GpsMatch, MatchTraining, Teaching, embed_images, guess
+from kitlib.location import ImageProjection
+from kitlib.paths import KitError
 
 N, V, D = 300, 2, 12
 HELD_OUT = np.arange(N) % 5 == 0

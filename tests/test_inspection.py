@@ -5,28 +5,13 @@ import io
 import numpy as np
 import pytest
 import simplejpeg
+from picture_helper import encoded, scene
 from PIL import Image, ImageFilter
 
 from kitlib.geo import EARTH_RADIUS_KM
 from kitlib.inspection import BLURRED, examine, far_twins, perceptual_hash, sharpness
 
 KM = 1 / (np.radians(1.0) * EARTH_RADIUS_KM)  # degrees of latitude
-
-
-def scene(size: int = 128, seed: int = 0, width: int | None = None) -> Image.Image:
-    """A picture with large shapes and texture."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize(
-        (width or size, size), Image.Resampling.BICUBIC
-    )
-    noise = rng.normal(0, 12, (size, width or size, 1))
-    return Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8))
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def checks(picture) -> list[str]:

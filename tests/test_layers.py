@@ -1,107 +1,81 @@
-"""Arrows point down only, no family knows another, and everything below layer 2 works without torch."""
+"""The four rules of the house: floors, families apart, no torch where none is needed, families by their faces only."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from graphlib import TopologicalSorter
 
 import pytest
 
 from kitlib import paths
 
-LAYERS = [
-    ("0 maths and paths", "paths geo projection settings"),
-    ("0 files and outlines", "files outlines"),
-    ("1a tables", "tables streaming places guesses runs submissions competition accuracy"),
-    (
-        "1b numbers",
-        "inspection pictures folds baselines ensemble geocells crossfit scalers regions gallery pairing affinity "
-        "within",
-    ),
-    ("1b cleaning and voting", "clusters outliers vote"),
-    ("1b answers", "labels coordinates answers geohash prompts rewards environments curriculum fallback rollouts"),
-    ("1c pictures and figures", "figures atlas maps panels affinity_figures results rollout_figures"),
-    ("1c drawn worlds", "stamps strip scenery sample toy"),
-    ("2a torch", "views losses batches checkpoints tracking location"),
-    ("2b encoders", "tiny backbones encoders embeddings lora weights"),
-    ("2b networks", "keeper fitting heads learner geolocator inputs neighbours"),
-    ("2c region-wise", "regressors regression regionwise"),
-    ("2c matching", "gpsqueue gpsnet gpsmatch"),
-    ("2c metric learning", "mining metric"),
-    ("2c retrieval", "embedders lookup learned"),
-    (
-        "2c vision-language",
-        "tiny_vlm vlm_models vlm_tasks vlm_data vlm_talk vlm_sampler vlm_said vlm_guess vlm_settings vlm_record",
-    ),
-    ("2c its training", "vlm_fit vlm_grpo vlm_trainers vlm_session"),
-    ("2c its remote training", "remote_envs remote vlm_remote"),
-    ("3 families", "frozen multiview regional retrieval vlm"),
-    ("3 what a family's run shows", "live retrieved conversed"),
-    ("4a one notebook", "notebooks plans kernels report watch doctor"),
-    ("4b plans", "pipeline"),
-    ("4c command line", "__main__"),
-]
-LEVEL = {module: level for level, (_, modules) in enumerate(LAYERS) for module in modules.split()}
-FAMILIES = {"frozen", "multiview", "retrieval", "regional", "vlm"}
+FLOORS = {
+    **{"core": 1, "geo": 2, "data": 3, "evaluation": 4, "vision": 4, "training": 5, "figures": 5, "pipeline": 5},
+    **{"models": 6, "platforms": 6, "__main__": 7},
+}
+FAMILIES = ("linear_probe", "multiview", "retrieval", "regional", "vlm")
+WITHOUT_TORCH = ("core", "geo", "data", "evaluation", "figures", "pipeline", "models/vlm/conversation")
 HEAVY = {"torch", "timm", "transformers", "pytorch_lightning"}
 
 
 def modules() -> list[str]:
-    return sorted(file.stem for file in paths.assets_dir().parent.glob("*.py") if file.stem != "__init__")
+    """All modules by their dotted names below kitlib."""
+    package = paths.package_dir()
+    files = [file.relative_to(package).with_suffix("") for file in sorted(package.rglob("*.py"))]
+    return [".".join(file.parts) for file in files if len(file.parts) > 1 or file.stem in FLOORS]
 
 
 def imports(module: str) -> set[str]:
-    """The kit's modules that a module imports, inside its functions too."""
+    """The kit's modules and names that a module imports, inside its functions too, dotted below kitlib."""
     found = set()
-    for node in ast.walk(ast.parse((paths.assets_dir().parent / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "kitlib":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kitlib."):
-            found.add(str(node.module).split(".")[1])
+    for node in ast.walk(ast.parse((paths.package_dir() / f"{module.replace('.', '/')}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kitlib":
+            found |= {".".join([*str(node.module).split(".")[1:], alias.name]) for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("kitlib.")}
-    return found & set(modules())
+            found |= {alias.name.removeprefix("kitlib.") for alias in node.names if alias.name.startswith("kitlib.")}
+    return found
 
 
-def test_every_module_has_its_layer():
-    missing = set(modules()) - set(LEVEL)
-    assert not missing, f"say in LAYERS where {sorted(missing)} belong"
+def family(module: str) -> str:
+    """The family that a module is of, "" for any other."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "models" and len(parts) > 1 and parts[1] in FAMILIES else ""
 
 
 @pytest.mark.parametrize("module", modules())
-def test_arrows_point_down(module):
-    upward = {other for other in imports(module) if LEVEL[other] > LEVEL[module]}
-    assert not upward, f"{module} imports {sorted(upward)} from a layer above it"
+def test_a_package_imports_only_from_floors_below_its_own(module):
+    own = module.split(".")[0]
+    reached = {other for other in imports(module) if (package := other.split(".")[0]) in FLOORS and package != own}
+    upward = {other for other in reached if FLOORS[other.split(".")[0]] >= FLOORS[own]}
+    assert not upward, f"{module} is on floor {FLOORS[own]} and imports {sorted(upward)}"
 
 
-def test_no_circles():
-    list(TopologicalSorter({module: imports(module) for module in modules()}).static_order())
+@pytest.mark.parametrize("module", [module for module in modules() if family(module)])
+def test_a_family_imports_nothing_of_another_family(module):
+    others = {other for other in imports(module) if family(other) not in ("", family(module))}
+    assert not others
 
 
-def test_a_family_never_imports_a_family():
-    for module in FAMILIES & set(modules()):
-        reached, todo = set(), imports(module)
-        while todo:
-            reached |= todo
-            todo = {further for other in todo for further in imports(other)} - reached
-        assert not reached & FAMILIES - {module}, f"{module} reaches another family"
-
-
-def test_layers_0_and_1_and_the_plans_need_no_torch():
-    below = [module for level, (name, row) in enumerate(LAYERS) for module in row.split() if name[0] in "01"]
-    wanted = [*below, "notebooks", "plans", "pipeline", "report", "kernels"]
-    program = "import sys\n" + "".join(f"import kitlib.{module}\n" for module in wanted)
+@pytest.mark.parametrize("package", WITHOUT_TORCH)
+def test_some_packages_work_without_torch(package):
+    within = [name for name in modules() if name.startswith(package.replace("/", ".") + ".")]
+    names = [f"kitlib.{name.removesuffix('.__init__')}" for name in within]
+    program = "import sys, importlib\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
     program += f"print(*sorted({HEAVY} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("module", [module for module in modules() if not module.startswith("models.")])
+def test_from_outside_a_family_only_its_face_is_imported(module):
+    inner = {other for other in imports(module) if family(other) and other.count(".") > 2}
+    assert not {other for other in inner if other.split(".")[2] not in ("figures", "analysis")}
 
 
 def test_plotting_and_learning_libraries_are_not_imported_by_the_tables():
     program = "import sys\nimport kitlib.places, kitlib.runs, kitlib.competition, kitlib.folds\n"
-    program += (
-        "print(*sorted({'matplotlib', 'sklearn', 'seaborn', 'folium', 'datasets', 'shapely'} & set(sys.modules)))"
-    )
+    unwanted = "{'matplotlib', 'sklearn', 'seaborn', 'folium', 'datasets', 'shapely'}"
+    program += f"print(*sorted({unwanted} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

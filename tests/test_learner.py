@@ -10,13 +10,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import encoders, fitting, geolocator, gpsmatch, metric  # noqa: E402
-from kitlib.batches import Batches  # noqa: E402
-from kitlib.gpsnet import GpsMatch  # noqa: E402
-from kitlib.heads import Classes, Heads, unit_vectors  # noqa: E402
-from kitlib.learner import Learner, Teaching, encode, kept_views, varied  # noqa: E402
-from kitlib.metric import Projection  # noqa: E402
-from kitlib.paths import KitError  # noqa: E402
+from kitlib import encoders, fitting, geolocator, gpsmatch, metric
+from kitlib.batches import Batches
+from kitlib.gpsnet import GpsMatch
+from kitlib.heads import Classes, Heads, unit_vectors
+from kitlib.learner import Learner, Teaching, encode, kept_views, varied
+from kitlib.metric import Projection
+from kitlib.paths import KitError
 
 N, V = 12, 4
 POINTS = np.random.default_rng(0).uniform([30, -120], [48, -75], (N, 2))

@@ -7,7 +7,7 @@ import geoclip_reference as reference
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from data_helper import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file

@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import geo, lookup  # noqa: E402
-from kitlib.embedders import Frozen  # noqa: E402
-from kitlib.lookup import Known, Lookup  # noqa: E402
-from kitlib.paths import KitError  # noqa: E402
+from kitlib import geo, lookup
+from kitlib.embedders import Frozen
+from kitlib.lookup import Known, Lookup
+from kitlib.paths import KitError
 
 N, ROWS = 120, np.arange(90)
 

@@ -6,8 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import encoders, lora  # noqa: E402
-from kitlib.paths import KitError  # noqa: E402
+from kitlib import encoders, lora
+from kitlib.paths import KitError
 
 
 def test_lora_learns_little_and_merges_into_the_weights(clip):

@@ -12,11 +12,11 @@ from scipy.stats import spearmanr
 
 torch = pytest.importorskip("torch")
 
-from kitlib import fitting, geo, mining  # noqa: E402
-from kitlib.batches import Batches  # noqa: E402
-from kitlib.heads import unit_vectors  # noqa: E402
-from kitlib.metric import MetricTraining, Projection, Teaching, near_batches, pool  # noqa: E402
-from kitlib.paths import KitError  # noqa: E402
+from kitlib import fitting, geo, mining
+from kitlib.batches import Batches
+from kitlib.heads import unit_vectors
+from kitlib.metric import MetricTraining, Projection, Teaching, near_batches, pool
+from kitlib.paths import KitError
 
 N, V, D = 360, 2, 40
 HELD_OUT = np.arange(N) % 4 == 0

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from kitlib import mining  # noqa: E402
-from kitlib.losses import haversine_km  # noqa: E402
-from kitlib.mining import MeanCurve, pair_mask  # noqa: E402
-from kitlib.paths import KitError  # noqa: E402
+from kitlib import mining
+from kitlib.losses import haversine_km
+from kitlib.mining import MeanCurve, pair_mask
+from kitlib.paths import KitError
 
 EDGES = (100.0, 200.0, 400.0, 800.0)
 

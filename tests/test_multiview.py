@@ -13,10 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, folds, geo, multiview, paths, places, runs  # noqa: E402
-from kitlib.heads import Classes, Heads  # noqa: E402
-from kitlib.multiview import Config  # noqa: E402
-from kitlib.paths import KitError  # noqa: E402
+from kitlib import competition, crossfit, folds, geo, multiview, paths, places, runs
+from kitlib.heads import Classes, Heads
+from kitlib.multiview import Config
+from kitlib.paths import KitError
 
 SMALL = Config(
     encoder="tiny",

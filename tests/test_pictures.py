@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_helper import competition
+from picture_helper import encoded, scene
 from PIL import Image, ImageFilter
-from test_inspection import encoded, scene
-from test_places import competition
 
 from kitlib import paths, pictures, places
 from kitlib.paths import KitError

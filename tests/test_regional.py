@@ -13,10 +13,10 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, folds, geo, places, projection, regional, runs, within  # noqa: E402
-from kitlib.paths import KitError  # noqa: E402
-from kitlib.regional import Config  # noqa: E402
-from kitlib.scalers import RegionScaler  # noqa: E402
+from kitlib import competition, crossfit, folds, geo, places, projection, regional, runs, within
+from kitlib.paths import KitError
+from kitlib.regional import Config
+from kitlib.scalers import RegionScaler
 
 HEADS = Config(encoder="tiny", finetune=False, hidden=8, epochs=4, min_places=4, regions="division", scaler="standard")
 ENCODERS = Config(encoder="tiny", epochs=2, batch=8, rate=1e-4, router="known", min_places=8, mirror=False)

@@ -7,10 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import geo, projection  # noqa: E402
-from kitlib.regression import EncoderTraining, HeadsTraining, Teaching  # noqa: E402
-from kitlib.regressors import Frames, RegionHeads  # noqa: E402
-from kitlib.scalers import RegionScaler  # noqa: E402
+from kitlib import geo, projection
+from kitlib.regression import EncoderTraining, HeadsTraining, Teaching
+from kitlib.regressors import Frames, RegionHeads
+from kitlib.scalers import RegionScaler
 
 rng = np.random.default_rng(0)
 CENTRES = np.array([[14.6, 121.0], [-17.8, 179.9], [64.0, -150.0], [-1.3, 36.8]])

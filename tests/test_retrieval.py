@@ -11,9 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import geoclip_reference  # noqa: E402
+import geoclip_reference
 
-from kitlib import (  # noqa: E402
+from kitlib import (
     competition,
     crossfit,
     embedders,
@@ -27,8 +27,8 @@ from kitlib import (  # noqa: E402
     vote,
     weights,
 )
-from kitlib.paths import KitError  # noqa: E402
-from kitlib.retrieval import Config, Session  # noqa: E402
+from kitlib.paths import KitError
+from kitlib.retrieval import Config, Session
 
 KNN = Config(encoder="tiny", mirror=False)
 METRIC = dataclasses.replace(KNN, method="metric", dim=16, epochs=3, batch=16, mirror=True)

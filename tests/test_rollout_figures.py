@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import rollout_helper
 from figure_helper import overlapping_texts, texts
 from matplotlib.collections import PathCollection
 from nbclient import NotebookClient
@@ -98,7 +101,7 @@ def test_outside_a_notebook_nothing_is_shown(tmp_path, capsys):
 
 NOTEBOOK = """
 import time
-from test_rollouts import row
+from rollout_helper import row
 from kitlib import live, rollouts
 writer = rollouts.Writer("run")
 with live.follow("run", every_s=0.2):
@@ -111,7 +114,7 @@ print("trained")
 
 @pytest.mark.slow
 def test_a_notebook_shows_the_figure_while_its_cell_runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", __file__.rpartition("/")[0])
+    monkeypatch.setenv("PYTHONPATH", str(Path(rollout_helper.__file__).parent))
     book = nbformat.read(write_notebook(tmp_path / "live.ipynb", code(NOTEBOOK)), as_version=4)
     client = NotebookClient(book, resources={"metadata": {"path": str(tmp_path)}})
     updates = []

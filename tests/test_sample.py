@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import simplejpeg
+from data_helper import SHARED
 
 from kitlib import geo, outlines, sample, scenery
 from kitlib.paths import KitError
 from kitlib.places import VIEWS
 
-REAL = Path(__file__).parents[2] / "shared/competition"
+REAL = SHARED / "competition"
 small = partial(sample.draw, n_train=6, n_test=3, size=32)
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from test_inspection import encoded, scene
+from picture_helper import encoded, scene
 
 from kitlib import paths, pictures, places, streaming
 from kitlib.paths import KitError

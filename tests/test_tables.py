@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from test_places import competition, edit, found, put
+from data_helper import competition, edit, found, put
 
 from kitlib import paths, places, tables
 from kitlib.paths import KitError

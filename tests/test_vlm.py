@@ -18,8 +18,8 @@ torch = pytest.importorskip("torch")
 hf = pytest.importorskip("transformers")
 pytest.importorskip("trl")
 
-from kitlib import __main__ as cli  # noqa: E402
-from kitlib import (  # noqa: E402
+from kitlib import __main__ as cli
+from kitlib import (
     competition,
     crossfit,
     pictures,
@@ -36,14 +36,14 @@ from kitlib import (  # noqa: E402
     vlm_said,
     vlm_talk,
 )
-from kitlib.answers import Answer  # noqa: E402
-from kitlib.labels import Labels  # noqa: E402
-from kitlib.paths import KitError  # noqa: E402
-from kitlib.rewards import Weights, turn_advantages  # noqa: E402
-from kitlib.vlm import Config  # noqa: E402
-from kitlib.vlm_grpo import PlaceTrainer  # noqa: E402
-from kitlib.vlm_sampler import Sampler  # noqa: E402
-from kitlib.vlm_tasks import Task  # noqa: E402
+from kitlib.answers import Answer
+from kitlib.labels import Labels
+from kitlib.paths import KitError
+from kitlib.rewards import Weights, turn_advantages
+from kitlib.vlm import Config
+from kitlib.vlm_grpo import PlaceTrainer
+from kitlib.vlm_sampler import Sampler
+from kitlib.vlm_tasks import Task
 
 TYPES = (torch.float32, torch.bfloat16)
 VIEWS = ("north", "east", "south", "west")

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from test_remote import Canned, Plain
+from tinker_helper import Canned, Plain
 
 from kitlib import conversed, crossfit, places, remote, rollouts, toy, vlm, vlm_models
 from kitlib.paths import KitError

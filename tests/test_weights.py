@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from kitlib import encoders, lora, weights  # noqa: E402
-from kitlib.gpsnet import GpsMatch  # noqa: E402
-from kitlib.heads import Classes, Heads  # noqa: E402
-from kitlib.metric import Projection  # noqa: E402
-from kitlib.paths import KitError  # noqa: E402
-from kitlib.regressors import RegionHeads  # noqa: E402
+from kitlib import encoders, lora, weights
+from kitlib.gpsnet import GpsMatch
+from kitlib.heads import Classes, Heads
+from kitlib.metric import Projection
+from kitlib.paths import KitError
+from kitlib.regressors import RegionHeads
 
 POINTS = np.array([[34.0, -118.0], [41.0, -74.0]])
 CLASSES = Classes(np.array([3, 7]), np.array([10, 30]), POINTS, POINTS, np.array([0, 1]), np.array([50.0, 20.0]))
