@@ -1,10 +1,10 @@
 """Whether a vision-language model learns here: fine-tuning makes its answers parse, then rewards make them better.
 
-The tiny Qwen2.5-VL, on the colour-coded toy set (`kitlib.toy`) and on the drawn sample competition, in one turn and
-telescoping, each with several seeds. All figures are of the 200 places that a fold holds out and four replies to each:
-rewards with replies as sampled in training, at temperature 1; what parses after fine-tuning, and "cool" rewards, with
-replies as sampled for guesses, at 0.7 and top-p 0.95, which says how much of the gain cooling alone gives. The curves
-are looks at fewer places, so that looking does not take longer than learning.
+The tiny Qwen2.5-VL, on the colour-coded toy set (`kitlib.toy`) and on the drawn sample competition,
+in one turn and telescoping, each with several seeds. All figures are of the 200 places that a fold holds out and four
+replies to each: rewards with replies as sampled in training, at temperature 1; what parses after fine-tuning, and
+"cool" rewards, with replies as sampled for guesses, at 0.7 and top-p 0.95: how much of the gain cooling alone gives.
+The curves are evaluations on fewer places, so that they do not take longer than the training.
 
     OMP_NUM_THREADS=1 python benchmarks/vlm.py                             # all of it
     OMP_NUM_THREADS=1 python benchmarks/vlm.py --data toy --seeds 0        # one seed of the toy set
