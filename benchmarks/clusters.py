@@ -21,7 +21,8 @@ import pandas as pd
 import psutil
 from sklearn.cluster import DBSCAN
 
-from kitlib import clusters, geo, paths, projection
+from kitlib import clusters, geo, projection
+from kitlib.core import paths
 
 N_PLACES, N_TOWNS, SPREAD_KM, MIN_SAMPLES, REPEATS = 65_980, 800, 4.0, 5, 3
 EPS_KM = (5, 25, 50, 100)

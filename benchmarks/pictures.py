@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from kitlib import pictures, places, sample
+from kitlib import inspection, pictures, places, sample
 
 N_PLACES, BATCH, REPEATS, ALL = 128, 32, 5, 329_900
 
@@ -86,7 +86,7 @@ def main() -> None:
         def checked() -> None:
             for place in files.files:
                 for path in place:
-                    pictures.examine(path.read_bytes())
+                    inspection.examine(path.read_bytes())
 
         measure(
             {

@@ -26,7 +26,19 @@ import torch
 import transformers as hf
 from transformers import PrinterCallback, TrainerCallback
 
-from kitlib import pictures, places, sample, tiny_vlm, vlm, vlm_data, vlm_guess, vlm_models, vlm_talk, vlm_trainers
+from kitlib import (
+    pictures,
+    places,
+    sample,
+    tiny_vlm,
+    vlm_data,
+    vlm_guess,
+    vlm_models,
+    vlm_session,
+    vlm_settings,
+    vlm_talk,
+    vlm_trainers,
+)
 from kitlib.tables import Places
 from kitlib.views import best_device, best_dtype, precision_of
 from kitlib.vlm_record import Recorder
@@ -53,7 +65,7 @@ VISION: dict[str, Any] = {
 }
 SMALL = TEXT | {"vocab_size": 2000, "num_hidden_layers": 2, "intermediate_size": 512}
 SHAPES = {"3b": (TEXT, VISION), "small": (SMALL, VISION | {"depth": 2, "fullatt_block_indexes": [1]})}
-CONFIG = vlm.Config(batch=16, device_batch=4, group=8, max_side=448, eval_steps=0, warmup=0.0)
+CONFIG = vlm_settings.Config(batch=16, device_batch=4, group=8, max_side=448, eval_steps=0, warmup=0.0)
 SIZES: dict[str, dict[str, int]] = {"3b": {}, "small": {"batch": 8, "max_side": 56, "reply_tokens": 8}}
 GIB = 2**30
 
@@ -92,7 +104,7 @@ def measure(shape: str, method: str, published: Path, data: Places, steps: int, 
     """A few steps of a method on a fresh adapter, and what they took."""
     config = dataclasses.replace(CONFIG, model=f"hf:{published}", method=method, steps=steps, **SIZES[shape])  # type: ignore[arg-type]
     settings = vars(config) | {"rate": 1e-5, "precision": precision_of(best_dtype(best_device()))}
-    task = vlm.task_of(config, data)
+    task = vlm_session.task_of(config, data)
     model, processor = vlm_models.load(config.model, best_dtype(best_device()))
     model = vlm_models.adapt(model, config.lora_rank)
     pack = pictures.pack(data, "train")
@@ -122,7 +134,7 @@ def guess(shape: str, published: Path, data: Places, n_places: int = 4) -> None:
     config = dataclasses.replace(CONFIG, model=f"hf:{published}", **SIZES[shape])  # type: ignore[arg-type]
     model, processor = vlm_models.load(config.model, best_dtype(best_device()))
     speaker = Sampler(model.to(best_device()), processor, config.reply_tokens, dtype=best_dtype(best_device()))
-    task, pack = vlm.task_of(config, data), pictures.pack(data, "train")
+    task, pack = vlm_session.task_of(config, data), pictures.pack(data, "train")
     cases = vlm_data.places_cases(data, pack, np.arange(n_places), config.max_side)
 
     def shared() -> None:

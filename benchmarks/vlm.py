@@ -30,13 +30,13 @@ import pandas as pd
 import torch
 from matplotlib.ticker import MaxNLocator
 
-from kitlib import crossfit, environments, figures, places, runs, sample, toy, vlm, vlm_guess, vlm_models
+from kitlib import crossfit, environments, figures, places, runs, sample, toy, vlm, vlm_guess, vlm_models, vlm_settings
 from kitlib.answers import Answer
 from kitlib.runs import Run
 from kitlib.tables import Places
 from kitlib.vlm_sampler import Sampler
 
-TOY = vlm.Config(
+TOY = vlm_settings.Config(
     model="tiny",
     lora_rank=0,
     gradient_checkpointing=False,
@@ -75,7 +75,7 @@ def looks(run: Run, method: str) -> pd.DataFrame:
     return history.dropna(subset=["eval_reward"]).set_index("step")
 
 
-def learn(config: vlm.Config, more: dict[str, Any], data: Places, name: str) -> pd.DataFrame:
+def learn(config: vlm_settings.Config, more: dict[str, Any], data: Places, name: str) -> pd.DataFrame:
     """One seed: the looks of reinforcement learning after fine-tuning; a run that is there is not repeated."""
     began = time.perf_counter()
     tuned = vlm.train(config, data, f"{name}-sft")

@@ -1,3 +1,19 @@
-"""A thin package under numbered notebooks: from four street views to a US state and a point on the globe."""
+"""Which US state, and where on the globe? The work behind the notebooks of a street-view geolocation competition.
+
+The rooms, from the ground up: core, geo, data, evaluation and vision, training, figures and pipeline, models and
+platforms. They are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kitlib.core import lazy
+
+if TYPE_CHECKING:
+    from kitlib.core.errors import KitError as KitError
+    from kitlib.core.headline import headline as headline
 
 __version__ = "0.1.0"
+
+__getattr__, __dir__ = lazy.face(__name__, __file__)

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kitlib.core.errors import KitError
 from kitlib.notebooks import Parameter, cast
-from kitlib.paths import KitError
 
 if TYPE_CHECKING:
     from kitlib.runs import Run

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 RADII_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)  # street, city, region, country, continent (Hays and Efros 2008)
 GEOSCORE_MOST, GEOSCORE_KM = 5000.0, 1492.7

@@ -18,8 +18,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from kitlib import geo, pairing
-from kitlib.files import shorten
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError, shorten
 
 QUERIES = 2000  # places whose nearest neighbour is looked for
 BLOCK = 2**22  # numbers worked on at once

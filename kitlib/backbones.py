@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from kitlib import paths
-from kitlib.paths import KitError
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 from kitlib.views import Preprocess
 
 Parts = tuple[nn.Module, list[nn.Module], Preprocess]

@@ -7,8 +7,8 @@ from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from kitlib import geo
+from kitlib.core.errors import KitError
 from kitlib.guesses import Guesses, stack
-from kitlib.paths import KitError
 from kitlib.tables import Places
 
 # Standardised features outnumber the places of a small set, so that only strong regularisation generalises: on 395

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 
 class Batches:

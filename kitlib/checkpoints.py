@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from kitlib import paths
-from kitlib.paths import KitError
+from kitlib.core import storage
+from kitlib.core.errors import KitError
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Disk(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write one checkpoint and drop all but the last two."""
-        with paths.atomic_write(path) as beside:
+        with storage.atomic_write(path) as beside:
             torch.save(checkpoint, beside)
         for older in listed(Path(path).parent)[2:]:
             older.unlink()
@@ -78,7 +78,7 @@ def begin(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def write(folder: Path, record: dict[str, Any]) -> None:
     """Write fit.json and sweep up what a killed process left half written."""
-    with paths.atomic_write(folder / "fit.json") as beside:
+    with storage.atomic_write(folder / "fit.json") as beside:
         beside.write_text(json.dumps(record, indent=1))
     for half_written in folder.glob(".*.ckpt"):
         half_written.unlink()
@@ -88,7 +88,7 @@ def keep_best(folder: Path, weights: dict[str, Any]) -> None:
     """Put these weights in place of the best so far."""
     path = folder / "best.ckpt"
     try:
-        with paths.atomic_write(path) as beside:
+        with storage.atomic_write(path) as beside:
             torch.save(weights, beside)
     except (OSError, RuntimeError) as error:
         raise KitError(f"{path} could not be written ({error}); the one before it is kept") from error
@@ -105,7 +105,7 @@ def best_weights(folder: Path) -> dict[str, Any]:
 
 def finish(folder: Path, record: dict[str, Any], weights: dict[str, Any]) -> None:
     """Leave the final weights in place of the checkpoints."""
-    with paths.atomic_write(folder / "finished.ckpt") as beside:
+    with storage.atomic_write(folder / "finished.ckpt") as beside:
         torch.save(weights, beside)
     write(folder, record)
     sweep(folder)

@@ -15,8 +15,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from kitlib import geo
+from kitlib.core.errors import KitError
 from kitlib.geo import EARTH_RADIUS_KM, Array
-from kitlib.paths import KitError
 
 CHUNK = 2**20  # neighbours held at once
 FEW = 16  # neighbours; so many are sooner found than counted

@@ -19,9 +19,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from kitlib import geo, submissions
-from kitlib.files import shorten
+from kitlib.core.errors import KitError, shorten
+from kitlib.core.storage import atomic_write
 from kitlib.guesses import Guesses
-from kitlib.paths import KitError, atomic_write
 from kitlib.places import PREDICTED
 from kitlib.submissions import POINT, RANKS
 from kitlib.tables import Places

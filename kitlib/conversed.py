@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kitlib import crossfit, pictures, rollouts, vlm, vlm_data
+from kitlib import crossfit, pictures, rollouts, vlm_data, vlm_session
 from kitlib.runs import Run
 from kitlib.tables import Places
 from kitlib.vlm_settings import Config
@@ -16,7 +16,7 @@ def lessons(config: Config, places: Places, n: int) -> pd.DataFrame:
 
     Of a conversation of several turns it is one turn, drawn anew for each place.
     """
-    task, rows = vlm.task_of(config, places), np.arange(min(n, len(places.rows("train"))))
+    task, rows = vlm_session.task_of(config, places), np.arange(min(n, len(places.rows("train"))))
     cases = vlm_data.places_cases(places, pictures.pack(places, "train"), rows, config.max_side, config.label)
     taught = [task.lesson(places.views, truth, seed) for seed, truth in enumerate(cases.truths)]
     words = [[part["text"] for message in talk for part in message["content"] if "text" in part] for talk, _ in taught]

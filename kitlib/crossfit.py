@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kitlib import competition, folds, guesses, paths
+from kitlib import competition, folds, guesses
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 from kitlib.guesses import Guesses
-from kitlib.paths import KitError
 from kitlib.places import read
 from kitlib.runs import Run
 from kitlib.tables import Places

@@ -14,8 +14,8 @@ import numpy as np
 
 from kitlib import geo, geohash
 from kitlib.answers import MOST, Answer, visible
+from kitlib.core.errors import KitError
 from kitlib.environments import Environment
-from kitlib.paths import KitError
 from kitlib.prompts import REASONING, Message, chat
 from kitlib.rewards import TAU_KM
 

@@ -8,7 +8,8 @@ import shutil
 import psutil
 import torch
 
-from kitlib import __version__, kernels, paths, runs
+from kitlib import __version__, kernels, runs
+from kitlib.core import paths
 from kitlib.views import best_device, best_dtype, precision_of
 
 GIB = 2**30

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from kitlib import metric, neighbours, weights
+from kitlib.core.errors import KitError
 from kitlib.gpsnet import GpsMatch, embed_images
 from kitlib.location import embed_points
 from kitlib.metric import Projection
-from kitlib.paths import KitError
 
 METHODS = ("knn", "metric", "gps")
 ROWS = 4096  # places that are converted to float32 at once

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from kitlib import paths, views
+from kitlib import views
+from kitlib.core import storage
+from kitlib.core.errors import KitError
 from kitlib.encoders import Encoder
-from kitlib.paths import KitError
 from kitlib.pictures import Pack
 from kitlib.views import ViewBatches
 
@@ -65,7 +66,7 @@ def embed(
     batch_size = batch_size or max(1, BATCH_PICTURES[device.type] // len(pack.views))
     made_by = {
         "weights": encoder.weights_digest,
-        "architecture": paths.digest(repr(encoder.backbone)),  # the same weights can be padded in two ways
+        "architecture": storage.digest(repr(encoder.backbone)),  # the same weights can be padded in two ways
         "preprocess": asdict(encoder.preprocess),
         "split": pack.split,
         "pictures": pack.checksum,
@@ -94,7 +95,7 @@ def _made(
     dtype: torch.dtype,
 ) -> Path:
     """The folder of the features that `made_by` stands for, after the work that there still is to do."""
-    folder = out_dir / paths.digest(json.dumps(made_by, sort_keys=True))
+    folder = out_dir / storage.digest(json.dumps(made_by, sort_keys=True))
     if (folder / "meta.json").is_file():
         return folder
     partial = folder.with_suffix(".partial")
@@ -151,7 +152,7 @@ def _open(partial: Path, shape: tuple[int, int, int]) -> tuple[np.memmap, dict[s
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with paths.atomic_write(path) as beside:
+    with storage.atomic_write(path) as beside:
         beside.write_text(json.dumps(content, indent=1))
 
 

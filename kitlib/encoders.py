@@ -19,8 +19,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kitlib import backbones, paths
-from kitlib.paths import KitError
+from kitlib import backbones
+from kitlib.core import storage
+from kitlib.core.errors import KitError
 from kitlib.views import Preprocess
 
 STREETCLIP = "hf:geolocal/StreetCLIP"
@@ -111,7 +112,7 @@ class Encoder(nn.Module):
         """16 hex characters that stand for the weights as they are now; 1 s for ViT-L."""
         state = sorted(self.backbone.state_dict().items())
         parts = ((name, tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()) for name, tensor in state)
-        return paths.digest(*(part for pair in parts for part in pair))
+        return storage.digest(*(part for pair in parts for part in pair))
 
 
 def load(spec: str, image_size: int | None = None) -> Encoder:

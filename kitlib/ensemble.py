@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kitlib import competition
+from kitlib.core.errors import KitError
 from kitlib.guesses import Guesses, average
-from kitlib.paths import KitError
 from kitlib.tables import Places
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from kitlib.answers import Answer
+from kitlib.core.errors import KitError
 from kitlib.labels import Labels
-from kitlib.paths import KitError
 from kitlib.prompts import FIELDS, Form, Message, ask, user
 from kitlib.rewards import Grader
 

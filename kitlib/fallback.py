@@ -11,9 +11,9 @@ import numpy as np
 
 from kitlib import geo
 from kitlib.answers import Answer
+from kitlib.core.errors import KitError
 from kitlib.guesses import Guesses
 from kitlib.labels import Labels
-from kitlib.paths import KitError
 
 
 def points_of(answers: Sequence[Answer]) -> np.ndarray:

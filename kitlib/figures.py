@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from kitlib import paths
+from kitlib.core import storage
 
 INK, GREY, LIGHT, LAND = "#25313b", "#6f7d88", "#dfe4e8", "#eef1f3"
 # Okabe and Ito's colours, told apart with every common colour vision; the weak yellow comes last.
@@ -73,7 +73,7 @@ def join_notes(*notes: str) -> str:
 
 def save(figure: Figure, path: str | Path) -> Figure:
     """Write a figure (the suffix names the format) and give it back, so that a cell can save and show it at once."""
-    with paths.atomic_write(path) as beside:
+    with storage.atomic_write(path) as beside:
         figure.savefig(beside, dpi=150, bbox_inches="tight", facecolor="white")
     return figure
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError, shorten
 
 JUNK = ("__MACOSX/", ".DS_Store", "Thumbs.db")
 
@@ -141,14 +141,3 @@ class Files:
 
 def _by_name(names: list[str]) -> dict[str, str]:
     return {n.lower(): n for n in names} | {n: n for n in names}
-
-
-def shorten(values: Iterable, most: int = 8) -> str:
-    """The first few values for an error message.
-
-    >>> shorten([3, 5, 8], most=2)
-    '3, 5 and 1 more'
-    """
-    values = list(values)
-    text = ", ".join(str(v) for v in values[:most]) or "nothing"
-    return text + (f" and {len(values) - most} more" if len(values) > most else "")

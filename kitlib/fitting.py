@@ -22,10 +22,11 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from kitlib import checkpoints, paths
+from kitlib import checkpoints
 from kitlib.batches import Batches
+from kitlib.core import storage
+from kitlib.core.errors import KitError
 from kitlib.keeper import Keeper, Stopped
-from kitlib.paths import KitError
 from kitlib.tracking import Tracker, tracker
 from kitlib.views import best_device, best_dtype, precision_of
 
@@ -137,11 +138,12 @@ def fit(
     folder, device = Path(folder), best_device()
     precision = precision_of(best_dtype(device)) if precision == "auto" else precision
     precision = LIGHTNING.get(precision, precision)
-    settings: dict[str, Any] = {"config": config, "rows": paths.digest(batches.rows), "batch_size": batches.batch_size}
+    settings: dict[str, Any] = {"config": config, "rows": storage.digest(batches.rows)}
+    settings |= {"batch_size": batches.batch_size}
     settings |= {"epochs": epochs, "accumulate": accumulate, "gradient_clip": gradient_clip, "seed": seed}
     settings |= {"order_seed": batches.seed, "precision": precision, "devices": devices}
     if monitor and val_batches:  # only then does validation decide the result
-        settings |= {"monitor": monitor, "patience": patience, "val_rows": paths.digest(val_batches.rows)}
+        settings |= {"monitor": monitor, "patience": patience, "val_rows": storage.digest(val_batches.rows)}
     record = checkpoints.begin(folder, settings)
     if "finished" in record:
         module.load_state_dict(checkpoints.final_weights(folder), strict=module.strict_loading)

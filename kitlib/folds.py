@@ -12,8 +12,9 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from kitlib import geo, paths, pictures
-from kitlib.paths import KitError
+from kitlib import geo, pictures
+from kitlib.core import paths, storage
+from kitlib.core.errors import KitError
 from kitlib.tables import Places
 
 KINDS = ("stratified", "spatial")
@@ -120,13 +121,13 @@ def load_or_make(places: Places, n_folds: int = 5, block_km: float = 50.0, seed:
     mend = f"delete {paths.relative(csv)} and .json to make new folds"
     if not (csv.exists() and meta.exists()):
         table = make(places, pictures.pack(places, "train").hashes, n_folds, block_km, seed)
-        with paths.atomic_write(csv) as path:
+        with storage.atomic_write(csv) as path:
             table.to_csv(path, index=False, lineterminator="\n")
-        with paths.atomic_write(meta) as path:
-            path.write_text(json.dumps({**asked, "hashes": True, "checksum": paths.digest(csv)}) + "\n")
+        with storage.atomic_write(meta) as path:
+            path.write_text(json.dumps({**asked, "hashes": True, "checksum": storage.digest(csv)}) + "\n")
         return table
     saved = json.loads(meta.read_text())
-    if saved["checksum"] != paths.digest(csv):
+    if saved["checksum"] != storage.digest(csv):
         raise KitError(f"{paths.relative(csv)} was changed since it was made (its checksum is in folds.json): {mend}")
     if other := {name: saved[name] for name in asked if saved[name] != asked[name]}:
         raise KitError(f"{paths.relative(csv)} was made with {other}, asked for are {asked}: {mend}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kitlib import baselines, competition, folds, pictures, runs
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 from kitlib.runs import Run
 from kitlib.tables import SPLITS, Places
 

@@ -15,8 +15,8 @@ import shapely
 from numpy.typing import ArrayLike
 
 from kitlib import accuracy, folds, geo, outlines
-from kitlib.files import Files, shorten
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError, shorten
+from kitlib.files import Files
 
 LATITUDE, LONGITUDE = ("latitude", "lat"), ("longitude", "lon", "lng", "long")  # in the order they are looked for
 MINI_BATCH = 2000  # places in a cell from which MiniBatchKMeans clusters them

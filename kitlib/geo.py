@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 EARTH_RADIUS_KM = 6371.0
 BLOCK = 2**17  # elements worked on at once: temporaries of 1 MB stay in the cache

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from kitlib import geo, paths
-from kitlib.paths import KitError
-from kitlib.places import Places
+from kitlib import geo
+from kitlib.core import storage
+from kitlib.core.errors import KitError
+from kitlib.tables import Places
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +80,12 @@ def load_or_make(
     points, state = places.points("train"), places.state_position("train")
     if rows is not None:
         points, state = points[np.asarray(rows)], state[np.asarray(rows)]
-    key = paths.digest(points, state, f"{places_per_cell} {min_places} {seed}")
+    key = storage.digest(points, state, f"{places_per_cell} {min_places} {seed}")
     path: Path = places.derived / f"cells-{key}.parquet"
     if path.is_file():
         return pd.read_parquet(path)
     cells = make(points, state, places_per_cell, min_places, seed)
-    with paths.atomic_write(path) as beside:
+    with storage.atomic_write(path) as beside:
         cells.to_parquet(beside, index=False)
     log.info("%d geocells of %d places: %s", len(cells), len(points), path.name)
     return cells

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kitlib import geo
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 ALPHABET = "0123456789bcdefghjkmnpqrstuvwxyz"
 LONGEST = 12  # characters: 60 bits, 4 cm

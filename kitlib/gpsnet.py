@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kitlib.core.errors import KitError
 from kitlib.heads import Fusion
 from kitlib.location import ImageProjection, LocationEncoder, load_geoclip, load_image_projection, load_logit_scale
-from kitlib.paths import KitError
 from kitlib.weights import Saved
 
 IMAGES = ("mlp", "geoclip")

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from kitlib import losses
+from kitlib.core.errors import KitError
 from kitlib.geo import EARTH_RADIUS_KM
-from kitlib.paths import KitError
 
 
 def unit_vectors(points: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from kitlib import geo
-from kitlib.paths import KitError, atomic_write
+from kitlib.core.errors import KitError
+from kitlib.core.storage import atomic_write
 
 TOLERANCE = 1e-3  # how far a row's probabilities may be from summing to 1: float32 sums over a few hundred entries
 

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from kitlib import geo, geocells, projection
+from kitlib.core.errors import KitError
 from kitlib.geo import EARTH_RADIUS_KM
 from kitlib.guesses import Guesses
-from kitlib.paths import KitError
 from kitlib.tables import Places
 from kitlib.weights import Saved
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kitlib import crossfit, embeddings, encoders, paths, pictures, runs
+from kitlib import crossfit, embeddings, encoders, pictures, runs
+from kitlib.core import paths
 from kitlib.encoders import Encoder
 from kitlib.runs import Run
 from kitlib.tables import SPLITS, Places

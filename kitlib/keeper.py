@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kitlib import checkpoints, paths
+from kitlib import checkpoints
 from kitlib.batches import Batches
-from kitlib.paths import KitError
+from kitlib.core import storage
+from kitlib.core.errors import KitError
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +238,7 @@ class Keeper(pl.Callback):
 
     def _write_history(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
-            with paths.atomic_write(self.folder / "history.csv") as beside:
+            with storage.atomic_write(self.folder / "history.csv") as beside:
                 pd.DataFrame(self.lines).to_csv(beside, index=False)
             self.bar.set_postfix_str(f"loss {self.lines[-1]['loss']:.4g}", refresh=False)
             if not self.owes_validation and time.monotonic() - self.logged > LOG_EVERY:

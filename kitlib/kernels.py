@@ -29,9 +29,9 @@ from jupyter_client.provisioning import LocalProvisioner
 from nbclient.exceptions import DeadKernelError
 from traitlets import default
 
-from kitlib import paths
+from kitlib.core import storage
+from kitlib.core.headline import HEADLINE_MIME
 from kitlib.notebooks import Value, without_machine
-from kitlib.runs import HEADLINE_MIME
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +203,6 @@ def _tidy(output: Path) -> list[dict[str, Any]]:
                     holder[key] = without_machine(holder[key])
                 elif isinstance(holder[key], list):
                     holder[key] = [without_machine(line) for line in holder[key]]
-    with paths.atomic_write(output) as beside:
+    with storage.atomic_write(output) as beside:
         beside.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
     return headlines

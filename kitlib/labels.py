@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 LONGEST = 100  # characters; what is longer is no name, and not worth normalising
 SILENT = set(".'’‘ʻʼ´`") | {chr(code) for code in range(0x300, 0x370)}  # dropped: D.C., Hawaiʻi, accents

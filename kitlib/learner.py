@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from kitlib import fitting, lora, views
+from kitlib.core.settings import Settings
 from kitlib.encoders import Encoder
-from kitlib.settings import Settings
 
 Batch = dict[str, torch.Tensor]
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kitlib import geo
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 EQUAL_EARTH = (1.340264, -0.081106, 0.000893, 0.003796)  # the polynomial's coefficients, of theta^1, 3, 7 and 9
 SCALE = 66.50336  # / 180: x runs from -1 to 1 along the equator, y from -0.487 to 0.487 from pole to pole

@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kitlib import accuracy, embedders, gallery, geo, neighbours, paths
+from kitlib import accuracy, embedders, gallery, geo, neighbours
+from kitlib.core import storage
+from kitlib.core.errors import KitError
 from kitlib.embedders import Embedder, Matched
 from kitlib.guesses import Guesses
-from kitlib.paths import KitError
 from kitlib.vote import KS, Entries, Vote, choose, commonness, states_nearby
 
 TOLD = ("geoscore", "mean_km", "within_200_km")  # of each gallery, see `by_size`
@@ -47,7 +48,7 @@ class Lookup:
         """Write embedder, gallery.npz and vote.json."""
         self.embedder.save(folder)
         self.entries.save(folder / "gallery.npz", self.embeddings)
-        with paths.atomic_write(folder / "vote.json") as beside:
+        with storage.atomic_write(folder / "vote.json") as beside:
             beside.write_text(json.dumps(asdict(self.vote)))
 
     @classmethod

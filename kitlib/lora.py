@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from kitlib.core.errors import KitError
 from kitlib.encoders import Encoder
-from kitlib.paths import KitError
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "out_proj", "query", "key", "value", "o_proj"]  # in transformers' towers
 

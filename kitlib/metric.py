@@ -24,9 +24,9 @@ from torch import nn
 
 from kitlib import geo, learner, losses, mining
 from kitlib.batches import Batches
+from kitlib.core.errors import KitError
 from kitlib.encoders import Encoder
 from kitlib.learner import Batch, Learner, encode
-from kitlib.paths import KitError
 from kitlib.weights import Saved
 
 LOSSES = ("cosent", "infonce", "both")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 KM_EDGES = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0, 2560.0, 5120.0)  # 11 buckets
 SIMILARITY_EDGES = tuple(level / 10 for level in range(-9, 10))  # 20 levels

@@ -12,7 +12,6 @@ history of both fits under heads/ and finetune/. The last epoch is kept, so that
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Sequence
@@ -25,19 +24,17 @@ from tqdm.auto import tqdm
 
 from kitlib import crossfit, encoders, fitting, guesses, runs, weights
 from kitlib import folds as saved_folds
+from kitlib.batches import Batches
+from kitlib.core.settings import Settings
 from kitlib.encoders import Encoder
-from kitlib.fitting import Batches
 from kitlib.geolocator import SOFT_LABELS, Geolocator, Teaching
 from kitlib.guesses import Guesses
 from kitlib.heads import FUSIONS, TIES, Classes, Heads, unit_vectors
 from kitlib.inputs import Inputs, start_run
 from kitlib.learner import Batch, encode
 from kitlib.runs import Run
-from kitlib.settings import Settings
 from kitlib.tables import Places
 from kitlib.views import autocast, best_device, dtype_of, precision_of
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

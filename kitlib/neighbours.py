@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from kitlib.files import shorten
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError, shorten
 from kitlib.views import best_device
 
 BY = ("mean", "heading", "rotation")

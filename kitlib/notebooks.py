@@ -13,8 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from kitlib import paths
-from kitlib.paths import KitError
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 
 Value = bool | int | float | str
 TYPES = {"bool": bool, "int": int, "float": float, "str": str}
@@ -137,7 +137,7 @@ def without_machine(text: str) -> str:
     shorter = {
         str(paths.home()): ".",
         str(paths.checkout()): ".",
-        str(Path(paths.__file__).parent): "kitlib",
+        str(paths.package_dir()): "kitlib",
         sys.prefix: "python",
         sys.base_prefix: "python",
         str(Path.home()): "~",

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike
 
 from kitlib import geo
 from kitlib.clusters import check_min_samples, check_places, dbscan, neighbour_km
+from kitlib.core.errors import KitError
 from kitlib.geo import Array
-from kitlib.paths import KitError
 
 __all__ = ["Cleaned", "clean", "dbscan", "mad_outliers", "neighbour_km"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from kitlib import paths
+from kitlib.core import paths
 
 
 @cache

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 from kitlib import geo
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 NEAR = 128  # neighbours of a place that the near half of the pairs is drawn from
 

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 
 from kitlib import geo, projection
 from kitlib.atlas import Map
+from kitlib.core.errors import KitError
 from kitlib.figures import GREY, INK, LIGHT, PALETTE, Figure, finish, house, join_notes, new
-from kitlib.paths import KitError
 
 FAR_TIMES = 3.0  # a dropped place this many times farther out than the kept ones needs a map of its own
 LOG_TIMES = 30.0  # kilometres that differ more than this are told apart on a logarithmic axis only

@@ -29,10 +29,10 @@ import simplejpeg
 from PIL import Image
 from tqdm.auto import tqdm
 
-from kitlib import paths
+from kitlib.core import paths, storage
+from kitlib.core.errors import KitError
 from kitlib.files import Files
 from kitlib.inspection import Picture, examine, far_twins
-from kitlib.paths import KitError
 from kitlib.tables import Places, finding
 
 FORMAT = 1  # of the pack and its checks: another one packs again
@@ -147,14 +147,14 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
     out_dir = out_dir or places.derived / "pictures"
     files, names = Files(places.folder), places.rows(split)[places.image_columns].to_numpy(str)  # (N, V)
     stamps = "\n".join(files.stamps(names.flat))
-    signature = paths.digest(f"{FORMAT} {split} {places.checksum}", "\n".join(names.flat), stamps)
+    signature = storage.digest(f"{FORMAT} {split} {places.checksum}", "\n".join(names.flat), stamps)
     blob, table = out_dir / f"{split}.bin", out_dir / f"{split}.npz"
     with _alone(out_dir / f".{split}.lock"):
         saved = _load(table) if table.is_file() and blob.is_file() else None
         if saved is None or saved["signature"] != signature or saved["records"]["length"].sum() != blob.stat().st_size:
             work = out_dir / f".{split}-{signature}"
             records, found = _write(places, split, files, names, work)
-            content = paths.digest(split, places.sample_id(split).astype(str), records["content"])
+            content = storage.digest(split, places.sample_id(split).astype(str), records["content"])
             entries = json.dumps(_findings(places, split, records, found))
             saved = {"records": records, "signature": signature, "checksum": content, "found": entries}
             (work / "blob").replace(blob)
@@ -286,5 +286,5 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _save(path: Path, arrays: dict[str, Any]) -> None:
-    with paths.atomic_write(path) as beside:
+    with storage.atomic_write(path) as beside:
         np.savez(beside, **arrays)

@@ -20,18 +20,32 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kitlib import paths, runs
+from kitlib import runs
+from kitlib.core import paths, storage
+from kitlib.core.errors import KitError
 from kitlib.notebooks import without_machine
-from kitlib.paths import KitError
 from kitlib.plans import Ready, check
 
 log = logging.getLogger(__name__)
 
 # Notebooks never reach these files and folders of the package, so a change in them leaves every step as it was.
 ORCHESTRATION = {
-    *("__main__.py", "doctor.py", "kernels.py", "notebooks.py", "pipeline.py", "plans.py", "report.py", "watch.py"),
-    *("assets/notebook.html.j2", "assets/page.css", "assets/report.html.j2"),
-    *("assets/watch.css", "assets/watch.html", "assets/watch.js", "assets/watch_charts.js", "assets/watch_map.js"),
+    "__main__.py",
+    "kernels.py",
+    "notebooks.py",
+    "pipeline.py",
+    "plans.py",
+    "report.py",
+    "assets/notebook.html.j2",
+    "assets/page.css",
+    "assets/report.html.j2",
+    "watch.py",
+    "assets/watch.css",
+    "assets/watch.html",
+    "assets/watch.js",
+    "assets/watch_charts.js",
+    "assets/watch_map.js",
+    "doctor.py",
 }
 HASHED_WHOLE = 16 * 2**20  # bytes; a larger file is known by its size and time
 
@@ -78,7 +92,7 @@ def run_plan(
             log.info("%s · unchanged", title)
         for index in range(first, len(steps)):
             log.info(" · ".join(filter(None, [titles[index], why[names[index]] if index == first else ""])))
-            runs.write_json(folder / "plan.json", state)  # what this step and the later ones left is no longer sure
+            storage.write_json(folder / "plan.json", state)  # what this step and the later ones left is no longer sure
             record = _blank_record(steps[index])
             state["steps"].append(record)
             try:
@@ -92,7 +106,7 @@ def run_plan(
                 done["files"] = _files(step, done)
             log.info("%s · done in %s", record["name"], record["time"])
         if state != before or not (folder / "report.html").is_file():
-            runs.write_json(folder / "plan.json", state)
+            storage.write_json(folder / "plan.json", state)
             _write_report(folder, state)
         took = duration(time.perf_counter() - began)
         log.info("plan %s: %d of %d steps ran, %s", file.stem, len(steps) - first, len(steps), took)
@@ -160,15 +174,15 @@ def _blank_record(step: Ready) -> dict[str, Any]:
 
 def _made_from(steps: list[Ready]) -> dict[str, dict[str, str]]:
     """For each step digests of all that makes it; what the steps before it wrote is new whenever one of them runs."""
-    kitlib, libraries = _code_digest(), paths.digest(json.dumps(_versions()))
+    kitlib, libraries = _code_digest(), storage.digest(json.dumps(_versions()))
     return {
         step.name: {
             "kitlib": kitlib,
             "a library": libraries,
-            "the order of steps": paths.digest(*(earlier.name for earlier in steps[:index])),
-            "the notebook": paths.digest(step.notebook.code),
-            "a parameter": paths.digest(json.dumps(step.values, sort_keys=True)),
-            "the data": paths.digest(json.dumps(data)),
+            "the order of steps": storage.digest(*(earlier.name for earlier in steps[:index])),
+            "the notebook": storage.digest(step.notebook.code),
+            "a parameter": storage.digest(json.dumps(step.values, sort_keys=True)),
+            "the data": storage.digest(json.dumps(data)),
         }
         for index, (step, data) in enumerate(zip(steps, _data_signatures(steps), strict=True))
     }
@@ -248,7 +262,7 @@ def _folder_signature(folder: Path) -> list[Any]:
         inner.sort()
         tables = sorted(file for file in files if file.endswith((".csv", ".json")))
         signature.append([os.path.relpath(where, folder), len(files), Path(where).stat().st_mtime_ns])
-        signature += [[table, paths.digest(Path(where, table))] for table in tables]
+        signature += [[table, storage.digest(Path(where, table))] for table in tables]
     return signature
 
 
@@ -260,7 +274,7 @@ def _file_signature(path: Path) -> str:
         stat = path.stat()
     except FileNotFoundError:
         return "missing"
-    return paths.digest(path) if stat.st_size <= HASHED_WHOLE else f"{stat.st_size} bytes at {stat.st_mtime_ns}"
+    return storage.digest(path) if stat.st_size <= HASHED_WHOLE else f"{stat.st_size} bytes at {stat.st_mtime_ns}"
 
 
 def _code_digest() -> str:
@@ -273,7 +287,7 @@ def _code_digest() -> str:
         ignored = any(part.startswith((".", "__pycache__")) for part in inside.parts) or file.suffix == ".md"
         if not ignored and not whole & ORCHESTRATION:
             parts += [inside.as_posix(), file]
-    return paths.digest(*parts)
+    return storage.digest(*parts)
 
 
 def _versions() -> dict[str, str]:

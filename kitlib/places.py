@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kitlib import paths, streaming
-from kitlib.files import Files, shorten
-from kitlib.paths import KitError
+from kitlib import streaming
+from kitlib.core import paths
+from kitlib.core.errors import KitError, shorten
+from kitlib.files import Files
 from kitlib.tables import SPLITS, Places, checked, finding, refuse
 
 VIEWS = ("north", "east", "south", "west")

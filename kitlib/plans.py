@@ -15,9 +15,9 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from kitlib import paths
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 from kitlib.notebooks import Notebook, Value, cast, read_notebook
-from kitlib.paths import KitError
 
 
 class Step(BaseModel, extra="forbid", frozen=True):

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kitlib.answers import NAMES, Answer, visible
+from kitlib.core.errors import KitError
 from kitlib.labels import Labels
-from kitlib.paths import KitError
 
 Message = dict  # {"role": str, "content": [{"type": "image"} or {"type": "text", "text": str}]}
 FIELDS = (*NAMES, "point")

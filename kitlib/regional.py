@@ -24,18 +24,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kitlib import accuracy, baselines, crossfit, guesses, outliers, paths, runs, tracking, within
+from kitlib import accuracy, baselines, crossfit, guesses, outliers, runs, tracking, within
 from kitlib import folds as saved_folds
+from kitlib.core import storage
+from kitlib.core.errors import KitError
+from kitlib.core.settings import Settings
 from kitlib.guesses import Guesses
 from kitlib.inputs import Inputs, start_run
 from kitlib.outliers import Cleaned
-from kitlib.paths import KitError
 from kitlib.regions import Regions
 from kitlib.regionwise import Part, failures
 from kitlib.regressors import LOSSES
 from kitlib.runs import Run
 from kitlib.scalers import KINDS
-from kitlib.settings import Settings
 from kitlib.tables import Places
 from kitlib.views import best_device, dtype_of
 
@@ -117,7 +118,7 @@ def train(
     Regions.make(places, np.flatnonzero(cleaned.kept), config.regions, config.seed)
     run = start_run("regional", config, places, run_name, folds_column, n_folds, overwrite, checksums)
     session = Session(run, places)
-    with paths.atomic_write(run.dir / "dropped.csv") as beside:
+    with storage.atomic_write(run.dir / "dropped.csv") as beside:
         cleaned.dropped.to_csv(beside, index=False)
 
     def train_one(fold: int, left: float | None) -> None:
@@ -173,13 +174,13 @@ def _router_checksum(router: str, folds_column: str, places: Places) -> dict[str
             f"router {router!r} must be a finished run on the same places in the same folds ({folds_column}): "
             "what it says of a place must come from models that have not seen it"
         )
-    return {"router": paths.digest(*sorted(run.dir.glob("*.npz")))}
+    return {"router": storage.digest(*sorted(run.dir.glob("*.npz")))}
 
 
 def _finish(run: Run, places: Places) -> None:
     """Join the folds, and write metrics.json, which ends the run."""
     table = within.evaluation(run)
-    with paths.atomic_write(run.dir / "regions.csv") as beside:
+    with storage.atomic_write(run.dir / "regions.csv") as beside:
         table.to_csv(beside)
     found = accuracy.report(within.held_out(run)["km"]).as_dict()
     found["median_point_km"] = float(table["median_point_km"]["all"])
@@ -265,7 +266,7 @@ class Session(Inputs):
         elif not part.train_heads(**how("heads")):
             return
         table = part.held_out()
-        with paths.atomic_write(part.folder / "held_out.parquet") as beside:
+        with storage.atomic_write(part.folder / "held_out.parquet") as beside:
             table.to_parquet(beside, index=False)
         split, rows = part.held
         everywhere = np.arange(len(self.places.rows("test")))

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from kitlib import geo, paths
-from kitlib.files import shorten
-from kitlib.paths import KitError
+from kitlib import geo
+from kitlib.core import paths, storage
+from kitlib.core.errors import KitError, shorten
 from kitlib.tables import Places
 
 SCHEMES = "state (the data's own labels), division (of the US Census Bureau), cluster:N (k-means)"
@@ -74,7 +74,7 @@ class Regions:
 
     def save(self, path: Path) -> None:
         """Write all fields to an .npz file, atomically."""
-        with paths.atomic_write(path) as beside:
+        with storage.atomic_write(path) as beside:
             np.savez(beside, **asdict(self))
 
     @classmethod

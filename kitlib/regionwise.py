@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kitlib import checkpoints, fitting, geo, paths, views
+from kitlib import checkpoints, fitting, geo, views
+from kitlib.batches import Batches
+from kitlib.core import storage
+from kitlib.core.errors import KitError
 from kitlib.encoders import Encoder
-from kitlib.fitting import Batches
 from kitlib.guesses import Guesses
 from kitlib.inputs import Inputs
 from kitlib.learner import Batch
-from kitlib.paths import KitError
 from kitlib.regions import Regions
 from kitlib.regression import EncoderTraining, HeadsTraining, Teaching
 from kitlib.regressors import Frames, RegionHeads
@@ -140,7 +141,7 @@ class Part:
 
     def note_failure(self, name: str, why: str) -> None:
         """Remember that a model could not be trained; its regions are guessed by their median points."""
-        with paths.atomic_write(self._failure(name)) as beside:
+        with storage.atomic_write(self._failure(name)) as beside:
             beside.write_text(why + "\n")
 
     def forget_failure(self, name: str) -> None:

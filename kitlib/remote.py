@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 from kitlib.remote_envs import Batches, Group, Observation, PlaceEnv, Renderer, StepResult, advantages
 from kitlib.vlm_data import Cases
 from kitlib.vlm_talk import Talk, Tokens

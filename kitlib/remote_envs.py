@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 from kitlib.prompts import Message, assistant
 from kitlib.vlm_data import Cases, Row
 from kitlib.vlm_record import Book, Recorder

@@ -20,9 +20,9 @@ import jinja2
 import nbformat
 from nbconvert import HTMLExporter
 
-from kitlib import paths
+from kitlib.core import paths, storage
+from kitlib.core.headline import HEADLINE_MIME
 from kitlib.notebooks import read_notebook
-from kitlib.runs import HEADLINE_MIME
 
 UNTAGGED_FIGURES = 2  # shown of a notebook without tagged ones
 WIDE = 2.1  # width to height of a figure that gets a row of its own
@@ -131,6 +131,6 @@ def _css() -> str:
 
 
 def _write(path: Path, page: str) -> Path:
-    with paths.atomic_write(path) as beside:
+    with storage.atomic_write(path) as beside:
         beside.write_text(page)
     return path

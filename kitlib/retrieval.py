@@ -25,30 +25,19 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from kitlib import (
-    accuracy,
-    crossfit,
-    embedders,
-    encoders,
-    geo,
-    guesses,
-    learned,
-    neighbours,
-    paths,
-    runs,
-    weights,
-)
+from kitlib import accuracy, crossfit, embedders, encoders, geo, guesses, learned, neighbours, runs, weights
 from kitlib import folds as saved_folds
 from kitlib import gallery as galleries
+from kitlib.core import storage
+from kitlib.core.errors import KitError
+from kitlib.core.settings import Settings
 from kitlib.embedders import METHODS, Embedder, Frozen
 from kitlib.guesses import Guesses
 from kitlib.inputs import Inputs, start_run
 from kitlib.location import load_geoclip
 from kitlib.lookup import Known, Lookup
 from kitlib.metric import LOSSES
-from kitlib.paths import KitError
 from kitlib.runs import Run
-from kitlib.settings import Settings
 from kitlib.tables import Places
 from kitlib.views import best_device, dtype_of
 
@@ -159,10 +148,10 @@ def train(
     todo = crossfit.chosen(places, folds_column, n_folds, only_folds)
     points, checksums = config.points(), {}
     if points is not None:
-        checksums["gallery"] = paths.digest(points)
+        checksums["gallery"] = storage.digest(points)
     if config.geoclip:
         load_geoclip(config.geoclip)  # a file that is none is refused before a run begins
-        checksums["geoclip"] = paths.digest(Path(config.geoclip))
+        checksums["geoclip"] = storage.digest(Path(config.geoclip))
     run = start_run("retrieval", config, places, run_name, folds_column, n_folds, overwrite, checksums)
     session = Session(run, places)
 
@@ -221,7 +210,7 @@ class Session(Inputs):
                 known = replace(known, features=self.features_of(fold)["train"])
         made, tried = known.lookup(embedder, self.gallery_points, config.gallery_size)
         made.save(folder)
-        with paths.atomic_write(folder / "choice.csv") as beside:
+        with storage.atomic_write(folder / "choice.csv") as beside:
             tried.to_csv(beside, index=False)
         test = self.guess(fold, "test") if "test" in self.packs else None
         crossfit.keep(self.run, fold, self.guess(fold, "train", held_out), test)

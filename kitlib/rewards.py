@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike
 
 from kitlib import accuracy, geo
 from kitlib.answers import NAMES, Answer, read
+from kitlib.core.errors import KitError
+from kitlib.core.settings import Settings
 from kitlib.labels import Labels, normalised
-from kitlib.paths import KitError
 from kitlib.prompts import Form
-from kitlib.settings import Settings
 
 TAU_KM = 25.0  # a city
 SCHEDULES = ("fixed", "geometric", "linear", "stepped")

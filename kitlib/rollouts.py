@@ -28,8 +28,9 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from kitlib import geo, paths
-from kitlib.paths import KitError
+from kitlib import geo
+from kitlib.core import paths, storage
+from kitlib.core.errors import KitError
 
 PHASES = ("train", "eval")
 LONGEST_SIDE = 512  # pixels of a stored picture
@@ -80,7 +81,7 @@ class Writer:
         for file in stale:
             if file != path:
                 file.unlink()
-        with paths.atomic_write(path) as beside:
+        with storage.atomic_write(path) as beside:
             pq.write_table(pa.Table.from_pylist(checked, SCHEMA), beside, compression="zstd")
         if stale or not self._in_step:
             self._rewrite_text()
@@ -96,7 +97,7 @@ class Writer:
 
     def _rewrite_text(self) -> None:
         """The record as text, from the beginning: after a kill the text may lack a step or end in half a line."""
-        with paths.atomic_write(self._text) as beside, beside.open("w", encoding="utf-8", newline="\n") as out:
+        with storage.atomic_write(self._text) as beside, beside.open("w", encoding="utf-8", newline="\n") as out:
             for file in step_files(self.folder):
                 out.write(_lines(pq.read_table(file).to_pylist()))
 
@@ -110,14 +111,14 @@ class Writer:
                 "(H, W, 3) or (V, H, W, 3)"
             )
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", sample_id)[:80]
-        stem = stem if stem == sample_id else f"{stem}-{paths.digest(sample_id)}"
+        stem = stem if stem == sample_id else f"{stem}-{storage.digest(sample_id)}"
         names = [f"{stem}-{view}.jpg" for view in range(len(views))]
         for name, view in zip(names, views, strict=True):
             path = self.folder / "pictures" / name
             if not path.exists():
                 image = Image.fromarray(view)
                 image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
-                with paths.atomic_write(path) as beside:
+                with storage.atomic_write(path) as beside:
                     image.save(beside, quality=85)
         return names
 

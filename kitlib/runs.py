@@ -7,27 +7,26 @@ with the difference shown, because a run trained half with one setting and half 
 from __future__ import annotations
 
 import contextlib
-import html
 import importlib.metadata
 import json
 import logging
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kitlib import __version__, paths
+from kitlib import __version__
+from kitlib.core import paths
+from kitlib.core.errors import KitError
+from kitlib.core.storage import write_json
 from kitlib.guesses import Guesses
-from kitlib.paths import KitError, atomic_write
 
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("numpy", "pandas", "torch", "timm", "transformers", "trl", "peft", "pytorch-lightning", "scikit-learn")
-HEADLINE_MIME = "application/vnd.kitlib.headline+json"
 
 
 @dataclass(frozen=True)
@@ -164,12 +163,6 @@ def difference(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any,
     return [(key, was.get(key), now.get(key)) for key in keys if was.get(key) != now.get(key)]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write readable JSON, atomically."""
-    with atomic_write(path) as beside:
-        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
 def git_commit() -> str | None:
     """The checkout's commit, "+" behind it when files were changed since, or None outside a git checkout."""
     try:
@@ -186,26 +179,3 @@ def library_versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
-
-
-@dataclass(frozen=True)
-class Headline:
-    """A notebook's last value: what came out, and the files it wrote. Plans and the report read it."""
-
-    label: str
-    value: str
-    wrote: tuple[str, ...]
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        wrote = "".join(f"<li><code>{html.escape(path)}</code></li>" for path in self.wrote)
-        return {
-            HEADLINE_MIME: {"label": self.label, "value": self.value, "wrote": list(self.wrote)},
-            "text/html": f"<p>{html.escape(self.label)}: <b>{html.escape(self.value)}</b></p><ul>{wrote}</ul>",
-            "text/plain": f"{self.label}: {self.value}\n" + "\n".join(self.wrote),
-        }
-
-
-def headline(label: str, value: object, wrote: Sequence[Path] = ()) -> Headline:
-    """The last value of a notebook; a float is shown with four decimals, paths below home relative to it."""
-    shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return Headline(label, shown, tuple(paths.relative(path) for path in wrote))

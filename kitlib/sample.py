@@ -23,8 +23,9 @@ import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
-from kitlib import outlines, paths, scenery
-from kitlib.paths import KitError
+from kitlib import outlines, scenery
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 from kitlib.places import VIEWS
 
 log = logging.getLogger(__name__)

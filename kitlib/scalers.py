@@ -17,9 +17,10 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kitlib import geo, paths, projection
+from kitlib import geo, projection
+from kitlib.core import storage
+from kitlib.core.errors import KitError
 from kitlib.geo import Array
-from kitlib.paths import KitError
 
 KINDS = ("robust", "standard", "minmax")
 
@@ -83,7 +84,7 @@ class RegionScaler:
         import joblib
 
         path = folder / f"scaler_region_{file_id(region)}.joblib"
-        with paths.atomic_write(path) as beside:
+        with storage.atomic_write(path) as beside:
             joblib.dump({"kind": self.kind, "centre": self.centre, "scaler": self.scaler}, beside)
         return path
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kitlib import geo, paths, stamps
+from kitlib import geo, stamps
+from kitlib.core import paths
 from kitlib.strip import NOISE, Light, Strip, Thing, mix, noise
 
 RIM = np.arange(16) * np.pi / 8  # directions in which the skyline is looked up, clockwise from north

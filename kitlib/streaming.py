@@ -15,9 +15,8 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from kitlib import paths
-from kitlib.files import shorten
-from kitlib.paths import KitError
+from kitlib.core import paths, storage
+from kitlib.core.errors import KitError, shorten
 
 SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp"}
 
@@ -51,7 +50,7 @@ def fetch(source: Any, split: str = "train", name: str = "", limit: int | None =
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not any(rows):
             raise KitError(f"{origin['source']} ({split}) has no row with latitude and longitude among {len(rows)}")
-        with paths.atomic_write(table) as path:
+        with storage.atomic_write(table) as path:
             pd.DataFrame([row for row in rows if row]).to_csv(path, index=False)
         _write_json(note, {**known, "complete": limit is None or len(rows) < limit})
     return folder, [number for number, row in enumerate(rows) if not row]
@@ -126,5 +125,5 @@ def content(picture: dict | None) -> bytes:
 
 
 def _write_json(path: Path, content: dict) -> None:
-    with paths.atomic_write(path) as beside:
+    with storage.atomic_write(path) as beside:
         beside.write_text(json.dumps(content) + "\n", encoding="utf-8")

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from kitlib.files import Files, shorten
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError, shorten
+from kitlib.files import Files
 from kitlib.places import PREDICTED
 
 RANKS, POINT = PREDICTED[:5], PREDICTED[5:]

@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from kitlib import geo, paths
-from kitlib.files import Files, shorten
-from kitlib.paths import KitError
+from kitlib import geo
+from kitlib.core import paths, storage
+from kitlib.core.errors import KitError, shorten
+from kitlib.files import Files
 
 SPLITS = ("train", "test")
 # A place looks far from its state (of a few places at least) when no other of the state is within LONELY_KM, or none
@@ -60,7 +61,7 @@ class Places:
     def checksum(self) -> str:
         """16 hex characters that stand for the table, the states and the template."""
         tables = [self.table, self.states] + ([] if self.template is None else [self.template])
-        return paths.digest(*(t.to_csv(index=False, lineterminator="\n") for t in tables))
+        return storage.digest(*(t.to_csv(index=False, lineterminator="\n") for t in tables))
 
     @property
     def key(self) -> str:
@@ -96,10 +97,10 @@ class Places:
 
         `extra` are further findings, as from `Pack.problems()`; one about the same check and place replaces ours.
         """
-        with paths.atomic_write(self.derived / "places.parquet") as path:
+        with storage.atomic_write(self.derived / "places.parquet") as path:
             self.table.to_parquet(path, index=False)
         entries = {(entry["check"], entry["where"]): entry for entry in [*self.integrity, *extra]}
-        with paths.atomic_write(self.derived / "integrity.json") as path:
+        with storage.atomic_write(self.derived / "integrity.json") as path:
             path.write_text(json.dumps(list(entries.values()), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return self.derived
 

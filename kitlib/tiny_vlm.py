@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kitlib import outlines, prompts
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 KINDS = ("qwen2.5", "qwen3")
 NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from kitlib import paths
-from kitlib.paths import KitError
+from kitlib.core import storage
+from kitlib.core.errors import KitError
 
 STATES = ("Iowa", "Ohio", "Texas", "Utah")  # south-west, south-east, north-west, north-east
 SOUTH_WEST, NORTH_EAST = (-40.0, -120.0), (60.0, 120.0)
@@ -43,6 +43,6 @@ def draw(folder: str | Path, n_train: int = 200, n_test: int = 20, size: int = 3
     table = pd.DataFrame({"image": names, "latitude": points[:, 0], "longitude": points[:, 1]})
     table["state"] = np.array(STATES)[quarter]
     table["split"] = np.where(np.arange(len(points)) < n_train, "train", "test")
-    with paths.atomic_write(folder / "metadata.csv") as beside:
+    with storage.atomic_write(folder / "metadata.csv") as beside:
         table.to_csv(beside, index=False)
     return folder

@@ -9,7 +9,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import WandbLogger
 
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 MODES = ("online", "offline", "disabled")
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kitlib import paths
-from kitlib.paths import KitError
+from kitlib.core import paths, storage
+from kitlib.core.errors import KitError
 
 if TYPE_CHECKING:
     from kitlib.pictures import Pack
@@ -106,7 +106,7 @@ class Preprocess:
     @property
     def digest(self) -> str:
         """16 hex characters that stand for every setting."""
-        return paths.digest(repr(sorted(asdict(self).items())))
+        return storage.digest(repr(sorted(asdict(self).items())))
 
     def at(self, size: int) -> Preprocess:
         """The same for another input size, with the crop in proportion."""

@@ -19,10 +19,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kitlib import crossfit, guesses, paths, remote, runs, vlm_models
+from kitlib import crossfit, guesses, remote, runs, vlm_models
+from kitlib.core import storage
+from kitlib.core.errors import KitError
 from kitlib.guesses import Guesses
 from kitlib.inputs import precision
-from kitlib.paths import KitError
 from kitlib.runs import Run
 from kitlib.tables import Places
 from kitlib.vlm_remote import RemoteSession
@@ -120,4 +121,4 @@ def _trained_before(settings: dict[str, Any], data: dict[str, str], todo: Sequen
             raise KitError(f"start_from={name!r} was trained on other folds: it has seen places that are held out here")
         if missing := sorted(set(todo) - set(crossfit.done(before))):
             raise KitError(f"start_from={name!r} has no fold {missing[0]}: there are {crossfit.done(before)}")
-    return paths.digest(json.dumps(before.params["settings"], sort_keys=True), before.params["started"])
+    return storage.digest(json.dumps(before.params["settings"], sort_keys=True), before.params["started"])

@@ -23,8 +23,8 @@ from PIL import Image
 
 from kitlib import streaming
 from kitlib.answers import Answer
-from kitlib.files import Files, shorten
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError, shorten
+from kitlib.files import Files
 from kitlib.pictures import GREY, Pack
 from kitlib.tables import Places
 

@@ -21,7 +21,7 @@ import torch
 from peft import PeftModel
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from kitlib import paths
+from kitlib.core import storage
 from kitlib.views import best_device
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def fit(
 
 def finish(folder: Path, note: dict[str, Any]) -> None:
     """Mark a fit whose weights are saved as done, and drop its checkpoints."""
-    with paths.atomic_write(folder / "done.json") as beside:
+    with storage.atomic_write(folder / "done.json") as beside:
         beside.write_text(json.dumps(note, indent=1) + "\n")
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
@@ -121,7 +121,7 @@ def newest(folder: Path) -> str | None:
 def write_history(folder: Path, lines: list[dict[str, Any]]) -> None:
     """What was logged, a line a step and an evaluation, as history.csv."""
     kept = [line for line in lines if "step" in line and "train_runtime" not in line]
-    with paths.atomic_write(folder / "history.csv") as beside:
+    with storage.atomic_write(folder / "history.csv") as beside:
         pd.DataFrame(kept).to_csv(beside, index=False)
 
 

@@ -11,7 +11,6 @@ what they learned, to be loaded onto the published model or merged into it. With
 from __future__ import annotations
 
 import importlib.util
-import logging
 import shutil
 import tempfile
 import warnings
@@ -21,10 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kitlib import paths, tiny_vlm
-from kitlib.paths import KitError
-
-log = logging.getLogger(__name__)
+from kitlib import tiny_vlm
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 
 # trl and peft still call gradient checkpointing by the name that transformers has deprecated.
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from kitlib import paths
+from kitlib.core import storage
 from kitlib.vlm_data import Cases
 from kitlib.vlm_talk import Talk
 from kitlib.vlm_tasks import Task
@@ -72,7 +72,7 @@ def kept(
 def _write(path: Path, said: Said) -> None:
     scores = None if said.log_likelihood is None else said.log_likelihood.tolist()
     replies = [[talk.replies for talk in row] for row in said.talks]
-    with paths.atomic_write(path) as beside:
+    with storage.atomic_write(path) as beside:
         beside.write_text(json.dumps({"replies": replies, "log_likelihood": scores}))
 
 

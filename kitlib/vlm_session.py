@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kitlib import competition, crossfit, guesses, paths, pictures, rollouts, runs, vlm_data, vlm_models, vlm_said
+from kitlib import competition, crossfit, guesses, pictures, rollouts, runs, vlm_data, vlm_models, vlm_said
 from kitlib import folds as saved_folds
+from kitlib.core import storage
 from kitlib.guesses import Guesses
 from kitlib.labels import from_table
 from kitlib.runs import Run
@@ -179,7 +180,7 @@ class Session:
         pack, prior, likelihood = self.packs[split], self.prior(fold), "likelihood" in ways
         said = vlm_said.kept(
             crossfit.folder(self.run, fold) / "said",
-            f"{split}-{paths.digest(self.places.checksum, pack.checksum, rows, str(likelihood))}",
+            f"{split}-{storage.digest(self.places.checksum, pack.checksum, rows, str(likelihood))}",
             self.cases(split, rows),
             self.task,
             lambda part, number: self._said(fold, part, likelihood, number),
@@ -206,7 +207,7 @@ class Session:
         said = self._guessed(fold, "train", rows, self.ways, deadline)
         scores = {way: competition.score_guesses(guess, self.places).state for way, guess in said.items()}
         chosen = max(scores, key=lambda way: scores[way])
-        runs.write_json(crossfit.folder(self.run, fold) / "choice.json", {"chosen": chosen, "state_scores": scores})
+        storage.write_json(crossfit.folder(self.run, fold) / "choice.json", {"chosen": chosen, "state_scores": scores})
         return said[chosen]
 
     @cached_property

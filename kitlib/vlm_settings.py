@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kitlib import vlm_models, vlm_tasks
+from kitlib.core.errors import KitError
+from kitlib.core.settings import Settings
 from kitlib.labels import Labels
-from kitlib.paths import KitError
 from kitlib.prompts import Form
 from kitlib.rewards import SCHEDULES, Weights
-from kitlib.settings import Settings
 from kitlib.vlm_tasks import Task
 
 METHODS = ("sft", "grpo")

@@ -12,7 +12,7 @@ from transformers import Trainer
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from kitlib import vlm_data, vlm_fit, vlm_models
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 from kitlib.prompts import assistant
 from kitlib.views import best_device, dtype_of
 from kitlib.vlm_data import Cases, Row

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from kitlib import competition, geo, paths
+from kitlib import competition, geo
+from kitlib.core import storage
+from kitlib.core.errors import KitError
 from kitlib.guesses import Guesses
-from kitlib.paths import KitError
 
 KS = (5, 10, 20, 40, 80)
 TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -63,7 +64,7 @@ class Entries:
     def save(self, path: Path, embeddings: np.ndarray) -> None:
         """Write the entries and their embeddings (M, E), as float16, to an .npz file, atomically."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        with paths.atomic_write(path) as beside, beside.open("wb") as file:
+        with storage.atomic_write(path) as beside, beside.open("wb") as file:
             np.savez(file, **arrays, embeddings=embeddings.astype(np.float16))
 
     @classmethod

@@ -30,8 +30,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kitlib import outlines, paths, rollouts, runs
-from kitlib.paths import KitError
+from kitlib import outlines, rollouts, runs
+from kitlib.core import paths, storage
+from kitlib.core.errors import KitError
 
 PAGE = {"/": "watch.html"} | {f"/{name}": name for name in ("watch.css", "watch.js", "watch_map.js", "watch_charts.js")}
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".jpg": "image/jpeg"}
@@ -75,7 +76,7 @@ class Replay:
 
     def tag(self) -> str:
         """Changes when any step changes, and when the run is finished."""
-        return paths.digest(f"{self._finished()} {[(file.name, changed) for file, changed in self.files().items()]}")
+        return storage.digest(f"{self._finished()} {[(file.name, changed) for file, changed in self.files().items()]}")
 
     def steps(self) -> dict[str, Any]:
         """The summary so far as columns, one row a step and phase, and whether the run is finished."""
@@ -195,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/favicon.ico":
             return self._send(b"", "image/x-icon", status=HTTPStatus.NO_CONTENT)
         if path == "/outlines.json":
-            return self._send(outline_rings(), "application/json", paths.digest(outline_rings()))
+            return self._send(outline_rings(), "application/json", storage.digest(outline_rings()))
         if path == "/steps":
             tag = self.replay.tag()  # before the steps are read: at worst they are sent once more
             return self._json(self.replay.steps, tag)

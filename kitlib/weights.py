@@ -12,15 +12,16 @@ from safetensors import SafetensorError
 from safetensors.torch import safe_open, save_file
 from torch import nn
 
-from kitlib import lora, paths
+from kitlib import lora
+from kitlib.core import storage
+from kitlib.core.errors import KitError
 from kitlib.encoders import Encoder
-from kitlib.paths import KitError
 
 
 def write(path: str | Path, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None = None) -> None:
     """Write tensors by name, and settings (plain values), to one file, atomically."""
     told = {"settings": json.dumps(settings)} if settings else None
-    with paths.atomic_write(path) as beside:
+    with storage.atomic_write(path) as beside:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=told)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from kitlib import places
+from kitlib import tables as tables_module
 
 SHARED = Path(__file__).parents[2] / "shared"  # real photographs, where they are at hand
 
@@ -54,5 +55,5 @@ def put(row: int, column: str, value: str):
     return lambda table: table.__setitem__(column, table[column].where(table.index != row, value))
 
 
-def found(table: places.Places, check: str) -> dict:
+def found(table: tables_module.Places, check: str) -> dict:
     return next(entry for entry in table.integrity if entry["check"] == check)

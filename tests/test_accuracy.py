@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitlib import accuracy
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 
 def test_known_numbers():

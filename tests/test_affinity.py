@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kitlib import affinity, geo
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 RNG = np.random.default_rng(0)
 

@@ -8,8 +8,8 @@ from figure_helper import overlapping_texts, texts
 from matplotlib.collections import PathCollection
 
 from kitlib import affinity, affinity_figures, geo
+from kitlib.core.errors import KitError
 from kitlib.figures import PALETTE
-from kitlib.paths import KitError
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.uniform((30, -100), (48, -80), (300, 2)) + 0.0

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from kitlib import baselines, competition, geo
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 from kitlib.tables import Places
 
 STATES = pd.DataFrame({"state_idx": [1, 4, 9, 20], "state": list("ABCD")})

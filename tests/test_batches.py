@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kitlib.batches import Batches
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 
 def rows_of(batches: Batches) -> list[list[int]]:

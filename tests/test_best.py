@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from kitlib import checkpoints, fitting
 from kitlib.batches import Batches
+from kitlib.core.errors import KitError
 from kitlib.keeper import Keeper
-from kitlib.paths import KitError
 
 # the metric: 2.04 1.96 2.54 2.39 1.41 1.44, so patience 2 ends after four epochs of six with the second
 OPTIONS = {"epochs": 6, "rate": 0.3, "checkpoint_steps": 4}

@@ -10,7 +10,7 @@ import fitting_helper as helper
 import pytest
 
 from kitlib import fitting
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 
 def test_other_settings_are_refused(tmp_path):

@@ -13,8 +13,8 @@ from sklearn.cluster import DBSCAN
 
 from kitlib import clusters, geo, projection
 from kitlib.clusters import dbscan, neighbour_km
+from kitlib.core.errors import KitError
 from kitlib.geo import EARTH_RADIUS_KM
-from kitlib.paths import KitError
 
 
 def reference(points, eps_km, min_samples):

@@ -12,9 +12,10 @@ import pytest
 from submission_helper import STATES, make_submission, make_template
 
 from kitlib import competition, geo
+from kitlib.core.errors import KitError
 from kitlib.guesses import Guesses
-from kitlib.paths import KitError
-from kitlib.places import PREDICTED, Places
+from kitlib.places import PREDICTED
+from kitlib.tables import Places
 
 
 def make_guesses(sample_id, state_idx=STATES["state_idx"], seed=0):

@@ -8,10 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kitlib import embedders
+from kitlib.core.errors import KitError
 from kitlib.embedders import Frozen, Matched, Projected, scales
-from kitlib.gpsmatch import GpsMatch
+from kitlib.gpsnet import GpsMatch
 from kitlib.metric import Projection
-from kitlib.paths import KitError
 
 
 @pytest.mark.parametrize("method", embedders.METHODS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kitlib import embeddings, encoders, pictures, places, views
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 CPU = torch.device("cpu")
 

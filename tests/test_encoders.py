@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from kitlib import encoders
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,8 @@ def test_loading_leaves_the_global_random_state_alone():
 def test_tiny_needs_neither_timm_nor_transformers():
     program = """if True:
         import sys
-        from kitlib import embeddings, encoders
+        from kitlib import embeddings
+from kitlib import encoders
         encoders.load("tiny")
         print(*{"timm", "transformers", "torchvision", "pytorch_lightning"} & set(sys.modules))"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

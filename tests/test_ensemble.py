@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from kitlib import competition, ensemble
+from kitlib.core.errors import KitError
 from kitlib.guesses import Guesses
-from kitlib.paths import KitError
 from kitlib.tables import Places
 
 N, S = 300, 6

@@ -11,7 +11,7 @@ import yaml
 from packaging.markers import Marker, default_environment
 from packaging.requirements import Requirement
 
-from kitlib import paths
+from kitlib.core import paths
 
 CHECKOUT = paths.checkout()
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitlib.answers import Answer
+from kitlib.core.errors import KitError
 from kitlib.environments import Hierarchical, SingleTurn, Telescoping, play
 from kitlib.labels import Labels
-from kitlib.paths import KitError
 from kitlib.prompts import COMPETITION, WORLD
 from kitlib.rewards import Grader, Weights, returns
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from kitlib.answers import Answer, read
+from kitlib.core.errors import KitError
 from kitlib.fallback import guesses_of, points_of, weighted
 from kitlib.geo import distance_km
 from kitlib.labels import Labels
-from kitlib.paths import KitError
 
 STATES, STATE_IDX = Labels(["Kansas", "Ohio"]), np.array([15, 34])
 COMMON, MIDDLE = np.array([0.25, 0.75]), np.array([39.0, -90.0])

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kitlib.files import Files, shorten
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError, shorten
+from kitlib.files import Files
 
 
 @pytest.fixture(params=["folder", "zip", "zip in a folder"])

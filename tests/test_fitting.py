@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from kitlib import fitting
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 HELPER = Path(helper.__file__)
 

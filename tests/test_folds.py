@@ -9,13 +9,13 @@ from data_helper import competition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kitlib import folds, geo, pictures, places
-from kitlib.paths import KitError
+from kitlib import folds, geo, pictures, places, tables
+from kitlib.core.errors import KitError
 
 KM = 1 / folds.KM_PER_DEGREE  # degrees of latitude
 
 
-def spread(n: int = 600, n_states: int = 6, seed: int = 0) -> places.Places:
+def spread(n: int = 600, n_states: int = 6, seed: int = 0) -> tables.Places:
     """Places around six clusters, one a state."""
     rng = np.random.default_rng(seed)
     states = np.sort(rng.integers(0, n_states, n))
@@ -24,7 +24,7 @@ def spread(n: int = 600, n_states: int = 6, seed: int = 0) -> places.Places:
     table = pd.DataFrame({"split": "train", "sample_id": np.arange(n) * 3, "image_only": "a.jpg", "state": "s"})
     table["state_idx"], table["latitude"], table["longitude"] = states, points[:, 0], points[:, 1]
     names = pd.DataFrame({"state_idx": range(n_states), "state": [f"s{i}" for i in range(n_states)]})
-    return places.Places("spread", folder=None, table=table, states=names)  # type: ignore[arg-type]
+    return tables.Places("spread", folder=None, table=table, states=names)  # type: ignore[arg-type]
 
 
 def test_groups_need_nearness_and_likeness_or_the_same_spot():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kitlib import folds, gallery, geo, outlines
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 ONE_CELL = [39.9, -99.9]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from kitlib import geo
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 HALF_WAY_ROUND = np.pi * geo.EARTH_RADIUS_KM
 METRE = 1e-3

@@ -8,10 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kitlib import losses
+from kitlib.core.errors import KitError
 from kitlib.geolocator import Geolocator, Teaching
 from kitlib.heads import Classes, Heads, unit_vectors
 from kitlib.learner import encode
-from kitlib.paths import KitError
 
 POINTS = np.array([[40.0, -100.0], [41.0, -101.0], [34.0, -118.0], [41.5, -74.0]])
 CLASSES = Classes(

@@ -14,9 +14,10 @@ torch = pytest.importorskip("torch")
 
 from kitlib import fitting, geo
 from kitlib.batches import Batches
-from kitlib.gpsmatch import GpsMatch, MatchTraining, Teaching, embed_images, guess
+from kitlib.core.errors import KitError
+from kitlib.gpsmatch import MatchTraining, Teaching, guess
+from kitlib.gpsnet import GpsMatch, embed_images
 from kitlib.location import ImageProjection
-from kitlib.paths import KitError
 
 N, V, D = 300, 2, 12
 HELD_OUT = np.arange(N) % 5 == 0

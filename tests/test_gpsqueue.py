@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from kitlib import geo, projection
+from kitlib.core.errors import KitError
 from kitlib.gpsqueue import GpsQueue, contrast, jitter, too_near, unit_vectors
-from kitlib.paths import KitError
 
 RAYLEIGH = np.sqrt(np.pi / 2)  # the mean length of a step whose two parts have standard deviation 1
 

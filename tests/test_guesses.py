@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kitlib import geo, guesses
+from kitlib.core.errors import KitError
 from kitlib.guesses import Guesses
-from kitlib.paths import KitError
 
 
 def make(ids=(3, 1, 2), states=(5, 7), k=2, seed=0, answered=True) -> Guesses:

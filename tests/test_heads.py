@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from kitlib import geo, heads
+from kitlib.core.errors import KitError
 from kitlib.heads import Answer, Classes, Fusion, Heads
-from kitlib.paths import KitError
 
 V, D = 4, 12
 

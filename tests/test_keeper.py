@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kitlib import fitting, keeper
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 
 def test_history(tmp_path):

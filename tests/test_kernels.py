@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from notebook_helper import code, headline, parameters, prose, write_notebook
 
-from kitlib import kernels, paths
+from kitlib import kernels
+from kitlib.core import paths
 from kitlib.notebooks import without_machine
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kitlib.core.errors import KitError
 from kitlib.labels import Labels, from_table, normalised
-from kitlib.paths import KitError
 
 NAMES = ["Kansas", "Arkansas", "Virginia", "West Virginia", "São Paulo", "Washington, D.C.", "Congo (Kinshasa)"]
 LABELS = Labels(NAMES, {"WV": "West Virginia", "W. Va.": "West Virginia"})

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kitlib import paths
+from kitlib.core import paths
 
 FLOORS = {
     **{"core": 1, "geo": 2, "data": 3, "evaluation": 4, "vision": 4, "training": 5, "figures": 5, "pipeline": 5},

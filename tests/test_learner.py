@@ -12,11 +12,11 @@ torch = pytest.importorskip("torch")
 
 from kitlib import encoders, fitting, geolocator, gpsmatch, metric
 from kitlib.batches import Batches
+from kitlib.core.errors import KitError
 from kitlib.gpsnet import GpsMatch
 from kitlib.heads import Classes, Heads, unit_vectors
 from kitlib.learner import Learner, Teaching, encode, kept_views, varied
 from kitlib.metric import Projection
-from kitlib.paths import KitError
 
 N, V = 12, 4
 POINTS = np.random.default_rng(0).uniform([30, -120], [48, -75], (N, 2))

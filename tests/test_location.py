@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from kitlib import location
+from kitlib.core.errors import KitError
 from kitlib.location import FourierFeatures, ImageProjection, LocationEncoder
-from kitlib.paths import KitError
 
 LATITUDE, LONGITUDE = st.floats(-89.9, 89.9), st.floats(-180, 180)
 

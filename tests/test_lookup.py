@@ -11,9 +11,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kitlib import geo, lookup
+from kitlib.core.errors import KitError
 from kitlib.embedders import Frozen
 from kitlib.lookup import Known, Lookup
-from kitlib.paths import KitError
 
 N, ROWS = 120, np.arange(90)
 

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kitlib import encoders, lora
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 
 def test_lora_learns_little_and_merges_into_the_weights(clip):

@@ -10,7 +10,7 @@ import pytest
 
 from kitlib import __main__ as cli
 from kitlib import pipeline
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ torch = pytest.importorskip("torch")
 
 from kitlib import fitting, geo, mining
 from kitlib.batches import Batches
+from kitlib.core.errors import KitError
 from kitlib.heads import unit_vectors
 from kitlib.metric import MetricTraining, Projection, Teaching, near_batches, pool
-from kitlib.paths import KitError
 
 N, V, D = 360, 2, 40
 HELD_OUT = np.arange(N) % 4 == 0

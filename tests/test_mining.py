@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from kitlib import mining
+from kitlib.core.errors import KitError
 from kitlib.losses import haversine_km
 from kitlib.mining import MeanCurve, pair_mask
-from kitlib.paths import KitError
 
 EDGES = (100.0, 200.0, 400.0, 800.0)
 

@@ -13,10 +13,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, folds, geo, multiview, paths, places, runs
+from kitlib import competition, crossfit, folds, geo, multiview, places, runs
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 from kitlib.heads import Classes, Heads
 from kitlib.multiview import Config
-from kitlib.paths import KitError
 
 SMALL = Config(
     encoder="tiny",

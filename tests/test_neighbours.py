@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 from kitlib import neighbours
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 
-from kitlib import paths
+from kitlib.core import paths
 from kitlib.notebooks import read_notebook
 from kitlib.pipeline import ORCHESTRATION
 

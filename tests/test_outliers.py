@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kitlib import geo, outliers, projection
+from kitlib.core.errors import KitError
 from kitlib.outliers import clean, mad_outliers
-from kitlib.paths import KitError
 
 CITIES = {
     "hyderabad": (17.42, 78.47, 3.0),

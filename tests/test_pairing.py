@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kitlib import geo, pairing
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 
 def towns(n: int, seed: int = 0) -> np.ndarray:

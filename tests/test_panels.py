@@ -11,8 +11,8 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgba
 
 from kitlib import geo, panels, projection
+from kitlib.core.errors import KitError
 from kitlib.figures import GREY, PALETTE
-from kitlib.paths import KitError
 
 RNG = np.random.default_rng(0)
 CITY = np.array([14.6, 121.0]) + RNG.normal(0, 0.01, (60, 2))

@@ -12,8 +12,9 @@ from data_helper import competition
 from picture_helper import encoded, scene
 from PIL import Image, ImageFilter
 
-from kitlib import paths, pictures, places
-from kitlib.paths import KitError
+from kitlib import inspection, pictures, places
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_a_killed_pass_goes_on_where_it_was(folder, monkeypatch):
             raise KeyboardInterrupt
         return real(data, size)
 
-    real = pictures.examine
+    real = inspection.examine
     monkeypatch.setattr(pictures, "SHARD", 3)
     monkeypatch.setattr(pictures, "examine", killed)
     out = paths.home() / "killed"
@@ -176,7 +177,8 @@ def test_two_processes_make_one_pack(folder):
     out = paths.home() / "shared"
     code = f"""
 from pathlib import Path
-from kitlib import pictures, places
+from kitlib import pictures
+from kitlib import places
 pictures.pack(places.read({str(folder)!r}), "train", Path({str(out)!r}))
 """
     started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]

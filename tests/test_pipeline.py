@@ -12,8 +12,9 @@ import time
 import pytest
 from notebook_helper import code, headline, parameters, prose, write_notebook, write_plan
 
-from kitlib import paths, pipeline
-from kitlib.paths import KitError
+from kitlib import pipeline, plans
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 
 pytestmark = pytest.mark.slow
 
@@ -39,9 +40,7 @@ def plan(home, monkeypatch):
         parameters('MOOD: str = ""  # what goes wrong\nSECONDS: float = 0.0  # of sleep'),
         code("import sys\nprint('heard from the kernel', file=sys.stderr)"),
         code(COUNT.format(str(home / "second"))),
-        code(
-            "from kitlib.paths import KitError\nif MOOD == 'user':\n    raise KitError('MOOD is user: allowed is none')"
-        ),
+        code("from kitlib import KitError\nif MOOD == 'user':\n    raise KitError('MOOD is user: allowed is none')"),
         code("if MOOD == 'bug':\n    1 / 0\nif MOOD == 'dead':\n    import os\n    os._exit(9)"),
         code(
             f"import time\nPath({str(home / 'asleep')!r}).touch()\n"
@@ -103,14 +102,14 @@ def test_a_step_that_looks_at_runs_follows_them(home):
         (home / "data/runs" / name / "params.json").write_text("{}")
     metrics = home / "data/runs/one/metrics.json"
     write_notebook(home / "20_look.ipynb", parameters('RUNS: str = ""  # runs'), headline("runs", "RUNS"))
-    step = pipeline.check(write_plan(home / "look.yaml", "20_look"))[2][0]
+    step = plans.check(write_plan(home / "look.yaml", "20_look"))[2][0]
     record = {"headline": {"wrote": ["submissions/a.json", "out.csv"]}}
     seen = pipeline._files(step, record)
     assert list(seen) == ["out.csv", "data/runs/one/metrics.json", "data/runs/other/metrics.json"]
     assert set(seen.values()) == {"missing"}
     metrics.write_text("{}")
     assert pipeline._files(step, record)["data/runs/one/metrics.json"] != "missing"
-    step = pipeline.check(home / "look.yaml", {"RUNS": "other, one"})[2][0]
+    step = plans.check(home / "look.yaml", {"RUNS": "other, one"})[2][0]
     assert list(pipeline._files(step, record))[1:] == ["data/runs/other/metrics.json", "data/runs/one/metrics.json"]
 
 
@@ -203,7 +202,7 @@ def test_the_key_follows_the_data_and_the_files_named_in_values(home):
     weights.write_text("1")
     cell = f'DATA: str = "some"  # data\nENCODER: str = "timm:tiny@{weights}"  # encoder'
     write_notebook(home / "00_read.ipynb", parameters(cell))
-    steps = pipeline.check(write_plan(home / "read.yaml", "00_read"))[2]
+    steps = plans.check(write_plan(home / "read.yaml", "00_read"))[2]
     seen = [pipeline._data_signatures(steps)]
     for change in (
         lambda: (data / "table.csv").write_text("a\n2\n"),

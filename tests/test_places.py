@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from data_helper import SHARED, competition, edit, found, put
 
-from kitlib import paths, places
+from kitlib import places
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 from kitlib.files import Files
-from kitlib.paths import KitError
 
 IMAGES = [f"image_{view}" for view in places.VIEWS]
 REAL = SHARED / "real"

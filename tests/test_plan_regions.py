@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kitlib import pipeline, runs
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

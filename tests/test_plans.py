@@ -6,8 +6,8 @@ import pytest
 from notebook_helper import code, parameters, prose, write_notebook, write_plan
 
 from kitlib import plans
+from kitlib.core.errors import KitError
 from kitlib.notebooks import read_notebook
-from kitlib.paths import KitError
 
 PARAMETERS = """\
 DATA: str = "somewhere"  # a data set

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitlib.answers import Answer, read
+from kitlib.core.errors import KitError
 from kitlib.labels import Labels
-from kitlib.paths import KitError
 from kitlib.prompts import COMPETITION, WORLD, Form, ask, assistant, chat
 
 VIEWS = ("north", "east", "south", "west")

@@ -13,8 +13,8 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, folds, geo, places, projection, regional, runs, within
-from kitlib.paths import KitError
+from kitlib import competition, crossfit, folds, geo, places, projection, regional, regionwise, runs, within
+from kitlib.core.errors import KitError
 from kitlib.regional import Config
 from kitlib.scalers import RegionScaler
 
@@ -175,14 +175,14 @@ def test_regions_can_be_trained_one_after_the_other_on_any_machine(finetuned, ci
 
 
 def test_one_bad_region_does_not_stop_the_others(cities, monkeypatch):
-    fit = regional.Part.train_encoder
+    fit = regionwise.Part.train_encoder
 
     def train(self, name, *args, **how):
         if name == "2":
             raise RuntimeError("out of memory\nand more")
         return fit(self, name, *args, **how)
 
-    monkeypatch.setattr(regional.Part, "train_encoder", train)
+    monkeypatch.setattr(regionwise.Part, "train_encoder", train)
     run = regional.train(ENCODERS, cities, "bad", folds_column="given")
     table = within.evaluation(run)
     assert table.loc["2", "model"] == "failed: out of memory" and table.loc["1", "model"] == "own"
@@ -195,7 +195,7 @@ def test_a_failure_in_one_fold_only_is_named_too(routed, world):
     (part.folder / "failed_Mountain.txt").write_text("no luck\n")
     try:
         assert part.model_of[part.regions.names.tolist().index("Mountain")] == "failed: no luck"
-        assert regional.failures(part.folder) == {"Mountain": "failed: no luck"}
+        assert regionwise.failures(part.folder) == {"Mountain": "failed: no luck"}
     finally:
         part.forget_failure("Mountain")
 
@@ -280,6 +280,6 @@ def test_a_region_without_training_places_is_told_not_dropped(cities):
 def test_too_few_places_to_keep_any_back_still_train(cities, caplog):
     part = regional.Session(runs.open_run("cities"), cities).part(0)
     rows = part.rows[:3]
-    alone = regional.Part(part.inputs, part.config, part.folder, rows, ("train", rows[:0]), part.held)
+    alone = regionwise.Part(part.inputs, part.config, part.folder, rows, ("train", rows[:0]), part.held)
     assert "too few places to keep any back" in caplog.text
     assert alone.val[0] == "train" and alone.val[1].tolist() == rows.tolist()

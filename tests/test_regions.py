@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kitlib import geo, paths, places
-from kitlib.paths import KitError
+from kitlib import geo, places
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 from kitlib.regions import Regions
 
 

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from tinker_helper import REPLIES, RIGHT, STOP, Canned, Letters, Plain
 
-from kitlib import environments, paths, remote, rollouts
+from kitlib import environments, remote, rollouts
 from kitlib.answers import Answer
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 from kitlib.labels import Labels
-from kitlib.paths import KitError
 from kitlib.prompts import COMPETITION
 from kitlib.remote_envs import Batches, PlaceEnv, advantages
 from kitlib.rewards import Weights

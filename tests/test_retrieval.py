@@ -27,7 +27,7 @@ from kitlib import (
     vote,
     weights,
 )
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 from kitlib.retrieval import Config, Session
 
 KNN = Config(encoder="tiny", mirror=False)

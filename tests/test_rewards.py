@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitlib.answers import Answer
+from kitlib.core.errors import KitError
 from kitlib.labels import Labels
-from kitlib.paths import KitError
 from kitlib.prompts import COMPETITION, WORLD, Form
 from kitlib.rewards import SCHEDULES, Grader, Weights, returns, rewards_of, tau_at, turn_advantages
 

@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from notebook_helper import code, write_notebook
 
 from kitlib import geo, live, rollout_figures, rollouts
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 TRUTH = {"munich": [48.1, 11.6], "suva": [-18.1, 178.4]}
 
@@ -102,7 +102,8 @@ def test_outside_a_notebook_nothing_is_shown(tmp_path, capsys):
 NOTEBOOK = """
 import time
 from rollout_helper import row
-from kitlib import live, rollouts
+from kitlib import live
+from kitlib import rollouts
 writer = rollouts.Writer("run")
 with live.follow("run", every_s=0.2):
     for step in range(2):

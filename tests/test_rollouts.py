@@ -12,7 +12,7 @@ from PIL import Image
 from rollout_helper import TRUTH, row
 
 from kitlib import geo, rollouts
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 
 def text_rows(folder) -> list[dict]:

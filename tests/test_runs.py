@@ -7,7 +7,8 @@ import json
 import pytest
 
 from kitlib import runs
-from kitlib.paths import KitError
+from kitlib.core import headline, storage
+from kitlib.core.errors import KitError
 
 DATA = {"checksum": "abc"}
 
@@ -59,7 +60,7 @@ def test_an_unknown_run_lists_those_there_are(home):
 def test_finished_runs_of_a_data_set_come_newest_first(home):
     for name, places, finished in [("old", "a", True), ("other", "b", True), ("new", "a", True), ("half", "a", False)]:
         run = runs.start(name, {}, data={"places": places})
-        runs.write_json(
+        storage.write_json(
             run.dir / "params.json", run.params | {"started": {"old": "2026-01-01", "new": "2026-01-02"}.get(name, "")}
         )
         if finished:
@@ -75,6 +76,6 @@ def test_run_names_cannot_leave_their_folder(home, name):
 
 
 def test_a_headline_carries_the_number_and_the_files(home):
-    bundle = runs.headline("score", 0.123456, [home / "submissions/a.csv"])._repr_mimebundle_()
-    assert bundle[runs.HEADLINE_MIME] == {"label": "score", "value": "0.1235", "wrote": ["submissions/a.csv"]}
+    bundle = headline.headline("score", 0.123456, [home / "submissions/a.csv"])._repr_mimebundle_()
+    assert bundle[headline.HEADLINE_MIME] == {"label": "score", "value": "0.1235", "wrote": ["submissions/a.csv"]}
     assert "submissions/a.csv" in bundle["text/html"]

@@ -19,7 +19,7 @@ import simplejpeg
 from data_helper import SHARED
 
 from kitlib import geo, outlines, sample, scenery
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 from kitlib.places import VIEWS
 
 REAL = SHARED / "competition"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kitlib import geo, projection
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 from kitlib.scalers import KINDS, RegionScaler, file_id
 
 rng = np.random.default_rng(0)

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 from picture_helper import encoded, scene
 
-from kitlib import paths, pictures, places, streaming
-from kitlib.paths import KitError
+from kitlib import pictures, places, streaming, tables
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 
 datasets = pytest.importorskip("datasets")
 
@@ -94,7 +95,7 @@ def test_a_killed_stream_goes_on(home):
 def test_rows_without_coordinates_are_left_out_and_noted(home):
     read = places.read_hugging_face(dataset(latitude=[1.0, None, 3.0, 4.0, 5.0, 6.0, 7.0]), name="a")
     assert read.sample_id("train").tolist() == [0, 2, 3, 4, 5, 6]
-    assert read.integrity == [places.finding("row without coordinates", "metadata.csv", ["1"], "left out")]
+    assert read.integrity == [tables.finding("row without coordinates", "metadata.csv", ["1"], "left out")]
     with pytest.raises(KitError, match="has no row with latitude and longitude among 7"):
         places.read_hugging_face(dataset(latitude=[None] * 7), name="b")
 

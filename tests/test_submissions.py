@@ -9,7 +9,7 @@ import pytest
 from submission_helper import STATES, VIEWS, make_submission, make_template
 
 from kitlib import competition, submissions
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 from kitlib.places import PREDICTED
 
 

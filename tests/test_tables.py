@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from data_helper import competition, edit, found, put
 
-from kitlib import paths, places, tables
-from kitlib.paths import KitError
+from kitlib import places, tables
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 
 
 def test_checksum_and_key_follow_the_table(tmp_path, home):
@@ -46,8 +47,8 @@ def test_save_writes_the_table_and_the_findings(tmp_path, home):
     folder = competition(tmp_path)
     (folder / "train_images/img_000004_south.jpg").unlink()
     read = places.read(folder)
-    seen = places.finding("missing picture", "train pictures", ["4 south", "5 south"], "from the pack")
-    derived = read.save([seen, places.finding("blank picture", "test pictures", ["0 east"], "kept")])
+    seen = tables.finding("missing picture", "train pictures", ["4 south", "5 south"], "from the pack")
+    derived = read.save([seen, tables.finding("blank picture", "test pictures", ["0 east"], "kept")])
     assert derived == read.derived
     pd.testing.assert_frame_equal(pd.read_parquet(derived / "places.parquet"), read.table, check_dtype=False)
     entries = json.loads((derived / "integrity.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from kitlib import places, toy
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 
 def test_colours_and_states_follow_the_place_and_a_seed_draws_the_same(tmp_path, home):

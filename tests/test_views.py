@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kitlib import views
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 from kitlib.views import Preprocess, ViewBatches
 
 CPU = torch.device("cpu")

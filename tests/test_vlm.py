@@ -37,12 +37,12 @@ from kitlib import (
     vlm_talk,
 )
 from kitlib.answers import Answer
+from kitlib.core.errors import KitError
 from kitlib.labels import Labels
-from kitlib.paths import KitError
 from kitlib.rewards import Weights, turn_advantages
-from kitlib.vlm import Config
 from kitlib.vlm_grpo import PlaceTrainer
 from kitlib.vlm_sampler import Sampler
+from kitlib.vlm_settings import Config
 from kitlib.vlm_tasks import Task
 
 TYPES = (torch.float32, torch.bfloat16)

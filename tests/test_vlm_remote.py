@@ -16,10 +16,10 @@ pytest.importorskip("torch")
 
 from tinker_helper import Canned, Plain
 
-from kitlib import conversed, crossfit, places, remote, rollouts, toy, vlm, vlm_models
-from kitlib.paths import KitError
+from kitlib import conversed, crossfit, places, remote, rollouts, toy, vlm, vlm_models, vlm_settings
+from kitlib.core.errors import KitError
 
-CONFIG = vlm.Config(
+CONFIG = vlm_settings.Config(
     model=f"tinker:{remote.QWEN}",
     method="grpo",
     steps=2,

@@ -9,8 +9,8 @@ import pytest
 
 from kitlib import geo, vlm_tasks
 from kitlib.answers import Answer
+from kitlib.core.errors import KitError
 from kitlib.labels import Labels
-from kitlib.paths import KitError
 from kitlib.prompts import COMPETITION, WORLD
 from kitlib.rewards import Weights
 from kitlib.vlm_tasks import ENVIRONMENTS, Task

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 from kitlib.vote import Entries, Vote, choose, commonness, states_nearby
 
 POINTS = np.array([[40.0, -100.0], [41.0, -101.0], [30.0, -90.0], [31.0, -91.0]])

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from browser_helper import chromium
 
-from kitlib import paths, rollouts, runs, watch
-from kitlib.paths import KitError
+from kitlib import rollouts, runs, watch
+from kitlib.core import paths
+from kitlib.core.errors import KitError
 
 spec = importlib.util.spec_from_file_location("benchmark_of_watch", paths.checkout() / "benchmarks" / "watch.py")
 assert spec and spec.loader

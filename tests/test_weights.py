@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from kitlib import encoders, lora, weights
+from kitlib.core.errors import KitError
 from kitlib.gpsnet import GpsMatch
 from kitlib.heads import Classes, Heads
 from kitlib.metric import Projection
-from kitlib.paths import KitError
 from kitlib.regressors import RegionHeads
 
 POINTS = np.array([[34.0, -118.0], [41.0, -74.0]])

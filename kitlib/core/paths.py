@@ -10,15 +10,11 @@ KITLIB_WORKERS  threads that decode pictures (default: the number of cores, at m
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
+from kitlib.core.errors import KitError
 
 COMPETITION = "geo-guessr-street-view-cs-gy-6643"
 KAGGLE_INPUT = Path("/kaggle/input")
@@ -26,13 +22,9 @@ KAGGLE_WORKING = Path("/kaggle/working")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
-class KitError(ValueError):
-    """Bad input, told in one sentence: what is wrong, where, and what is allowed. The command line exits with 2."""
-
-
 def checkout() -> Path:
     """The folder that holds kitlib/ (and, in a checkout, notebooks/)."""
-    return Path(__file__).resolve().parents[1]
+    return Path(__file__).resolve().parents[2]
 
 
 def package_dir() -> Path:
@@ -88,7 +80,7 @@ def plans_dir() -> Path:
 
 def assets_dir() -> Path:
     """Small public-domain data files that travel with the package."""
-    return Path(__file__).resolve().parent / "assets"
+    return Path(__file__).resolve().parents[1] / "assets"
 
 
 def device_name() -> str:
@@ -162,31 +154,3 @@ def relative(path: Path) -> str:
     """The path below home where it is below it; used in everything written, so that no machine's folders leak."""
     path = Path(path).resolve()
     return path.relative_to(home()).as_posix() if path.is_relative_to(home()) else path.name
-
-
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it becomes `path` at the end, or vanishes if the block fails."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def digest(*parts: bytes | str | np.ndarray | Path) -> str:
-    """16 hex characters that stand for the content of `parts`; a Path stands for its file's bytes."""
-    whole = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        if isinstance(part, Path):
-            with part.open("rb") as file:
-                content = hashlib.file_digest(file, "blake2b").digest()
-        elif isinstance(part, np.ndarray):
-            content = f"{part.dtype.str}{part.shape}".encode() + np.ascontiguousarray(part).tobytes()
-        else:
-            content = part.encode() if isinstance(part, str) else part
-        whole.update(len(content).to_bytes(8, "little") + content)
-    return whole.hexdigest()

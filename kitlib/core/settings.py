@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, Self
 
-from kitlib.paths import KitError
+from kitlib.core.errors import KitError
 
 
 class Settings:

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import pytest
 
-from kitlib.paths import KitError
-from kitlib.settings import Settings
+from kitlib.core.errors import KitError
+from kitlib.core.settings import Settings
 
 
 @dataclass(frozen=True)

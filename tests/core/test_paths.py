@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kitlib import paths
-from kitlib.paths import KitError
+from kitlib.core import paths, storage
+from kitlib.core.errors import KitError
 
 
 def test_home_is_the_checkout_unless_named(home, monkeypatch):
@@ -45,9 +45,9 @@ def test_data_sets_get_short_names(folder, name):
 
 def test_an_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
     target = tmp_path / "new" / "a.txt"
-    with paths.atomic_write(target) as beside:
+    with storage.atomic_write(target) as beside:
         beside.write_text("old")
-    with pytest.raises(RuntimeError), paths.atomic_write(target) as beside:
+    with pytest.raises(RuntimeError), storage.atomic_write(target) as beside:
         beside.write_text("half")
         raise RuntimeError
     assert target.read_text() == "old" and list(target.parent.iterdir()) == [target]
@@ -57,15 +57,15 @@ def test_digests_tell_content_dtype_shape_and_boundaries_apart(tmp_path):
     (tmp_path / "a").write_bytes(b"ab")
     zeros = np.zeros(4, np.float32)
     different = [
-        paths.digest("ab"),
-        paths.digest("a", "b"),
-        paths.digest(tmp_path / "a"),
-        paths.digest(zeros),
-        paths.digest(zeros.reshape(2, 2)),
-        paths.digest(zeros.astype(np.int32)),
+        storage.digest("ab"),
+        storage.digest("a", "b"),
+        storage.digest(tmp_path / "a"),
+        storage.digest(zeros),
+        storage.digest(zeros.reshape(2, 2)),
+        storage.digest(zeros.astype(np.int32)),
     ]
     assert len(set(different)) == len(different)
-    assert paths.digest("ab") == paths.digest(b"ab") and len(different[0]) == 16
+    assert storage.digest("ab") == storage.digest(b"ab") and len(different[0]) == 16
 
 
 @pytest.mark.parametrize(("name", "value"), [("KITLIB_DEVICE", "tpu"), ("KITLIB_WORKERS", "0")])

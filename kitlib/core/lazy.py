@@ -1,0 +1,39 @@
+"""Faces of packages: names that are imported when they are first used.
+
+A package's __init__.py imports what it offers under `if TYPE_CHECKING:`, where editors and mypy see it, and says
+
+    __getattr__, __dir__ = lazy.face(__name__, __file__)
+
+so that `import kitlib.data` costs nothing and `kitlib.data.load` imports the one module that it lies in.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def face(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The `__getattr__` and `__dir__` of a package, given its `__name__` and `__file__`."""
+    offered: dict[str, tuple[str, str]] = {}
+    for statement in ast.parse(Path(file).read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
+            for node in statement.body:
+                if isinstance(node, ast.ImportFrom):
+                    offered |= {alias.asname or alias.name: (str(node.module), alias.name) for alias in node.names}
+
+    def get(name: str) -> Any:
+        if name not in offered:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}; it offers {', '.join(offered)}")
+        module, original = offered[name]
+        if module == package:  # one of its own modules
+            return importlib.import_module(f"{package}.{original}")
+        found = getattr(importlib.import_module(module), original)
+        setattr(sys.modules[package], name, found)
+        return found
+
+    return get, lambda: sorted(offered)

@@ -1,0 +1,47 @@
+"""Atomic writes and checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it becomes `path` at the end, or vanishes if the block fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def digest(*parts: bytes | str | np.ndarray | Path) -> str:
+    """16 hex characters that stand for the content of `parts`; a Path stands for its file's bytes."""
+    whole = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                content = hashlib.file_digest(file, "blake2b").digest()
+        elif isinstance(part, np.ndarray):
+            content = f"{part.dtype.str}{part.shape}".encode() + np.ascontiguousarray(part).tobytes()
+        else:
+            content = part.encode() if isinstance(part, str) else part
+        whole.update(len(content).to_bytes(8, "little") + content)
+    return whole.hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write readable JSON, atomically."""
+    with atomic_write(path) as beside:
+        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
