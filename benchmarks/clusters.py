@@ -21,8 +21,9 @@ import pandas as pd
 import psutil
 from sklearn.cluster import DBSCAN
 
-from kitlib import clusters, geo, projection
+from kitlib import geo
 from kitlib.core import paths
+from kitlib.geo import clustering, projection
 
 N_PLACES, N_TOWNS, SPREAD_KM, MIN_SAMPLES, REPEATS = 65_980, 800, 4.0, 5, 3
 EPS_KM = (5, 25, 50, 100)
@@ -30,7 +31,7 @@ UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of the system's peak re
 
 
 def ours(points: np.ndarray, eps_km: float) -> np.ndarray:
-    return clusters.dbscan(points, eps_km, MIN_SAMPLES)
+    return clustering.dbscan(points, eps_km, MIN_SAMPLES)
 
 
 def scikit_learn(points: np.ndarray, eps_km: float) -> np.ndarray:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kitlib import fitting, geo, projection
+from kitlib import fitting, geo
 from kitlib.batches import Batches
+from kitlib.geo import projection
 from kitlib.regression import HeadsTraining, Teaching
 from kitlib.regressors import Frames, RegionHeads
 from kitlib.scalers import RegionScaler

@@ -23,6 +23,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from kitlib import gallery, geo, neighbours, sample
+from kitlib.geo import lattice
 
 D, K, REPEATS = 512, 10, 3
 N_QUERIES, N_GALLERY = 2_000, 20_000
@@ -166,7 +167,7 @@ def galleries() -> None:
     rng = np.random.default_rng(0)
     waves, phases = rng.normal(0, 60, (3, 64)), rng.uniform(0, 2 * np.pi, 64)
     looks = np.cos(geo.unit_vectors(train) @ waves + phases) + rng.normal(0, 0.5, (N_PLACES, 64))
-    land = gallery.land_grid(25, list(sample._states()["state"]))
+    land = lattice.land_grid(25, list(sample._states()["state"]))
     print(f"  {'':26}{f'{N_TRUTH:,} places drawn alike':^42}{'the land, every 25 km':>24}")
     print(f"  {'':26}{'mean':>9}{'median':>9}{'Geoscore':>12}{'25 km':>12}{'mean':>12}{'25 km':>12}")
     for budget in BUDGETS:

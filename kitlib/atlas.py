@@ -18,9 +18,8 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike
 
-from kitlib import outlines
 from kitlib.figures import GREY, LAND, Figure, finish, new
-from kitlib.geo import EARTH_RADIUS_KM
+from kitlib.geo import EARTH_RADIUS_KM, outlines
 
 WHOLE_KM = 1500.0  # a map wider than this shows all contiguous states, a smaller one those with places
 COAST_DEG = 3.0  # a map of the world narrower than this is all land: its coarse coasts would be wrong there

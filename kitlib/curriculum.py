@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kitlib import geo, geohash
+from kitlib import geo
 from kitlib.answers import MOST, Answer, visible
 from kitlib.core.errors import KitError
 from kitlib.environments import Environment
+from kitlib.geo import geohash
 from kitlib.prompts import REASONING, Message, chat
 from kitlib.rewards import TAU_KM
 

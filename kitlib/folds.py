@@ -15,10 +15,10 @@ from scipy.sparse.csgraph import connected_components
 from kitlib import geo, pictures
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
+from kitlib.geo.grid import blocks
 from kitlib.tables import Places
 
 KINDS = ("stratified", "spatial")
-KM_PER_DEGREE = float(np.radians(1.0)) * geo.EARTH_RADIUS_KM
 
 
 def near_duplicate_groups(
@@ -46,15 +46,6 @@ def near_duplicate_groups(
         pairs = pairs[alike.any(axis=1) | ~comparable.any(axis=1) | same]
     graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(points), len(points)))
     return connected_components(graph, directed=False)[1].astype(np.int64)
-
-
-def blocks(points: np.ndarray, block_km: float) -> np.ndarray:
-    """Block ids (N,) 0…B-1 of points (N, 2): rows of latitude `block_km` high, cut into pieces about as wide."""
-    row = np.floor((points[:, 0] + 90) * KM_PER_DEGREE / block_km).astype(np.int64)
-    middle_rad = np.radians((row + 0.5) * block_km / KM_PER_DEGREE - 90)
-    pieces = np.maximum(1, np.round(360 * KM_PER_DEGREE * np.cos(middle_rad) / block_km)).astype(np.int64)
-    piece = np.floor((points[:, 1] + 180) / 360 * pieces).astype(np.int64) % pieces
-    return np.unique(np.stack([row, piece], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def make(

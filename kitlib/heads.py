@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kitlib import geo, geocells, projection
+from kitlib import geo
 from kitlib.core.errors import KitError
-from kitlib.geo import EARTH_RADIUS_KM
+from kitlib.geo import EARTH_RADIUS_KM, geocells, projection
 from kitlib.guesses import Guesses
 from kitlib.tables import Places
 from kitlib.weights import Saved

@@ -17,9 +17,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from kitlib import geo
-from kitlib.clusters import check_min_samples, check_places, dbscan, neighbour_km
 from kitlib.core.errors import KitError
 from kitlib.geo import Array
+from kitlib.geo.clustering import check_min_samples, check_places, dbscan, neighbour_km
 
 __all__ = ["Cleaned", "clean", "dbscan", "mad_outliers", "neighbour_km"]
 

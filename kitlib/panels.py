@@ -15,10 +15,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
-from kitlib import geo, projection
+from kitlib import geo
 from kitlib.atlas import Map
 from kitlib.core.errors import KitError
 from kitlib.figures import GREY, INK, LIGHT, PALETTE, Figure, finish, house, join_notes, new
+from kitlib.geo import projection
 
 FAR_TIMES = 3.0  # a dropped place this many times farther out than the kept ones needs a map of its own
 LOG_TIMES = 30.0  # kilometres that differ more than this are told apart on a logarithmic axis only

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kitlib import losses, projection
-from kitlib.geo import EARTH_RADIUS_KM
+from kitlib import losses
+from kitlib.geo import EARTH_RADIUS_KM, projection
 from kitlib.learner import Batch
 from kitlib.scalers import RegionScaler
 from kitlib.weights import Saved

@@ -23,9 +23,10 @@ import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
-from kitlib import outlines, scenery
+from kitlib import scenery
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.geo import outlines
 from kitlib.places import VIEWS
 
 log = logging.getLogger(__name__)

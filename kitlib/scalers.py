@@ -17,10 +17,10 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kitlib import geo, projection
+from kitlib import geo
 from kitlib.core import storage
 from kitlib.core.errors import KitError
-from kitlib.geo import Array
+from kitlib.geo import Array, projection
 
 KINDS = ("robust", "standard", "minmax")
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from kitlib import outlines, prompts
+from kitlib import prompts
 from kitlib.core.errors import KitError
+from kitlib.geo import outlines
 
 KINDS = ("qwen2.5", "qwen3")
 NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from kitlib import geo, geohash
+from kitlib import geo
 from kitlib.answers import Answer
 from kitlib.core.errors import KitError
 from kitlib.curriculum import GeohashTurns, forcing_at, lengths_at, read_geohash
 from kitlib.environments import Environment, Graded, Hierarchical, SingleTurn, Telescoping
+from kitlib.geo import geohash
 from kitlib.labels import Labels
 from kitlib.prompts import FIELDS, Form, Message, assistant
 from kitlib.rewards import Grader, Weights, tau_at

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kitlib import crossfit, geo, projection
+from kitlib import crossfit, geo
+from kitlib.geo import projection
 from kitlib.runs import Run
 
 

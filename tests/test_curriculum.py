@@ -12,7 +12,7 @@ from kitlib.core.errors import KitError
 from kitlib.curriculum import GeohashTurns, forcing_at, lengths_at, read_geohash
 from kitlib.environments import play
 from kitlib.geo import distance_km
-from kitlib.geohash import ALPHABET, decode, encode
+from kitlib.geo.geohash import ALPHABET, decode, encode
 
 TRUTH = Answer((57.64911, 10.40744))  # u4pruydqqvj
 WORD = st.text(ALPHABET, min_size=1, max_size=6)

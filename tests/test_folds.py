@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from kitlib import folds, geo, pictures, places, tables
 from kitlib.core.errors import KitError
+from kitlib.geo import grid
 
-KM = 1 / folds.KM_PER_DEGREE  # degrees of latitude
+KM = 1 / grid.KM_PER_DEGREE  # degrees of latitude
 
 
 def spread(n: int = 600, n_states: int = 6, seed: int = 0) -> tables.Places:
@@ -48,16 +49,16 @@ def test_blocks_are_about_as_wide_as_high(latitude, longitude, block_km):
     wide = np.stack([np.full(81, latitude), longitude + steps / max(np.cos(np.radians(latitude)), 0.05)], axis=1)
     wide[:, 1] = (wide[:, 1] + 180) % 360 - 180
     for line in (north, wide):
-        block = folds.blocks(line, block_km)
+        block = grid.blocks(line, block_km)
         for one in np.unique(block):
             inside = line[block == one]
             assert geo.distance_km(inside[:, None], inside[None]).max() < 2.5 * block_km
-    assert len(np.unique(folds.blocks(north, block_km))) >= 5 or abs(latitude) > 80
+    assert len(np.unique(grid.blocks(north, block_km))) >= 5 or abs(latitude) > 80
 
 
 def test_blocks_meet_at_the_date_line_and_at_a_pole():
-    assert len(set(folds.blocks(np.array([[10.0, 180.0], [10.0, -180.0]]), 50))) == 1
-    assert len(set(folds.blocks(np.array([[90.0, 0.0], [90.0, 120.0]]), 500))) <= 2
+    assert len(set(grid.blocks(np.array([[10.0, 180.0], [10.0, -180.0]]), 50))) == 1
+    assert len(set(grid.blocks(np.array([[90.0, 0.0], [90.0, 120.0]]), 500))) <= 2
 
 
 def test_folds_are_balanced_whole_and_repeatable():
@@ -72,7 +73,7 @@ def test_folds_are_balanced_whole_and_repeatable():
     assert np.ptp(table["stratified"].value_counts()) <= 6
     counts = pd.crosstab(state, table["spatial"]).to_numpy()
     assert (counts / counts.sum(axis=1, keepdims=True)).max() < 0.35
-    assert (table.groupby(folds.blocks(read.points("train"), 50))["spatial"].nunique() == 1).all()
+    assert (table.groupby(grid.blocks(read.points("train"), 50))["spatial"].nunique() == 1).all()
     pd.testing.assert_frame_equal(table, folds.make(read, n_folds=5, block_km=50))
     assert (table["stratified"] != folds.make(read, seed=1)["stratified"]).any()
 

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kitlib import folds, gallery, geo, outlines
+from kitlib import gallery, geo
 from kitlib.core.errors import KitError
+from kitlib.geo import grid as geo_grid
+from kitlib.geo import lattice, outlines
 
 ONE_CELL = [39.9, -99.9]
 
@@ -39,7 +41,7 @@ def test_cells_and_labels_take_their_turns(data):
     rows = gallery.choose(points, budget, labels=label, cell_km=150)
     assert len(set(rows.tolist())) == budget and rows.min() >= 0 and rows.max() < n
 
-    cell = folds.blocks(points, 150)
+    cell = geo_grid.blocks(points, 150)
     chosen = np.isin(np.arange(n), rows)
     size, taken = np.bincount(cell), np.bincount(cell[chosen], minlength=cell.max() + 1)
     turns = next(t for t in range(n + 1) if np.minimum(size, t).sum() >= budget)
@@ -107,7 +109,7 @@ def test_large_cells_are_clustered_in_batches_and_alike_places_are_no_trouble(mo
 
 def test_the_land_is_better_covered_than_by_chance():
     points = towns()
-    land = gallery.land_grid(40, ["Kansas"])
+    land = lattice.land_grid(40, ["Kansas"])
     by_chance = gallery.expected_scores(points[gallery.at_random(3000, 150)], land)
     in_turn = gallery.expected_scores(points[gallery.uniformly(points, 150)], land)
     assert in_turn["mean_km"] < 0.75 * by_chance["mean_km"]
@@ -115,13 +117,13 @@ def test_the_land_is_better_covered_than_by_chance():
 
 
 def test_a_grid_of_the_world_has_all_land_but_antarctica():
-    grid = gallery.world_grid(200)
+    grid = lattice.world_grid(200)
     assert abs(len(grid) * 200**2 - 135e6) < 5e6  # km2 of land without Antarctica, by Natural Earth's coarse outlines
     for place in ([48.9, 2.3], [-25.0, 134.0], [64.0, 100.0]):
         assert geo.nearest(np.array([place]), grid)[0][0, 0] < 200
     assert grid[:, 0].min() > -60
     with pytest.raises(KitError, match=r"allowed are 5\.0 km and more"):
-        gallery.world_grid(1)
+        lattice.world_grid(1)
 
 
 def test_at_random_takes_each_as_often():
@@ -158,7 +160,7 @@ def test_what_makes_no_gallery_is_refused(arguments, told):
 
 
 def test_a_grid_covers_the_land_evenly():
-    grid = gallery.land_grid(20, ["Colorado", "Kansas"])
+    grid = lattice.land_grid(20, ["Colorado", "Kansas"])
     assert len(grid) * 400 == pytest.approx((269.6 + 213.1) * 1000, rel=0.01)  # square kilometres, by the Census
     assert set(outlines.state_of(grid)) == {"Colorado", "Kansas"}
     apart = geo.nearest(grid, grid, k=2)[0][:, 1]
@@ -169,12 +171,12 @@ def test_a_grid_covers_the_land_evenly():
 
 
 def test_grids_of_neighbours_fit_together_and_all_states_are_there():
-    both, one = gallery.land_grid(30, ["Kansas", "Colorado"]), gallery.land_grid(30, ["Kansas"])
+    both, one = lattice.land_grid(30, ["Kansas", "Colorado"]), lattice.land_grid(30, ["Kansas"])
     assert {tuple(p) for p in one} < {tuple(p) for p in both}
-    whole = gallery.land_grid(50)
+    whole = lattice.land_grid(50)
     states = outlines.state_of(whole)
     assert len(set(states)) > 45 and "" not in states
-    alaska = gallery.land_grid(15, ["Alaska"])
+    alaska = lattice.land_grid(15, ["Alaska"])
     assert alaska[:, 1].max() > 170 and alaska[:, 1].min() < -170  # on both sides of the date line
 
 
@@ -191,7 +193,7 @@ def test_grids_of_neighbours_fit_together_and_all_states_are_there():
 )
 def test_grids_that_cannot_be_made_are_refused(spacing_km, states, told):
     with pytest.raises(KitError, match=told):
-        gallery.land_grid(spacing_km, states)
+        lattice.land_grid(spacing_km, states)
 
 
 @pytest.mark.parametrize("header", ["latitude,longitude", "LAT,LON", "Lat, lng", "lat,long", "latitude,lng"])

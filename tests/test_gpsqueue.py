@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from kitlib import geo, projection
+from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.geo import projection
 from kitlib.gpsqueue import GpsQueue, contrast, jitter, too_near, unit_vectors
 
 RAYLEIGH = np.sqrt(np.pi / 2)  # the mean length of a step whose two parts have standard deviation 1

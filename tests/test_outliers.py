@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kitlib import geo, outliers, projection
+from kitlib import geo, outliers
 from kitlib.core.errors import KitError
+from kitlib.geo import projection
 from kitlib.outliers import clean, mad_outliers
 
 CITIES = {

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgba
 
-from kitlib import geo, panels, projection
+from kitlib import geo, panels
 from kitlib.core.errors import KitError
 from kitlib.figures import GREY, PALETTE
+from kitlib.geo import projection
 
 RNG = np.random.default_rng(0)
 CITY = np.array([14.6, 121.0]) + RNG.normal(0, 0.01, (60, 2))

@@ -177,7 +177,7 @@ def test_the_key_follows_kitlib_but_not_what_notebooks_cannot_reach(tmp_path, mo
     (package / "__pycache__/geo.cpython-311.pyc").write_text("")
     assert pipeline._code_digest() == before
     (package / "deeper/still").mkdir(parents=True)
-    for file in ("geo.py", "assets/divisions.csv", "assets/states-10m.json", "deeper/still/new.py"):
+    for file in ("geo/sphere.py", "assets/divisions.csv", "geo/states-10m.json", "deeper/still/new.py"):
         (package / file).write_text("")
         assert pipeline._code_digest() != before, file
         before = pipeline._code_digest()

@@ -13,8 +13,9 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, folds, geo, places, projection, regional, regionwise, runs, within
+from kitlib import competition, crossfit, folds, geo, places, regional, regionwise, runs, within
 from kitlib.core.errors import KitError
+from kitlib.geo import projection
 from kitlib.regional import Config
 from kitlib.scalers import RegionScaler
 

@@ -7,7 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import geo, projection
+from kitlib import geo
+from kitlib.geo import projection
 from kitlib.regression import EncoderTraining, HeadsTraining, Teaching
 from kitlib.regressors import Frames, RegionHeads
 from kitlib.scalers import RegionScaler

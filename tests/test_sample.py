@@ -18,8 +18,9 @@ import pytest
 import simplejpeg
 from data_helper import SHARED
 
-from kitlib import geo, outlines, sample, scenery
+from kitlib import geo, sample, scenery
 from kitlib.core.errors import KitError
+from kitlib.geo import outlines
 from kitlib.places import VIEWS
 
 REAL = SHARED / "competition"

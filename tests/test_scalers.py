@@ -6,8 +6,9 @@ import joblib
 import numpy as np
 import pytest
 
-from kitlib import geo, projection
+from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.geo import projection
 from kitlib.scalers import KINDS, RegionScaler, file_id
 
 rng = np.random.default_rng(0)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import shapely
 
-from kitlib import geo, outlines
+from kitlib import geo
+from kitlib.geo import outlines
 
 CITIES = {
     "Chicago": (41.88, -87.63, "Illinois"),

@@ -14,9 +14,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from kitlib import geo
 from kitlib.core.errors import KitError
-from kitlib.geo import EARTH_RADIUS_KM, Array
+from kitlib.geo import sphere
+from kitlib.geo.sphere import EARTH_RADIUS_KM, Array
 
 CHUNK = 2**20  # neighbours held at once
 FEW = 16  # neighbours; so many are sooner found than counted
@@ -42,7 +42,7 @@ def dbscan(points: ArrayLike, eps_km: float, min_samples: int) -> np.ndarray:
         return labels
     if eps_km >= math.pi * EARTH_RADIUS_KM:  # everything is near everything
         return np.zeros_like(labels)
-    vectors, chord = geo.unit_vectors(points), 2 * math.sin(eps_km / EARTH_RADIUS_KM / 2)
+    vectors, chord = sphere.unit_vectors(points), 2 * math.sin(eps_km / EARTH_RADIUS_KM / 2)
 
     index = np.floor(vectors / (chord / math.sqrt(3)))  # (N, 3), the cell of a point; its diagonal is a chord
     order = np.lexsort(index.T)
@@ -75,12 +75,12 @@ def neighbour_km(points: ArrayLike, k: int) -> np.ndarray:
     points = check_places(points)
     if not 1 <= k < len(points):
         raise KitError(f"neighbour {k} asked of {len(points)} places: allowed is 1..{len(points) - 1}")
-    return geo.nearest(points, points, k + 1)[0][:, k]
+    return sphere.nearest(points, points, k + 1)[0][:, k]
 
 
 def check_places(points: ArrayLike) -> Array:
     """Points (N, 2) as float64, or a KitError that says what is wrong with them."""
-    points = geo.check_points(points, "places")
+    points = sphere.check_points(points, "places")
     if points.ndim != 2:
         raise KitError(f"places have shape {points.shape}, wanted is (N, 2)")
     return points

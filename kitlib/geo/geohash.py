@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.geo import sphere
 
 ALPHABET = "0123456789bcdefghjkmnpqrstuvwxyz"
 LONGEST = 12  # characters: 60 bits, 4 cm
@@ -32,7 +32,7 @@ def encode(points: ArrayLike, length: int) -> np.ndarray:
     >>> str(encode([57.64911, 10.40744], 11))
     'u4pruydqqvj'
     """
-    points = geo.check_points(points, "points to encode")
+    points = sphere.check_points(points, "points to encode")
     n_bits = np.array(bits(length))
     share = (points + np.array([90.0, 180.0])) / np.array([180.0, 360.0])
     # The north pole and the date line belong to the last cell, which is closed at its far side.
@@ -74,4 +74,4 @@ def radius_km(length: int) -> float:
     [699, 22, 1]
     """
     lat, lon = bits(length)
-    return float(geo.distance_km([0.0, 0.0], [90.0 / 2**lat, 180.0 / 2**lon]))
+    return float(sphere.distance_km([0.0, 0.0], [90.0 / 2**lat, 180.0 / 2**lon]))

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kitlib import geo, geocells
+from kitlib import geo
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.geo import geocells
 from kitlib.tables import Places
 
 CITIES = np.array([[36.1, -115.1], [39.5, -119.8], [40.7, -112.0], [37.1, -113.6], [45.0, -93.2]])

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from kitlib import geo
 from kitlib.core import storage
 from kitlib.core.errors import KitError
+from kitlib.geo import median, sphere
 from kitlib.tables import Places
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def make(
     Returns cell (0..C-1), latitude, longitude, state_position, count (places nearest to it) and radius_km (the
     distance within which 90 % of them lie).
     """
-    points, state = geo.check_points(points, "places for geocells"), np.asarray(state_position)
+    points, state = sphere.check_points(points, "places for geocells"), np.asarray(state_position)
     if len(points) == 0 or places_per_cell < 1 or (state < 0).any():
         raise KitError(
             f"geocells of {len(points)} places, {places_per_cell} a cell, lowest state_position "
@@ -60,13 +60,13 @@ def assign(points: ArrayLike, cells: pd.DataFrame, state_position: ArrayLike | N
     With `state_position` (N,) only cells of the place's own state count, as long as it has any.
     """
     points, centres = np.asarray(points, float), cells[["latitude", "longitude"]].to_numpy()
-    nearest = geo.nearest(points, centres)[1][:, 0]
+    nearest = sphere.nearest(points, centres)[1][:, 0]
     if state_position is not None:
         state = np.asarray(state_position)
         for members in _members(state):
             own = np.flatnonzero(cells["state_position"] == state[members[0]])
             if len(own):
-                nearest[members] = own[geo.nearest(points[members], centres[own])[1][:, 0]]
+                nearest[members] = own[sphere.nearest(points[members], centres[own])[1][:, 0]]
     return nearest
 
 
@@ -101,7 +101,7 @@ def _clusters(points: np.ndarray, places_per_cell: int, seed: int) -> np.ndarray
     """k-means labels (n,) of one state's points (n, 2)."""
     from sklearn.cluster import KMeans
 
-    vectors = geo.unit_vectors(points)
+    vectors = sphere.unit_vectors(points)
     n_clusters = min(max(1, round(len(points) / places_per_cell)), len(np.unique(vectors, axis=0)))
     if n_clusters == 1:
         return np.zeros(len(points), np.int64)
@@ -111,7 +111,7 @@ def _clusters(points: np.ndarray, places_per_cell: int, seed: int) -> np.ndarray
 def _table(points: np.ndarray, state: np.ndarray, label: np.ndarray) -> pd.DataFrame:
     """Cells of places with labels (N,): their medians first, then what is nearest to each."""
     label = np.unique(label, return_inverse=True)[1]
-    centres = geo.group_medians(points, label, label.max() + 1)
+    centres = median.group_medians(points, label, label.max() + 1)
     first = np.unique(label, return_index=True)[1]
     cells = pd.DataFrame(
         {
@@ -122,7 +122,7 @@ def _table(points: np.ndarray, state: np.ndarray, label: np.ndarray) -> pd.DataF
         }
     )
     nearest = assign(points, cells, state)
-    km = geo.distance_km(points, centres[nearest])
+    km = sphere.distance_km(points, centres[nearest])
     cells["count"] = np.bincount(nearest, minlength=len(cells))
     cells["radius_km"] = pd.Series(km).groupby(nearest).quantile(0.9).reindex(cells["cell"]).to_numpy()
     return cells

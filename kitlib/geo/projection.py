@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kitlib import geo
-from kitlib.geo import EARTH_RADIUS_KM, Array
+from kitlib.geo import sphere
+from kitlib.geo.sphere import EARTH_RADIUS_KM, Array
 
 
 def axes(centre: ArrayLike) -> Array:
     """Unit vectors (..., 3, 3) to the east, to the north and straight up at centres (..., 2)."""
     centre = np.asarray(centre, float)
-    up, lon_rad = geo.unit_vectors(centre), np.radians(centre[..., 1])
+    up, lon_rad = sphere.unit_vectors(centre), np.radians(centre[..., 1])
     east = np.stack([-np.sin(lon_rad), np.cos(lon_rad), np.zeros_like(lon_rad)], axis=-1)
     return np.stack([east, np.cross(up, east), up], axis=-2)
 
@@ -27,7 +27,7 @@ def to_local_km(points: ArrayLike, centre: ArrayLike) -> Array:
     >>> to_local_km([0.0, -179.0], [0.0, 179.0]).round(3).tolist()
     [222.39, 0.0]
     """
-    vectors, frame = geo.unit_vectors(points), axes(centre)
+    vectors, frame = sphere.unit_vectors(points), axes(centre)
     east, north, up = np.moveaxis(np.einsum("...ad,...d->...a", frame, vectors), -1, 0)
     sine = np.hypot(east, north)
     stretch = np.arctan2(sine, up) / np.where(sine > 0, sine, 1)
@@ -45,4 +45,4 @@ def from_local_km(local: ArrayLike, centre: ArrayLike) -> Array:
     flat, frame = np.asarray(local, float) / EARTH_RADIUS_KM, axes(centre)
     angle_rad = np.hypot(flat[..., 0], flat[..., 1])
     along = np.concatenate([flat * np.sinc(angle_rad / np.pi)[..., None], np.cos(angle_rad)[..., None]], axis=-1)
-    return geo.from_unit_vectors(np.einsum("...a,...ad->...d", along, frame))
+    return sphere.from_unit_vectors(np.einsum("...a,...ad->...d", along, frame))

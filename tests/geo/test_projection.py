@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kitlib import geo, projection
+from kitlib import geo
+from kitlib.geo import projection
 
 latitudes, longitudes = st.floats(-90, 90), st.floats(-180, 180)
 points = st.tuples(latitudes, longitudes).map(np.array)

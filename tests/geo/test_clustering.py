@@ -11,10 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
-from kitlib import clusters, geo, projection
-from kitlib.clusters import dbscan, neighbour_km
+from kitlib import geo
 from kitlib.core.errors import KitError
-from kitlib.geo import EARTH_RADIUS_KM
+from kitlib.geo import EARTH_RADIUS_KM, clustering, projection
+from kitlib.geo.clustering import dbscan, neighbour_km
 
 
 def reference(points, eps_km, min_samples):
@@ -33,7 +33,7 @@ def towns(n, seed=0, spread_km=4.0):
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(clusters).failed == 0
+    assert doctest.testmod(clustering).failed == 0
 
 
 @pytest.mark.parametrize("eps_km", [0.3, 1, 2, 5, 12, 40, 400])

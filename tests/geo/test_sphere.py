@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 
 from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.geo import sphere
 
 HALF_WAY_ROUND = np.pi * geo.EARTH_RADIUS_KM
 METRE = 1e-3
@@ -47,7 +48,7 @@ def by_search(cloud, weights, spread_deg):
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(geo).failed == 0
+    assert doctest.testmod(sphere).failed == 0
 
 
 def test_known_distances():

@@ -1,7 +1,7 @@
 """Outlines of states and of the world's land: which state a point lies in, and the shapes that maps are drawn from.
 
 The states are the Census Bureau's cartographic boundaries (2017), the land is Natural Earth's at 1:110 million, both in
-the public domain and packed by the npm packages us-atlas and world-atlas; see assets/README.md. Coastlines of states
+the public domain and packed by the npm packages us-atlas and world-atlas; see README.md. Coastlines of states
 are simplified to about a kilometre, so a pier may lie in no state; those of the land to some tens of kilometres.
 """
 
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
-
-from kitlib.core import paths
 
 
 @cache
@@ -45,7 +44,7 @@ def _polygons(asset: str, kind: str) -> list[tuple[str, list[list[np.ndarray]]]]
 
     Source: the TopoJSON specification; arcs are delta-encoded integers, and ~i is arc i reversed.
     """
-    topology = json.loads((paths.assets_dir() / asset).read_text())
+    topology = json.loads((Path(__file__).parent / asset).read_text())
     scale, shift = topology["transform"]["scale"], topology["transform"]["translate"]
     arcs = [np.cumsum(arc, axis=0) * scale + shift for arc in topology["arcs"]]
 

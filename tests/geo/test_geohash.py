@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitlib.core.errors import KitError
-from kitlib.geohash import LONGEST, bits, decode, encode, is_geohash, radius_km
+from kitlib.geo.geohash import LONGEST, bits, decode, encode, is_geohash, radius_km
 
 LAT, LON, LENGTH = st.floats(-90, 90), st.floats(-180, 180), st.integers(1, LONGEST)
 

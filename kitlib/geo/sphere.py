@@ -1,0 +1,148 @@
+"""Great-circle maths on a sphere with the competition's radius, the only place where distances are computed.
+
+Points are arrays (..., 2) of [latitude, longitude] in degrees, distances are kilometres. Everything works on
+unit vectors, so that the date line and the poles need no special case, and on chords (differences of unit
+vectors), which keep their precision at a metre where the arc cosine of a dot product loses it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from kitlib.core.errors import KitError
+
+EARTH_RADIUS_KM = 6371.0
+BLOCK = 2**17  # elements worked on at once: temporaries of 1 MB stay in the cache
+Array = NDArray[np.floating]
+
+
+def unit_vectors(points: ArrayLike) -> Array:
+    """Points (..., 2) as unit vectors (..., 3): x towards (0, 0), y towards (0, 90), z towards the north pole.
+
+    >>> unit_vectors([90.0, 12.0]).round(9).tolist()
+    [0.0, 0.0, 1.0]
+    """
+    lat_rad, lon_rad = np.moveaxis(np.radians(np.asarray(points, float)), -1, 0)
+    across = np.cos(lat_rad)
+    return np.stack([across * np.cos(lon_rad), across * np.sin(lon_rad), np.sin(lat_rad)], axis=-1)
+
+
+def from_unit_vectors(vectors: ArrayLike) -> Array:
+    """Vectors (..., 3) of any positive length as points (..., 2)."""
+    x, y, z = np.moveaxis(np.asarray(vectors, float), -1, 0)
+    return np.degrees(np.stack([np.arctan2(z, np.hypot(x, y)), np.arctan2(y, x)], axis=-1))
+
+
+def check_points(points: ArrayLike, what: str) -> Array:
+    """Points (..., 2) as float64, or a KitError that names the first that is no place on Earth; `what` says whose."""
+    points = np.asarray(points, float)
+    if points.ndim == 0 or points.shape[-1] != 2:
+        raise KitError(f"{what}: points have shape {points.shape}, wanted is (..., 2), [latitude, longitude]")
+    bad = ~((np.abs(points[..., 0]) <= 90) & (np.abs(points[..., 1]) <= 180))  # NaN fails both
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        lat, lon = points[first]
+        where = f" at {first[0] if len(first) == 1 else first}" if first else ""
+        raise KitError(
+            f"{what}: {int(bad.sum())} of {bad.size} points are not on Earth, first{where}: "
+            f"latitude {lat:g}, longitude {lon:g}; allowed are -90..90 and -180..180"
+        )
+    return points
+
+
+def distance_km(a: ArrayLike, b: ArrayLike) -> Array:
+    """Great-circle distances (...) between points a and b (..., 2), broadcast; exact from millimetres to antipodes.
+
+    >>> float(distance_km([36.12, -86.67], [33.94, -118.40]).round(2))
+    2886.44
+    """
+    a, b = unit_vectors(a), unit_vectors(b)
+    # 2 atan2(|a - b|, |a + b|): unlike asin and acos it is well-conditioned at both ends (Kahan).
+    return 2 * EARTH_RADIUS_KM * np.arctan2(np.linalg.norm(a - b, axis=-1), np.linalg.norm(a + b, axis=-1))
+
+
+def distance_matrix_km(
+    a: ArrayLike, b: ArrayLike | None = None, dtype: DTypeLike = np.float32, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Great-circle distances (N, M) between points a (N, 2) and b (M, 2), or among a; needs little beyond the result.
+
+    Args:
+        a: points (N, 2).
+        b: points (M, 2); a itself when None.
+        dtype: of the result; the work is in float64, whose chord is off by at most 0.2 m, and only at the antipodes.
+        out: an array (N, M) to write to, for instance a memory map; `dtype` is then not used.
+    """
+    vectors = unit_vectors(a)
+    x, y, z = np.ascontiguousarray((vectors if b is None else unit_vectors(b)).T)
+    if out is None:
+        out = np.empty((len(vectors), len(x)), dtype)
+    rows = max(1, BLOCK // max(1, len(x)))
+    for start in range(0, len(vectors), rows):
+        block = vectors[start : start + rows]
+        squared = (block[:, :1] - x) ** 2
+        for axis, other in ((1, y), (2, z)):
+            difference = block[:, axis : axis + 1] - other
+            difference *= difference
+            squared += difference
+        half_chord = np.sqrt(squared, out=squared)
+        half_chord *= 0.5
+        angle_rad = np.arcsin(np.minimum(half_chord, 1, out=half_chord), out=half_chord)
+        angle_rad *= 2 * EARTH_RADIUS_KM
+        out[start : start + rows] = angle_rad
+    return out
+
+
+def mean_point(points: ArrayLike, weights: ArrayLike | None = None) -> Array:
+    """The mean (..., 2) of points (..., K, 2) with weights (..., K): the direction of their mean unit vector.
+
+    Where the vectors cancel out, as for antipodes, there is no mean: the heaviest point stands in.
+    """
+    points, weights = _checked(points, weights)
+    return from_unit_vectors(_mean_vector(unit_vectors(points), weights))
+
+
+def nearest(points: ArrayLike, of: ArrayLike, k: int = 1) -> tuple[Array, NDArray[np.intp]]:
+    """Distances (N, k) in km and indices (N, k) of the k nearest of `of` (M, 2) to points (N, 2), nearest first.
+
+    >>> nearest([[0.0, 179.9]], [[0.0, 0.0], [0.0, -179.9]])[1].tolist()
+    [[1]]
+    """
+    from scipy.spatial import cKDTree
+
+    of = np.asarray(of, float)
+    if not 1 <= k <= len(of):
+        raise KitError(f"{k} nearest points asked of {len(of)}; allowed is 1..{len(of)}")
+    chord, index = cKDTree(unit_vectors(of)).query(unit_vectors(points), k=range(1, k + 1))
+    return 2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(chord / 2, 1)), index
+
+
+def pairs_within_km(points: ArrayLike, radius_km: float) -> NDArray[np.intp]:
+    """Index pairs (P, 2), i < j, sorted, of the points (N, 2) that lie at most `radius_km` apart."""
+    from scipy.spatial import cKDTree
+
+    chord = 2 * np.sin(min(radius_km / EARTH_RADIUS_KM, np.pi) / 2)
+    pairs = cKDTree(unit_vectors(points)).query_pairs(chord, output_type="ndarray")
+    return pairs[np.lexsort(pairs.T[::-1])]
+
+
+def _checked(points: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
+    """Points (..., K, 2) and weights (..., K) that sum to 1, with a harmless point where the weight is zero."""
+    points = np.asarray(points, float)
+    if points.ndim < 2 or points.shape[-2] == 0:
+        raise KitError(f"points have shape {points.shape}, wanted is (..., K, 2) with K at least 1")
+    weights = np.ones(points.shape[:-1]) if weights is None else np.asarray(weights, float)
+    weights = np.broadcast_to(weights, points.shape[:-1])
+    if not (weights >= 0).all() or not np.isfinite(weights).all():
+        raise KitError("weights of points must be finite and not negative")
+    total = weights.sum(axis=-1, keepdims=True)
+    if not (total > 0).all():
+        raise KitError(f"all weights of row {int(np.argmin(total))} are zero; at least one point needs a weight")
+    return check_points(np.where(weights[..., None] > 0, points, 0.0), "points"), weights / total
+
+
+def _mean_vector(vectors: Array, weights: Array) -> Array:
+    """Mean vectors (..., 3), not normalised, of unit vectors (..., K, 3); the heaviest where they cancel out."""
+    mean = np.einsum("...k,...kd->...d", weights, vectors)
+    heaviest = np.take_along_axis(vectors, weights.argmax(-1)[..., None, None], axis=-2)[..., 0, :]
+    return np.where(np.linalg.norm(mean, axis=-1, keepdims=True) > 1e-12, mean, heaviest)
