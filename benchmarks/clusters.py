@@ -57,7 +57,7 @@ def mean_neighbours(points: np.ndarray, eps_km: float) -> float:
 
 def places(n: int, rng: np.random.Generator) -> np.ndarray:
     """Places (n, 2) in the bins of the competition's map, 80 % around towns of lognormal size."""
-    density = pd.read_csv(paths.assets_dir() / "density.csv")
+    density = pd.read_csv(paths.package_dir() / "data/sample/density.csv")
     centre = density[["latitude", "longitude"]].to_numpy()
     size = [np.diff(np.unique(column)).min() for column in centre.T]
     share = density["count"].to_numpy() / density["count"].sum()

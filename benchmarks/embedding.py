@@ -24,9 +24,11 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-from kitlib import embeddings, encoders, pictures, places, sample
+from kitlib import embeddings, encoders
+from kitlib.data import pictures, readers
+from kitlib.data.pictures import Pack
+from kitlib.data.sample import competition as sample
 from kitlib.encoders import Encoder
-from kitlib.pictures import Pack
 from kitlib.views import Preprocess
 
 N_PLACES, BATCH, REPEATS, EPOCHS = 64, 8, 3, 5
@@ -108,7 +110,7 @@ def first_places(pack: Pack, n: int) -> Pack:
 def main() -> None:
     torch.manual_seed(0)
     encoder = encoders.load(sys.argv[1] if len(sys.argv) > 1 else "tiny")
-    read = places.read(sys.argv[2] if len(sys.argv) > 2 else sample.ensure("sample"))
+    read = readers.read(sys.argv[2] if len(sys.argv) > 2 else sample.ensure("sample"))
     names = read.rows("train")[read.image_columns].to_numpy()[:N_PLACES]
     files = np.array([[read.folder / name for name in place] for place in names], dtype=object)
     labels = torch.tensor(read.state_position("train")[:N_PLACES])

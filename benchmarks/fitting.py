@@ -16,8 +16,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from kitlib import batches as batches_module
 from kitlib import fitting
+from kitlib.data import loader
 
 ROWS, EPOCHS, RUNS = 4096, 3, 3
 
@@ -41,7 +41,7 @@ class Head(pl.LightningModule):
         return [optimizer], [{"scheduler": fitting.warmup_cosine(optimizer, self.steps, 0.1), "interval": "step"}]
 
 
-def bare(head: Head, batches: batches_module.Batches) -> None:
+def bare(head: Head, batches: loader.Batches) -> None:
     (optimizer,), (schedule,) = head.configure_optimizers()
     for _ in range(EPOCHS):
         for batch in batches:
@@ -53,7 +53,7 @@ def bare(head: Head, batches: batches_module.Batches) -> None:
             schedule["scheduler"].step()
 
 
-def lightning(head: Head, batches: batches_module.Batches) -> None:
+def lightning(head: Head, batches: loader.Batches) -> None:
     trainer = pl.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
@@ -66,7 +66,7 @@ def lightning(head: Head, batches: batches_module.Batches) -> None:
     trainer.fit(head, batches)
 
 
-def ours(head: Head, batches: batches_module.Batches) -> None:
+def ours(head: Head, batches: loader.Batches) -> None:
     with TemporaryDirectory() as folder:
         fitting.fit(head, batches, Path(folder), epochs=EPOCHS, config={}, precision="32-true")
 
@@ -88,7 +88,7 @@ def main() -> None:
         seconds: dict[str, list[float]] = {"bare": [], "lightning": [], "ours": []}
         for _ in range(RUNS):
             for loop in (bare, lightning, ours):
-                head, batches = Head(steps, width), batches_module.Batches(ROWS, batch_size, 0, load)
+                head, batches = Head(steps, width), loader.Batches(ROWS, batch_size, 0, load)
                 began = time.process_time()
                 loop(head, batches)
                 seconds[loop.__name__].append(time.process_time() - began)

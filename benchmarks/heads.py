@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kitlib import batches as batches_module
 from kitlib import fitting, geo
+from kitlib.data import loader
 from kitlib.geolocator import Geolocator, Teaching
 from kitlib.heads import Classes, Heads, unit_vectors
 from kitlib.learner import Batch
@@ -67,9 +67,9 @@ def epoch(batches: Iterable[Batch], heads: Heads, fused: bool) -> None:
         optimizer.step()
 
 
-def sliced(batch: Batch) -> batches_module.Batches:
+def sliced(batch: Batch) -> loader.Batches:
     """Whole batches, cut from the tensors."""
-    return batches_module.Batches(len(batch["state"]), BATCH, 0, lambda rows: {n: t[rows] for n, t in batch.items()})
+    return loader.Batches(len(batch["state"]), BATCH, 0, lambda rows: {n: t[rows] for n, t in batch.items()})
 
 
 def fit(batch: Batch, heads: Heads) -> None:

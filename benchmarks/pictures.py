@@ -20,7 +20,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from kitlib import inspection, pictures, places, sample
+from kitlib.data import picture_checks, pictures, readers
+from kitlib.data.sample import competition as sample
 
 N_PLACES, BATCH, REPEATS, ALL = 128, 32, 5, 329_900
 
@@ -62,7 +63,7 @@ def measure(ways: dict[str, Callable[[], object]], n_pictures: int) -> None:
 
 
 def main() -> None:
-    read = places.read(sys.argv[1] if len(sys.argv) > 1 else sample.ensure("sample"))
+    read = readers.read(sys.argv[1] if len(sys.argv) > 1 else sample.ensure("sample"))
     with TemporaryDirectory() as folder:
         pack = pictures.pack(read, "train", Path(folder))
         rows = np.arange(min(N_PLACES, len(pack.sample_id)))
@@ -86,7 +87,7 @@ def main() -> None:
         def checked() -> None:
             for place in files.files:
                 for path in place:
-                    inspection.examine(path.read_bytes())
+                    picture_checks.examine(path.read_bytes())
 
         measure(
             {

@@ -26,20 +26,10 @@ import torch
 import transformers as hf
 from transformers import PrinterCallback, TrainerCallback
 
-from kitlib import (
-    pictures,
-    places,
-    sample,
-    tiny_vlm,
-    vlm_data,
-    vlm_guess,
-    vlm_models,
-    vlm_session,
-    vlm_settings,
-    vlm_talk,
-    vlm_trainers,
-)
-from kitlib.tables import Places
+from kitlib import tiny_vlm, vlm_data, vlm_guess, vlm_models, vlm_session, vlm_settings, vlm_talk, vlm_trainers
+from kitlib.data import pictures, readers
+from kitlib.data.places import Places
+from kitlib.data.sample import competition as sample
 from kitlib.views import best_device, best_dtype, precision_of
 from kitlib.vlm_record import Recorder
 from kitlib.vlm_sampler import Sampler
@@ -169,7 +159,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         os.environ["KITLIB_HOME"] = temporary
-        data = places.read(sample.draw(home / "drawn", n_train=80, n_test=1, size=448) / "kaggle_dataset")
+        data = readers.read(sample.draw(home / "drawn", n_train=80, n_test=1, size=448) / "kaggle_dataset")
         build(asked.shape, home / "published")
         for method in ("sft", "grpo"):
             measure(asked.shape, method, home / "published", data, asked.steps, home)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from kitlib import fitting, geo
-from kitlib.batches import Batches
+from kitlib.data.loader import Batches
 from kitlib.geo import projection
 from kitlib.regression import HeadsTraining, Teaching
 from kitlib.regressors import Frames, RegionHeads

@@ -22,7 +22,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from kitlib import gallery, geo, neighbours, sample
+from kitlib import gallery, geo, neighbours
+from kitlib.data.sample import competition as sample
 from kitlib.geo import lattice
 
 D, K, REPEATS = 512, 10, 3

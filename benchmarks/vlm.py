@@ -1,6 +1,6 @@
 """Whether a vision-language model learns here: fine-tuning makes its answers parse, then rewards make them better.
 
-The tiny Qwen2.5-VL, on the colour-coded toy set (`kitlib.toy`) and on the drawn sample competition,
+The tiny Qwen2.5-VL, on the colour-coded toy set (`kitlib.data.sample.toy`) and on the drawn sample competition,
 in one turn and telescoping, each with several seeds. All figures are of the 200 places that a fold holds out and four
 replies to each: rewards with replies as sampled in training, at temperature 1; what parses after fine-tuning, and
 "cool" rewards, with replies as sampled for guesses, at 0.7 and top-p 0.95: how much of the gain cooling alone gives.
@@ -30,10 +30,13 @@ import pandas as pd
 import torch
 from matplotlib.ticker import MaxNLocator
 
-from kitlib import crossfit, environments, figures, places, runs, sample, toy, vlm, vlm_guess, vlm_models, vlm_settings
+from kitlib import crossfit, environments, figures, runs, vlm, vlm_guess, vlm_models, vlm_settings
 from kitlib.answers import Answer
+from kitlib.data import readers
+from kitlib.data.places import Places
+from kitlib.data.sample import competition as sample
+from kitlib.data.sample import toy
 from kitlib.runs import Run
-from kitlib.tables import Places
 from kitlib.vlm_sampler import Sampler
 
 TOY = vlm_settings.Config(
@@ -152,7 +155,7 @@ def main() -> None:
         os.environ["KITLIB_HOME"] = str(home)
         curves, baseline = {}, {}
         for name, environment in product(asked.data.split(","), asked.environment.split(",")):
-            data = places.read(drawn(home, name))
+            data = readers.read(drawn(home, name))
             steps, more = STEPS[name, environment], GRPO[name, environment]
             more = more | ({"credit": asked.credit} if asked.credit else {})
             print(f"{name}, {environment}: {steps} steps of fine-tuning; GRPO {more}")

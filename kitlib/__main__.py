@@ -74,7 +74,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Another seed, another world.")] = 0,
 ) -> None:
     """Draw a sample competition in the real file format."""
-    from kitlib import sample as world
+    from kitlib.data.sample import competition as world
 
     typer.echo(world.draw(folder, n_train=places, n_test=test, size=size, seed=seed))
 
@@ -129,12 +129,12 @@ def train(
     began = time.monotonic()
     numbers, only = integers("--seeds", seeds), integers("--folds", folds) if folds else None
     given = pairs(parameter)
-    from kitlib import places
-    from kitlib import sample as world
+    from kitlib.data import readers
+    from kitlib.data.sample import competition as world
 
     module = trained_by(family)
     config = module.Config.from_dict(typed(module.Config, given))
-    read = places.read(world.ensure(data))
+    read = readers.read(world.ensure(data))
     for seed in numbers:
         hours = None if max_hours is None else max_hours - (time.monotonic() - began) / 3600
         with stoppable():

@@ -21,10 +21,10 @@ from numpy.typing import ArrayLike
 from kitlib import geo, submissions
 from kitlib.core.errors import KitError, shorten
 from kitlib.core.storage import atomic_write
+from kitlib.data.places import Places
+from kitlib.data.readers import PREDICTED
 from kitlib.guesses import Guesses
-from kitlib.places import PREDICTED
 from kitlib.submissions import POINT, RANKS
-from kitlib.tables import Places
 
 log = logging.getLogger(__name__)
 

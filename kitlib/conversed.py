@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kitlib import crossfit, pictures, rollouts, vlm_data, vlm_session
+from kitlib import crossfit, rollouts, vlm_data, vlm_session
+from kitlib.data import pictures
+from kitlib.data.places import Places
 from kitlib.runs import Run
-from kitlib.tables import Places
 from kitlib.vlm_settings import Config
 
 

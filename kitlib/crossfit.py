@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kitlib import competition, folds, guesses
+from kitlib import competition, guesses
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.data import folds
+from kitlib.data.places import Places
+from kitlib.data.readers import read
 from kitlib.guesses import Guesses
-from kitlib.places import read
 from kitlib.runs import Run
-from kitlib.tables import Places
 
 log = logging.getLogger(__name__)
 

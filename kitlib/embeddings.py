@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from kitlib import views
 from kitlib.core import storage
 from kitlib.core.errors import KitError
+from kitlib.data.pictures import Pack
 from kitlib.encoders import Encoder
-from kitlib.pictures import Pack
 from kitlib.views import ViewBatches
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 
 from kitlib import competition
 from kitlib.core.errors import KitError
+from kitlib.data.places import Places
 from kitlib.guesses import Guesses, average
-from kitlib.tables import Places
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ import pytorch_lightning as pl
 import torch
 
 from kitlib import checkpoints
-from kitlib.batches import Batches
 from kitlib.core import storage
 from kitlib.core.errors import KitError
+from kitlib.data.loader import Batches
 from kitlib.keeper import Keeper, Stopped
 from kitlib.tracking import Tracker, tracker
 from kitlib.views import best_device, best_dtype, precision_of

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kitlib import baselines, competition, folds, pictures, runs
+from kitlib import baselines, competition, runs
 from kitlib.core.errors import KitError
+from kitlib.data import folds, pictures
+from kitlib.data.places import SPLITS, Places
 from kitlib.runs import Run
-from kitlib.tables import SPLITS, Places
 
 if TYPE_CHECKING:  # torch takes seconds to import, and who only opens a run never needs it
     from kitlib.embeddings import Embeddings

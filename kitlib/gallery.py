@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from kitlib import accuracy, geo
 from kitlib.core.errors import KitError, shorten
-from kitlib.files import Files
+from kitlib.data.files import Files
 from kitlib.geo import grid
 from kitlib.geo.lattice import CHUNK, land_grid, world_grid
 

@@ -20,9 +20,9 @@ from torch import nn
 
 from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.data.places import Places
 from kitlib.geo import EARTH_RADIUS_KM, geocells, projection
 from kitlib.guesses import Guesses
-from kitlib.tables import Places
 from kitlib.weights import Saved
 
 FUSIONS = ("average", "concat", "attention", "learned")

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from kitlib import crossfit, embeddings, encoders, pictures, runs
+from kitlib import crossfit, embeddings, encoders, runs
 from kitlib.core import paths
+from kitlib.data import pictures
+from kitlib.data.places import SPLITS, Places
 from kitlib.encoders import Encoder
 from kitlib.runs import Run
-from kitlib.tables import SPLITS, Places
 from kitlib.views import best_device, best_dtype, dtype_of, precision_of, to_tensor
 
 

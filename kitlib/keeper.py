@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kitlib import checkpoints
-from kitlib.batches import Batches
 from kitlib.core import storage
 from kitlib.core.errors import KitError
+from kitlib.data.loader import Batches
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from kitlib import fitting, gpsmatch, metric
-from kitlib.batches import Batches
+from kitlib.data.loader import Batches
 from kitlib.embedders import Matched, Projected, check, scales
 from kitlib.encoders import Encoder
 from kitlib.gpsmatch import MatchTraining

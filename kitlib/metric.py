@@ -23,8 +23,8 @@ from scipy.spatial import cKDTree
 from torch import nn
 
 from kitlib import geo, learner, losses, mining
-from kitlib.batches import Batches
 from kitlib.core.errors import KitError
+from kitlib.data.loader import Batches
 from kitlib.encoders import Encoder
 from kitlib.learner import Batch, Learner, encode
 from kitlib.weights import Saved

@@ -23,9 +23,10 @@ import torch
 from tqdm.auto import tqdm
 
 from kitlib import crossfit, encoders, fitting, guesses, runs, weights
-from kitlib import folds as saved_folds
-from kitlib.batches import Batches
 from kitlib.core.settings import Settings
+from kitlib.data import folds as saved_folds
+from kitlib.data.loader import Batches
+from kitlib.data.places import Places
 from kitlib.encoders import Encoder
 from kitlib.geolocator import SOFT_LABELS, Geolocator, Teaching
 from kitlib.guesses import Guesses
@@ -33,7 +34,6 @@ from kitlib.heads import FUSIONS, TIES, Classes, Heads, unit_vectors
 from kitlib.inputs import Inputs, start_run
 from kitlib.learner import Batch, encode
 from kitlib.runs import Run
-from kitlib.tables import Places
 from kitlib.views import autocast, best_device, dtype_of, precision_of
 
 

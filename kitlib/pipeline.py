@@ -248,7 +248,7 @@ def _find_or_draw(data: str) -> Path:
     except KitError:
         if data != "sample":
             raise
-    from kitlib import sample  # only now: it takes a second to import
+    from kitlib.data.sample import competition as sample  # only now: it takes a second to import
 
     return sample.ensure(data)
 

@@ -25,10 +25,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kitlib import accuracy, baselines, crossfit, guesses, outliers, runs, tracking, within
-from kitlib import folds as saved_folds
 from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Settings
+from kitlib.data import folds as saved_folds
+from kitlib.data.places import Places
 from kitlib.guesses import Guesses
 from kitlib.inputs import Inputs, start_run
 from kitlib.outliers import Cleaned
@@ -37,7 +38,6 @@ from kitlib.regionwise import Part, failures
 from kitlib.regressors import LOSSES
 from kitlib.runs import Run
 from kitlib.scalers import KINDS
-from kitlib.tables import Places
 from kitlib.views import best_device, dtype_of
 
 log = logging.getLogger(__name__)

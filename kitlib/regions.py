@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from kitlib import geo
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, shorten
-from kitlib.tables import Places
+from kitlib.data.places import Places
 
 SCHEMES = "state (the data's own labels), division (of the US Census Bureau), cluster:N (k-means)"
 

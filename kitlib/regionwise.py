@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 
 from kitlib import checkpoints, fitting, geo, views
-from kitlib.batches import Batches
 from kitlib.core import storage
 from kitlib.core.errors import KitError
+from kitlib.data.loader import Batches
 from kitlib.encoders import Encoder
 from kitlib.guesses import Guesses
 from kitlib.inputs import Inputs

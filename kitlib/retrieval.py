@@ -26,11 +26,12 @@ import numpy as np
 import torch
 
 from kitlib import accuracy, crossfit, embedders, encoders, geo, guesses, learned, neighbours, runs, weights
-from kitlib import folds as saved_folds
 from kitlib import gallery as galleries
 from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Settings
+from kitlib.data import folds as saved_folds
+from kitlib.data.places import Places
 from kitlib.embedders import METHODS, Embedder, Frozen
 from kitlib.guesses import Guesses
 from kitlib.inputs import Inputs, start_run
@@ -38,7 +39,6 @@ from kitlib.location import load_geoclip
 from kitlib.lookup import Known, Lookup
 from kitlib.metric import LOSSES
 from kitlib.runs import Run
-from kitlib.tables import Places
 from kitlib.views import best_device, dtype_of
 
 OWN = {"knn": ("by",), "metric": ("loss", "near_km"), "gps": ("gallery", "hidden", "sigmas", "geoclip")}

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from kitlib import crossfit, lookup, neighbours
+from kitlib.data.places import Places
 from kitlib.embedders import Frozen
 from kitlib.retrieval import Session
 from kitlib.runs import Run
-from kitlib.tables import Places
 
 
 def choices(run: Run) -> pd.DataFrame:

@@ -9,8 +9,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from kitlib.core.errors import KitError, shorten
-from kitlib.files import Files
-from kitlib.places import PREDICTED
+from kitlib.data.files import Files
+from kitlib.data.readers import PREDICTED
 
 RANKS, POINT = PREDICTED[:5], PREDICTED[5:]
 LARGEST_STATE_IDX = 49

@@ -24,7 +24,7 @@ from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
 
 if TYPE_CHECKING:
-    from kitlib.pictures import Pack
+    from kitlib.data.pictures import Pack
 
 log = logging.getLogger(__name__)
 

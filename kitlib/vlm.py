@@ -22,10 +22,10 @@ from typing import Any
 from kitlib import crossfit, guesses, remote, runs, vlm_models
 from kitlib.core import storage
 from kitlib.core.errors import KitError
+from kitlib.data.places import Places
 from kitlib.guesses import Guesses
 from kitlib.inputs import precision
 from kitlib.runs import Run
-from kitlib.tables import Places
 from kitlib.vlm_remote import RemoteSession
 from kitlib.vlm_session import Session, task_of
 from kitlib.vlm_settings import RATES, Config

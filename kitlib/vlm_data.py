@@ -21,12 +21,12 @@ import pandas as pd
 import simplejpeg
 from PIL import Image
 
-from kitlib import streaming
 from kitlib.answers import Answer
 from kitlib.core.errors import KitError, shorten
-from kitlib.files import Files
-from kitlib.pictures import GREY, Pack
-from kitlib.tables import Places
+from kitlib.data import huggingface
+from kitlib.data.files import Files
+from kitlib.data.pictures import GREY, Pack
+from kitlib.data.places import Places
 
 if TYPE_CHECKING:
     import datasets
@@ -206,7 +206,7 @@ def _stream(source: str, split: str) -> datasets.IterableDataset:
 
 def _opened(picture: dict | None, max_side: int) -> Image.Image:
     """A picture that `datasets` hands over undecoded; OSError where there is none or a broken one."""
-    return capped(Image.open(io.BytesIO(streaming.content(picture))), max_side)
+    return capped(Image.open(io.BytesIO(huggingface.content(picture))), max_side)
 
 
 def _named(value: Any, names: Sequence[str] | None) -> str | None:

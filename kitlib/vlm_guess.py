@@ -15,11 +15,11 @@ import numpy as np
 
 from kitlib import competition, fallback, geo, vlm_talk
 from kitlib.answers import Answer
+from kitlib.data.places import Places
 from kitlib.environments import Graded
 from kitlib.guesses import Guesses
 from kitlib.labels import Labels
 from kitlib.prompts import Form, Message, ask
-from kitlib.tables import Places
 from kitlib.vlm_data import Cases
 from kitlib.vlm_said import Said
 from kitlib.vlm_sampler import Sampler

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from kitlib import competition, crossfit, guesses, pictures, rollouts, runs, vlm_data, vlm_models, vlm_said
-from kitlib import folds as saved_folds
+from kitlib import competition, crossfit, guesses, rollouts, runs, vlm_data, vlm_models, vlm_said
 from kitlib.core import storage
+from kitlib.data import folds as saved_folds
+from kitlib.data import pictures
+from kitlib.data.places import SPLITS, Places
 from kitlib.guesses import Guesses
 from kitlib.labels import from_table
 from kitlib.runs import Run
-from kitlib.tables import SPLITS, Places
 from kitlib.views import best_device, dtype_of
 from kitlib.vlm_data import Cases
 from kitlib.vlm_guess import Prior, asked, seen

@@ -11,7 +11,7 @@ import pytest
 from data_helper import SHARED
 
 if TYPE_CHECKING:
-    from kitlib.tables import Places
+    from kitlib.data.places import Places
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,7 +38,7 @@ def home(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="session")
 def small_sample(tmp_path_factory) -> Path:
     """A small drawn competition: 60 training and 20 test places, 96 px pictures."""
-    from kitlib import sample
+    from kitlib.data.sample import competition as sample
 
     return sample.draw(tmp_path_factory.mktemp("sample"), n_train=60, n_test=20, size=96, seed=0)
 
@@ -54,9 +54,9 @@ def shared_home(tmp_path_factory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def world(shared_home, small_sample) -> Places:
     """The small drawn competition, in a home for the whole test file."""
-    from kitlib import places
+    from kitlib.data import readers
 
-    return places.read(small_sample)
+    return readers.read(small_sample)
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from kitlib import places
-from kitlib import tables as tables_module
+from kitlib.data import places, readers
 
 SHARED = Path(__file__).parents[2] / "shared"  # real photographs, where they are at hand
 
@@ -29,7 +28,7 @@ def competition(root: Path, n_train: int = 12, n_test: int = 3) -> Path:
     for split, n in rows.items():
         tables[split] = pd.DataFrame({"sample_id": range(n)})
         (folder / f"{split}_images").mkdir()
-        for view in places.VIEWS:
+        for view in readers.VIEWS:
             tables[split][f"image_{view}"] = [f"img_{i:06d}_{view}.jpg" for i in range(n)]
             for name in tables[split][f"image_{view}"]:
                 shutil.copy(picture, folder / f"{split}_images" / name)
@@ -40,7 +39,7 @@ def competition(root: Path, n_train: int = 12, n_test: int = 3) -> Path:
     train["state_idx"] = states["state_idx"].to_numpy()[position]
     train["latitude"], train["longitude"] = points.T
     train.to_csv(folder / "train_ground_truth.csv", index=False)
-    test = tables["test"].assign(**dict.fromkeys(places.PREDICTED[:5], -1), **dict.fromkeys(places.PREDICTED[5:], ""))
+    test = tables["test"].assign(**dict.fromkeys(readers.PREDICTED[:5], -1), **dict.fromkeys(readers.PREDICTED[5:], ""))
     test.to_csv(folder / "sample_submission.csv", index=False)
     return folder
 
@@ -55,5 +54,5 @@ def put(row: int, column: str, value: str):
     return lambda table: table.__setitem__(column, table[column].where(table.index != row, value))
 
 
-def found(table: tables_module.Places, check: str) -> dict:
+def found(table: places.Places, check: str) -> dict:
     return next(entry for entry in table.integrity if entry["check"] == check)

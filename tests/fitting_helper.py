@@ -16,8 +16,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from kitlib import batches as batches_module
 from kitlib import checkpoints, fitting
+from kitlib.data import loader as data_loader
 
 N, D = 22, 6
 FEATURES = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
@@ -72,10 +72,10 @@ def make(folder, epochs=3, batch_size=4, accumulate=1, devices=1, rows=N, double
         return {"x": FEATURES[rows].to(kind), "y": TARGETS[rows].to(kind), "row": rows}
 
     # One number type on every processor, as the values in the tests are of float32.
-    defaults = {"config": {"rate": module.rate}, "val_batches": batches_module.Batches(7, 3, 0, load, shuffle=False)}
+    defaults = {"config": {"rate": module.rate}, "val_batches": data_loader.Batches(7, 3, 0, load, shuffle=False)}
     options = defaults | {"precision": "float32"} | options
     options |= {"epochs": epochs, "accumulate": accumulate, "devices": devices}
-    loader = batches_module.Batches(rows, batch_size, 5, load, prefetch=True)
+    loader = data_loader.Batches(rows, batch_size, 5, load, prefetch=True)
     return module, loader, Path(folder), options
 
 

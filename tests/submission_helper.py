@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kitlib.places import PREDICTED
+from kitlib.data.readers import PREDICTED
 
 VIEWS = ("north", "east", "south", "west")
 

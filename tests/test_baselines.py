@@ -10,7 +10,7 @@ import pytest
 
 from kitlib import baselines, competition, geo
 from kitlib.core.errors import KitError
-from kitlib.tables import Places
+from kitlib.data.places import Places
 
 STATES = pd.DataFrame({"state_idx": [1, 4, 9, 20], "state": list("ABCD")})
 CENTRES = np.array([[30.0, -90], [40, -75], [45, -110], [35, -120]])
@@ -146,7 +146,7 @@ def test_bad_input_is_refused(places, features, folds):
 def test_real_photographs_even_by_their_mean_colours(real_us):
     import simplejpeg
 
-    from kitlib import places as sources
+    from kitlib.data import readers as sources
 
     places = sources.read(real_us)
     pictures = places.rows("train")[places.image_columns].to_numpy()  # (N, V)

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitlib import checkpoints, fitting
-from kitlib.batches import Batches
 from kitlib.core.errors import KitError
+from kitlib.data.loader import Batches
 from kitlib.keeper import Keeper
 
 # the metric: 2.04 1.96 2.54 2.39 1.41 1.44, so patience 2 ends after four epochs of six with the second

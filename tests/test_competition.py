@@ -13,9 +13,9 @@ from submission_helper import STATES, make_submission, make_template
 
 from kitlib import competition, geo
 from kitlib.core.errors import KitError
+from kitlib.data.places import Places
+from kitlib.data.readers import PREDICTED
 from kitlib.guesses import Guesses
-from kitlib.places import PREDICTED
-from kitlib.tables import Places
 
 
 def make_guesses(sample_id, state_idx=STATES["state_idx"], seed=0):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from kitlib import embeddings, encoders, pictures, places, views
+from kitlib import embeddings, encoders, views
 from kitlib.core.errors import KitError
+from kitlib.data import pictures, readers
 
 CPU = torch.device("cpu")
 
@@ -163,7 +164,7 @@ def test_the_cost_is_told_before_and_the_encoder_is_left_as_it_was(tiny, tmp_pat
 
 
 def test_a_real_pack(tiny, small_sample, home):
-    read = places.read(small_sample)
+    read = readers.read(small_sample)
     pack = pictures.pack(read, "test")
     made = embeddings.embed(pack, tiny, read.derived / "embeddings")
     batch = views.to_tensor(pack.decode(np.arange(20)))

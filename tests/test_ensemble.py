@@ -11,8 +11,8 @@ import pytest
 
 from kitlib import competition, ensemble
 from kitlib.core.errors import KitError
+from kitlib.data.places import Places
 from kitlib.guesses import Guesses
-from kitlib.tables import Places
 
 N, S = 300, 6
 STATES = pd.DataFrame({"state_idx": np.arange(S) * 3, "state": list("ABCDEF")})

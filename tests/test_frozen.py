@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from kitlib import competition, frozen, places, runs
+from kitlib import competition, frozen, runs
+from kitlib.data import readers
 
 
 def test_the_baseline_is_a_run_that_is_made_once(home, small_sample, monkeypatch):
-    data = places.read(small_sample)
+    data = readers.read(small_sample)
     run = frozen.logistic(data, "tiny", n_folds=3)
     assert run.name == f"{data.name}-logistic-tiny"
     assert run.metrics["oof"]["final"] == competition.score_guesses(run.guesses("oof"), data).final
@@ -18,7 +19,7 @@ def test_the_baseline_is_a_run_that_is_made_once(home, small_sample, monkeypatch
 
 
 def test_other_settings_make_the_baseline_anew(home, small_sample):
-    data = places.read(small_sample)
+    data = readers.read(small_sample)
     first = frozen.logistic(data, "tiny", n_folds=3)
     again = frozen.logistic(data, "tiny", n_folds=3, folds_column="spatial")
     assert again.name == first.name

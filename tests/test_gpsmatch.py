@@ -13,8 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kitlib import fitting, geo
-from kitlib.batches import Batches
 from kitlib.core.errors import KitError
+from kitlib.data.loader import Batches
 from kitlib.gpsmatch import MatchTraining, Teaching, guess
 from kitlib.gpsnet import GpsMatch, embed_images
 from kitlib.location import ImageProjection

@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kitlib import encoders, fitting, geolocator, gpsmatch, metric
-from kitlib.batches import Batches
 from kitlib.core.errors import KitError
+from kitlib.data.loader import Batches
 from kitlib.gpsnet import GpsMatch
 from kitlib.heads import Classes, Heads, unit_vectors
 from kitlib.learner import Learner, Teaching, encode, kept_views, varied

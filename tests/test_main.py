@@ -81,7 +81,9 @@ def test_scores_validates_and_compares_submissions(kitlib, tmp_path):
 
 
 def test_train_makes_a_run_of_each_seed(kitlib, monkeypatch, home):
-    from kitlib import multiview, places, sample
+    from kitlib import multiview
+    from kitlib.data import readers
+    from kitlib.data.sample import competition as sample
 
     calls = []
 
@@ -91,7 +93,7 @@ def test_train_makes_a_run_of_each_seed(kitlib, monkeypatch, home):
 
     monkeypatch.setattr(multiview, "train", train)
     monkeypatch.setattr(sample, "ensure", lambda data: data)
-    monkeypatch.setattr(places, "read", lambda data: data)
+    monkeypatch.setattr(readers, "read", lambda data: data)
     words = ("train", "mv", "--seeds", "0,3", "--folds", "1", "-p", "HEADS_EPOCHS=7", "-p", "mirror=false")
     code, out, _ = kitlib(*words)
     assert calls == [("mv-seed0", 0, 7, False, [1], False), ("mv-seed3", 3, 7, False, [1], False)]

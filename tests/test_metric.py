@@ -13,8 +13,8 @@ from scipy.stats import spearmanr
 torch = pytest.importorskip("torch")
 
 from kitlib import fitting, geo, mining
-from kitlib.batches import Batches
 from kitlib.core.errors import KitError
+from kitlib.data.loader import Batches
 from kitlib.heads import unit_vectors
 from kitlib.metric import MetricTraining, Projection, Teaching, near_batches, pool
 

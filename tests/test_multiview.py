@@ -13,9 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, folds, geo, multiview, places, runs
+from kitlib import competition, crossfit, geo, multiview, runs
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.data import folds, readers
 from kitlib.heads import Classes, Heads
 from kitlib.multiview import Config
 
@@ -180,7 +181,7 @@ def test_places_without_a_picture_get_the_commonest_and_are_told(world, tmp_path
     for split in lost:
         for path in world.rows(split).iloc[0][world.image_columns]:
             (folder / path).unlink()
-    blind = places.read(folder)
+    blind = readers.read(folder)
     run = multiview.train(HEADS, blind, "blind", n_folds=3)
     for split, name in (("train", "oof"), ("test", "test")):
         guess = run.guesses(name)
@@ -199,7 +200,7 @@ def test_a_source_with_one_view_and_no_test_places(world, tmp_path):
         shutil.copy(world.folder / path, folder / "images")
     table["image"] = table["image"].str.rpartition("/")[2]
     table[["sample_id", "image", "latitude", "longitude", "state"]].to_csv(folder / "metadata.csv", index=False)
-    one = places.read(folder)
+    one = readers.read(folder)
     assert one.views == ("only",)
     run = multiview.train(HEADS, one, "one", n_folds=3, only_folds=[0])
     assert run.guesses("oof").answered.all()

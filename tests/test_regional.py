@@ -13,8 +13,9 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, folds, geo, places, regional, regionwise, runs, within
+from kitlib import competition, crossfit, geo, regional, regionwise, runs, within
 from kitlib.core.errors import KitError
+from kitlib.data import folds, readers
 from kitlib.geo import projection
 from kitlib.regional import Config
 from kitlib.scalers import RegionScaler
@@ -45,7 +46,7 @@ def cities(tmp_path_factory):
             rows[0][1], rows[0][2] = 0.0, 0.0  # a place whose coordinates were lost
         table = pd.DataFrame(rows, columns=["filename", "latitude", "longitude", "Region_ID"])
         table.to_csv(folder / f"labels_{split}.csv", index=False)
-    return places.read(folder)
+    return readers.read(folder)
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kitlib import geo, places
+from kitlib import geo
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.data import readers
 from kitlib.regions import Regions
 
 
 @pytest.fixture(scope="module")
 def drawn(small_sample):
-    return places.read(small_sample)
+    return readers.read(small_sample)
 
 
 @pytest.fixture(scope="module")
@@ -99,4 +100,4 @@ def test_divisions_are_refused_outside_the_states(tmp_path):
     (tmp_path / "images/a.jpg").write_bytes(b"x")
     (tmp_path / "metadata.csv").write_text("image,latitude,longitude,country\na.jpg,1,2,Kenya\n")
     with pytest.raises(KitError, match="puts Kenya in none"):
-        Regions.make(places.read(tmp_path), np.array([0]), "division")
+        Regions.make(readers.read(tmp_path), np.array([0]), "division")

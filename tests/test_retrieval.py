@@ -13,21 +13,9 @@ torch = pytest.importorskip("torch")
 
 import geoclip_reference
 
-from kitlib import (
-    competition,
-    crossfit,
-    embedders,
-    folds,
-    geo,
-    location,
-    places,
-    retrieval,
-    retrieved,
-    runs,
-    vote,
-    weights,
-)
+from kitlib import competition, crossfit, embedders, geo, location, retrieval, retrieved, runs, vote, weights
 from kitlib.core.errors import KitError
+from kitlib.data import folds, readers
 from kitlib.retrieval import Config, Session
 
 KNN = Config(encoder="tiny", mirror=False)
@@ -205,7 +193,7 @@ def test_gps_takes_a_file_or_training_places(world, tmp_path):
 def test_places_without_a_picture_are_not_answered(small_sample, tmp_path):
     folder = tmp_path / "broken"
     shutil.copytree(small_sample, folder)
-    world = places.read(folder)
+    world = readers.read(folder)
     broken = world.rows("train").iloc[3]
     for column in world.image_columns:
         (world.folder / broken[column]).write_bytes(b"no picture")
@@ -222,7 +210,7 @@ def test_a_folder_with_metadata_ends_with_metrics_too(world, tmp_path):
         (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(world.folder / name, tmp_path / "own" / name)
     table.to_csv(tmp_path / "own/metadata.csv", index=False)
-    own = places.read(tmp_path / "own", region_column="state")
+    own = readers.read(tmp_path / "own", region_column="state")
     run = retrieval.train(KNN, own, "own", n_folds=3)
     assert run.metrics["oof"]["n"] == 60 and run.metrics["accuracy"]["n"] == 60
 

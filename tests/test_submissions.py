@@ -10,7 +10,7 @@ from submission_helper import STATES, VIEWS, make_submission, make_template
 
 from kitlib import competition, submissions
 from kitlib.core.errors import KitError
-from kitlib.places import PREDICTED
+from kitlib.data.readers import PREDICTED
 
 
 def test_example_in_docstring():

@@ -22,12 +22,9 @@ from kitlib import __main__ as cli
 from kitlib import (
     competition,
     crossfit,
-    pictures,
-    places,
     prompts,
     rollouts,
     tiny_vlm,
-    toy,
     views,
     vlm,
     vlm_data,
@@ -38,6 +35,8 @@ from kitlib import (
 )
 from kitlib.answers import Answer
 from kitlib.core.errors import KitError
+from kitlib.data import pictures, readers
+from kitlib.data.sample import toy
 from kitlib.labels import Labels
 from kitlib.rewards import Weights, turn_advantages
 from kitlib.vlm_grpo import PlaceTrainer
@@ -81,7 +80,7 @@ def tiny(request):
 
 @pytest.fixture(scope="module")
 def data(shared_home, tmp_path_factory):
-    return places.read(toy.draw(tmp_path_factory.mktemp("toy") / "toy", n_train=60, n_test=6))
+    return readers.read(toy.draw(tmp_path_factory.mktemp("toy") / "toy", n_train=60, n_test=6))
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +201,7 @@ def test_pictures_are_capped_and_places_say_what_is_known(data, tmp_path):
     folder = toy.draw(tmp_path / "named", 4, 1)
     table = pd.read_csv(folder / "metadata.csv").assign(country=["Chad", "", "Peru", "", ""], city="Lima")
     table.to_csv(folder / "metadata.csv", index=False)
-    named = vlm_data.truths_of(places.read(folder, "state"), "train")
+    named = vlm_data.truths_of(readers.read(folder, "state"), "train")
     assert [truth.country for truth in named] == ["Chad", None, "Peru", None] and named[0].city == "Lima"
 
 

@@ -16,8 +16,10 @@ pytest.importorskip("torch")
 
 from tinker_helper import Canned, Plain
 
-from kitlib import conversed, crossfit, places, remote, rollouts, toy, vlm, vlm_models, vlm_settings
+from kitlib import conversed, crossfit, remote, rollouts, vlm, vlm_models, vlm_settings
 from kitlib.core.errors import KitError
+from kitlib.data import readers
+from kitlib.data.sample import toy
 
 CONFIG = vlm_settings.Config(
     model=f"tinker:{remote.QWEN}",
@@ -72,7 +74,7 @@ def tinker(monkeypatch):
 
 @pytest.fixture
 def data(home, tmp_path):
-    return places.read(toy.draw(tmp_path / "toy", n_train=20, n_test=3))
+    return readers.read(toy.draw(tmp_path / "toy", n_train=20, n_test=3))
 
 
 def test_a_run_learns_there_and_guesses_here(tinker, data):

@@ -9,8 +9,9 @@ import pytest
 from kitlib import geo
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.data import cells as data_cells
+from kitlib.data.places import Places
 from kitlib.geo import geocells
-from kitlib.tables import Places
 
 CITIES = np.array([[36.1, -115.1], [39.5, -119.8], [40.7, -112.0], [37.1, -113.6], [45.0, -93.2]])
 STATE = np.array([0, 0, 1, 1, 4])  # by city; states 2 and 3 have no places
@@ -95,15 +96,15 @@ def test_cells_are_kept_and_keyed_by_what_made_them(drawn, tmp_path, home, monke
     table = pd.DataFrame({"split": "train", "sample_id": range(len(points)), "image_only": "", "state": "x"})
     table = table.assign(state_idx=state, latitude=points[:, 0], longitude=points[:, 1])
     places = Places("x", tmp_path, table, pd.DataFrame({"state_idx": range(5), "state": list("abcde")}))
-    cells = geocells.load_or_make(places, 30)
+    cells = data_cells.load_or_make(places, 30)
     assert cells["count"].sum() == len(points)
-    fold = geocells.load_or_make(places, 30, rows=np.arange(len(points)) % 5 > 0)
+    fold = data_cells.load_or_make(places, 30, rows=np.arange(len(points)) % 5 > 0)
     assert fold["count"].sum() == (np.arange(len(points)) % 5 > 0).sum()
     monkeypatch.setattr(geocells, "make", None)  # from here on only files can answer
-    pd.testing.assert_frame_equal(geocells.load_or_make(places, 30), cells)
+    pd.testing.assert_frame_equal(data_cells.load_or_make(places, 30), cells)
     pd.testing.assert_frame_equal(
-        geocells.load_or_make(places, 30, rows=np.flatnonzero(np.arange(len(points)) % 5)), fold
+        data_cells.load_or_make(places, 30, rows=np.flatnonzero(np.arange(len(points)) % 5)), fold
     )
     with pytest.raises(TypeError):
-        geocells.load_or_make(places, 31)
+        data_cells.load_or_make(places, 31)
     assert len(list(paths.derived_dir(places.key).glob("cells-*.parquet"))) == 2

@@ -9,19 +9,19 @@ import pandas as pd
 import pytest
 from data_helper import SHARED, competition, edit, found, put
 
-from kitlib import places
 from kitlib.core import paths
 from kitlib.core.errors import KitError
-from kitlib.files import Files
+from kitlib.data import readers
+from kitlib.data.files import Files
 
-IMAGES = [f"image_{view}" for view in places.VIEWS]
+IMAGES = [f"image_{view}" for view in readers.VIEWS]
 REAL = SHARED / "real"
 
 
 def test_competition_is_read_into_one_table(tmp_path, home):
-    read = places.read(competition(tmp_path / "tiny"))
+    read = readers.read(competition(tmp_path / "tiny"))
     assert read.name == "tiny"
-    assert read.views == places.VIEWS
+    assert read.views == readers.VIEWS
     assert list(read.table.columns) == ["split", "sample_id", *IMAGES, "state", "state_idx", "latitude", "longitude"]
     assert read.integrity == []
     train, test = read.rows("train"), read.rows("test")
@@ -48,18 +48,18 @@ def test_zip_reads_like_the_folder(tmp_path, home, prefix):
         archive.writestr(f"__MACOSX/{prefix}._state_mapping.csv", "junk")
         for path in sorted(folder.rglob("*.*")):
             archive.write(path, prefix + path.relative_to(folder).as_posix())
-    zipped = places.read(tmp_path / "a.zip")
-    assert zipped.key == places.read(folder).key
+    zipped = readers.read(tmp_path / "a.zip")
+    assert zipped.key == readers.read(folder).key
     image = zipped.rows("test")["image_east"][1]
     assert Files(zipped.folder).read(image) == (folder / image).read_bytes()
     (tmp_path / "cut.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:-200])
     with pytest.raises(KitError, match=r"not a readable .zip"):
-        places.read(tmp_path / "cut.zip")
+        readers.read(tmp_path / "cut.zip")
 
 
 def test_data_under_raw_is_found_by_name(home):
     competition(paths.raw_dir() / "mine")
-    assert places.read("mine").name == "mine"
+    assert readers.read("mine").name == "mine"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_broken_training_table_is_refused(tmp_path, home, change, told):
     folder = competition(tmp_path)
     edit(folder, change)
     with pytest.raises(KitError, match=f"train_ground_truth.csv.*{told}") as error:
-        places.read(folder)
+        readers.read(folder)
     assert "\n" not in str(error.value)
 
 
@@ -105,7 +105,7 @@ def test_broken_template_or_mapping_is_refused(tmp_path, home, name, change, tol
     folder = competition(tmp_path)
     edit(folder, change, name)
     with pytest.raises(KitError, match=f"{name}.*{told}"):
-        places.read(folder)
+        readers.read(folder)
 
 
 @pytest.mark.parametrize("name", ["sample_submission.csv", "state_mapping.csv"])
@@ -113,14 +113,14 @@ def test_missing_file_is_named(tmp_path, home, name):
     folder = competition(tmp_path)
     (folder / name).unlink()
     with pytest.raises(KitError, match=f"{name} is missing in .*found there: .*train_ground_truth.csv"):
-        places.read(folder)
+        readers.read(folder)
 
 
 def test_missing_picture_folder_is_refused_and_a_missing_picture_noted(tmp_path, home):
     folder = competition(tmp_path)
     edit(folder, put(2, "image_east", ""))
     (folder / "train_images/img_000004_south.jpg").unlink()
-    read = places.read(folder)
+    read = readers.read(folder)
     assert found(read, "missing picture") == {
         "check": "missing picture",
         "where": "train pictures",
@@ -131,21 +131,21 @@ def test_missing_picture_folder_is_refused_and_a_missing_picture_noted(tmp_path,
     assert read.rows("train")["image_east"][2] == ""
     shutil.rmtree(folder / "test_images")
     with pytest.raises(KitError, match=r"none of the 12 pictures of sample_submission.csv is in test_images/"):
-        places.read(folder)
+        readers.read(folder)
 
 
 def test_what_users_have_is_read_all_the_same(tmp_path, home):
     """A BOM, Windows line ends, spaces around cells, upper-case extensions, rows in another column order."""
     folder = competition(tmp_path)
-    plain = places.read(folder)
+    plain = readers.read(folder)
     text = (folder / "train_ground_truth.csv").read_text().replace(",", " , ").replace("\n", "\r\n")
     (folder / "train_ground_truth.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     edit(folder, lambda table: table[list(table)[::-1]], "sample_submission.csv")
-    pd.testing.assert_frame_equal(places.read(folder).table, plain.table)
+    pd.testing.assert_frame_equal(readers.read(folder).table, plain.table)
     for path in (folder / "train_images").iterdir():
         path.rename(path.with_suffix(".JPG"))
-    assert places.read(folder).rows("train")["image_north"][0] == "train_images/img_000000_north.JPG"
-    assert places.read(folder).integrity == []
+    assert readers.read(folder).rows("train")["image_north"][0] == "train_images/img_000000_north.JPG"
+    assert readers.read(folder).integrity == []
 
 
 def test_latin_1_is_read_and_noted(tmp_path, home):
@@ -153,7 +153,7 @@ def test_latin_1_is_read_and_noted(tmp_path, home):
     for name in ("state_mapping.csv", "train_ground_truth.csv"):
         text = (folder / name).read_text().replace("Arkansas", "Québec")
         (folder / name).write_bytes(text.encode("latin-1"))
-    read = places.read(folder)
+    read = readers.read(folder)
     assert read.states["state"].tolist() == ["Alaska", "Québec", "Washington"]
     assert [e["where"] for e in read.integrity] == ["train_ground_truth.csv", "state_mapping.csv"]
 
@@ -161,7 +161,7 @@ def test_latin_1_is_read_and_noted(tmp_path, home):
 def test_unknown_folders_are_refused_with_what_is_known(tmp_path, home):
     (tmp_path / "labels.csv").write_text("a,b\n1,2\n")
     with pytest.raises(KitError, match=r"train_ground_truth.csv.*metadata.csv.*CSV files found: labels.csv"):
-        places.read(tmp_path)
+        readers.read(tmp_path)
 
 
 def region_table(root: Path) -> Path:
@@ -179,7 +179,7 @@ def region_table(root: Path) -> Path:
 
 def test_region_table(tmp_path, home):
     folder = region_table(tmp_path)
-    read = places.read(folder)
+    read = readers.read(folder)
     assert read.views == ("only",) and read.template is None and read.integrity == []
     assert read.states.to_dict("list") == {"state_idx": [0, 1], "state": ["bern", "lima"]}
     assert read.sample_id("train").tolist() == [f"img_{i}.jpg" for i in range(4)]
@@ -190,23 +190,23 @@ def test_region_table(tmp_path, home):
     shutil.move(folder / "images_val/images_val", folder / "once")
     shutil.rmtree(folder / "images_val")
     shutil.move(folder / "once", folder / "images_val")
-    assert places.read(folder).rows("test")["image_only"][0] == "images_val/img_0.jpg"
+    assert readers.read(folder).rows("test")["image_only"][0] == "images_val/img_0.jpg"
     with pytest.raises(KitError, match=r"labels_train.csv .*lacks city; columns found: filename.*needed: .*city"):
-        places.read(folder, region_column="city")
+        readers.read(folder, region_column="city")
 
 
 def test_coordinates_of_a_test_split_are_known_or_hidden_but_not_broken(tmp_path, home):
     folder = region_table(tmp_path)
     edit(folder, put(1, "latitude", "ten"), "labels_val.csv")
     with pytest.raises(KitError, match=r"labels_val.csv: latitude must be a number.*img_1.jpg \(nan, 20.0\)"):
-        places.read(folder)
+        readers.read(folder)
     edit(folder, lambda table: table.assign(latitude="", longitude=""), "labels_val.csv")
-    assert np.isnan(places.read(folder).points("test")).all()
+    assert np.isnan(readers.read(folder).points("test")).all()
 
 
 def test_region_table_splits_that_reuse_file_names_are_not_mixed(tmp_path, home):
     folder = region_table(tmp_path)
-    read = places.read(folder)
+    read = readers.read(folder)
     for split, word in (("train", "train"), ("test", "val")):
         rows = read.rows(split)
         contents = [Files(read.folder).read(image).decode() for image in rows["image_only"]]
@@ -215,7 +215,7 @@ def test_region_table_splits_that_reuse_file_names_are_not_mixed(tmp_path, home)
         r"labels_train.csv: a picture that is in the test split too: sample_id img_0.jpg \(images_train/images_train/"
     )
     with pytest.raises(KitError, match=told):
-        places.read(folder, test_images="images_train")
+        readers.read(folder, test_images="images_train")
 
 
 def test_region_table_named_by_the_user(tmp_path, home):
@@ -226,24 +226,24 @@ def test_region_table_named_by_the_user(tmp_path, home):
     (folder / "images_val/images_val").rename(folder / "images_val/held out")
     (folder / "images_val").rename(folder / "held out")
     with pytest.raises(KitError, match=r"labels_train.csv is missing"):
-        places.read(folder)
+        readers.read(folder)
     (folder / "labels_val.csv").rename(folder / "other.csv")
     with pytest.raises(KitError, match=r"no known data set: .*may also be named by train_csv and test_csv"):
-        places.read(folder)
+        readers.read(folder)
     named = {"train_csv": "tables/mine.csv", "train_images": "./photos/"}
-    alone = places.read(folder, **named)
+    alone = readers.read(folder, **named)
     assert alone.rows("train")["image_only"].tolist() == [f"photos/img_{i}.jpg" for i in range(4)]
     assert alone.rows("test").empty
-    read = places.read(folder, **named, test_csv="other.csv", test_images="held out")
+    read = readers.read(folder, **named, test_csv="other.csv", test_images="held out")
     assert read.rows("test")["image_only"].tolist() == [
         "held out/held out/img_0.jpg",
         "held out/held out/img_1.jpg",
     ]
-    read = places.read(folder, **named, test_csv="other.csv", test_images="held out/held out")
+    read = readers.read(folder, **named, test_csv="other.csv", test_images="held out/held out")
     assert len(read.rows("test")) == 2 and read.integrity == []
     for i in range(4):
         (folder / f"photos/img_{i}.jpg").rename(folder / f"img_{i}.jpg")
-    top = places.read(folder, train_csv="tables/mine.csv", train_images=".")
+    top = readers.read(folder, train_csv="tables/mine.csv", train_images=".")
     assert top.rows("train")["image_only"][3] == "img_3.jpg"
 
 
@@ -259,38 +259,38 @@ def test_region_table_named_by_the_user(tmp_path, home):
 )
 def test_region_table_named_wrongly_is_refused(tmp_path, home, named, told):
     with pytest.raises(KitError, match=told):
-        places.read(region_table(tmp_path), **named)
+        readers.read(region_table(tmp_path), **named)
 
 
 def test_files_are_named_for_region_tables_alone(tmp_path, home):
     folder = region_table(tmp_path / "regions")
     (folder / "labels_val.csv").unlink()
     with pytest.raises(KitError, match="test_images='images_val' has no table: name test_csv too"):
-        places.read(folder, test_images="images_val")
+        readers.read(folder, test_images="images_val")
     with pytest.raises(KitError, match=r"train_csv, test_images: only a region table .*has train_ground_truth.csv"):
-        places.read(competition(tmp_path / "a"), train_csv="a.csv", test_images="b")
+        readers.read(competition(tmp_path / "a"), train_csv="a.csv", test_images="b")
     described = metadata(tmp_path / "described", state=["a"] * 4)
     with pytest.raises(KitError, match=r"train_images: only a region table has files to be named; .*has metadata.csv"):
-        places.read(described, train_images="images")
-    assert len(places.read(described, train_csv=None, train_images="").rows("train")) == 4  # "" names nothing
+        readers.read(described, train_images="images")
+    assert len(readers.read(described, train_csv=None, train_images="").rows("train")) == 4  # "" names nothing
 
 
 def test_numeric_regions_sort_as_numbers_whatever_pandas_made_of_them(tmp_path, home):
     folder = region_table(tmp_path)
     edit(folder, lambda table: table.assign(Region_ID=["10.0", "2.0", "", "1.0"]), "labels_train.csv")
     edit(folder, lambda table: table.assign(Region_ID=["2", "1"]), "labels_val.csv")
-    read = places.read(folder)
+    read = readers.read(folder)
     assert read.states.to_dict("list") == {"state_idx": [0, 1, 2], "state": ["1", "2", "10"]}
     assert read.state_position("train").tolist() == [2, 1, 0] and read.state_position("test").tolist() == [1, 0]
     assert [entry["check"] for entry in read.integrity] == ["place without a label"]
     edit(folder, put(0, "Region_ID", "old town"), "labels_train.csv")  # one name makes them all names
-    assert places.read(folder).states["state"].tolist() == ["1", "1.0", "2", "2.0", "old town"]
+    assert readers.read(folder).states["state"].tolist() == ["1", "1.0", "2", "2.0", "old town"]
 
 
 def test_regions_that_only_the_test_table_has_are_told(tmp_path, home):
     folder = region_table(tmp_path)
     edit(folder, put(1, "Region_ID", "oslo"), "labels_val.csv")
-    read = places.read(folder)
+    read = readers.read(folder)
     assert read.states["state"].tolist() == ["bern", "lima", "oslo"] and read.state_position("test").tolist() == [1, 2]
     assert found(read, "state without training places")["examples"] == ["oslo"]
     assert found(read, "test place of a state without training places") == {
@@ -315,17 +315,17 @@ def metadata(root: Path, **columns: list[str]) -> Path:
 
 def test_metadata_labels_default_to_the_first_column_that_is_filled(tmp_path, home):
     folder = metadata(tmp_path, country=["Peru", "Chile", "NA", "Peru"], region=["a", "", "b", ""], colour=["x"] * 4)
-    read = places.read(folder)
+    read = readers.read(folder)
     assert read.states["state"].tolist() == ["Chile", "NA", "Peru"]  # NA is a country's code, not a gap
     assert read.sample_id("train").tolist() == [0, 1, 2, 3] and read.rows("test").empty
     assert read.rows("train")["image_only"][3] == "images/3.png"
-    by_region = places.read(folder, region_column="region")
+    by_region = readers.read(folder, region_column="region")
     assert by_region.sample_id("train").tolist() == [0, 2]
     assert found(by_region, "place without a label")["examples"] == ["1", "3"]
     with pytest.raises(
         KitError, match="no label column 'county'; region_column may be one of: country, region, colour"
     ):
-        places.read(folder, region_column="county")
+        readers.read(folder, region_column="county")
 
 
 def test_metadata_without_a_filled_label_column_lists_what_there_is(tmp_path, home):
@@ -333,7 +333,7 @@ def test_metadata_without_a_filled_label_column_lists_what_there_is(tmp_path, ho
     with pytest.raises(
         KitError, match="no label column is filled in every row; region_column may be one of: state, note"
     ):
-        places.read(folder)
+        readers.read(folder)
 
 
 def test_metadata_splits_ids_and_views(tmp_path, home):
@@ -346,14 +346,14 @@ def test_metadata_splits_ids_and_views(tmp_path, home):
         image_up=["", "", "", ""],
     )
     with pytest.raises(KitError, match="no label column is filled"):
-        places.read(folder)
-    read = places.read(folder, region_column="state")
+        readers.read(folder)
+    read = readers.read(folder, region_column="state")
     assert read.views == ("west", "up") and read.sample_id("test").tolist() == ["b", "c"]
     assert read.state_position("test").tolist() == [1, -1]
     assert found(read, "state without training places")["examples"] == ["t"]
     edit(folder, put(0, "split", "dev"), "metadata.csv")
     with pytest.raises(KitError, match=r"split may be train, test, val, validation; .*sample_id a \(dev\)"):
-        places.read(folder, region_column="state")
+        readers.read(folder, region_column="state")
 
 
 def test_metadata_without_pictures_is_refused(tmp_path, home):
@@ -362,22 +362,22 @@ def test_metadata_without_pictures_is_refused(tmp_path, home):
     with pytest.raises(
         KitError, match=r"no pictures; allowed are image_<view> columns.*found: latitude, longitude, state"
     ):
-        places.read(folder)
+        readers.read(folder)
 
 
 def test_real_world_and_regions(home):
     if not REAL.is_dir():
         pytest.skip("the real photographs (shared/real) are not at hand")
-    world = places.read(REAL / "world")
-    assert len(world.rows("train")) == 750 and len(world.states) == 57 and world.views == places.VIEWS
-    assert len(places.read(REAL / "world", "region").rows("train")) == 8
-    regions = places.read(REAL / "regions")
+    world = readers.read(REAL / "world")
+    assert len(world.rows("train")) == 750 and len(world.states) == 57 and world.views == readers.VIEWS
+    assert len(readers.read(REAL / "world", "region").rows("train")) == 8
+    regions = readers.read(REAL / "regions")
     assert len(regions.rows("train")) == 405 and len(regions.rows("test")) == 100 and len(regions.states) == 6
     assert regions.integrity == []
 
 
 def test_real_us(real_us, home):
-    read = places.read(real_us)
+    read = readers.read(real_us)
     assert len(read.rows("train")) == 395 and len(read.rows("test")) == 135 and len(read.states) == 31
     assert read.integrity == []
     assert (read.state_position("train") >= 0).all()

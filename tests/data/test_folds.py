@@ -9,14 +9,15 @@ from data_helper import competition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kitlib import folds, geo, pictures, places, tables
+from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.data import folds, pictures, places, readers
 from kitlib.geo import grid
 
 KM = 1 / grid.KM_PER_DEGREE  # degrees of latitude
 
 
-def spread(n: int = 600, n_states: int = 6, seed: int = 0) -> tables.Places:
+def spread(n: int = 600, n_states: int = 6, seed: int = 0) -> places.Places:
     """Places around six clusters, one a state."""
     rng = np.random.default_rng(seed)
     states = np.sort(rng.integers(0, n_states, n))
@@ -25,7 +26,7 @@ def spread(n: int = 600, n_states: int = 6, seed: int = 0) -> tables.Places:
     table = pd.DataFrame({"split": "train", "sample_id": np.arange(n) * 3, "image_only": "a.jpg", "state": "s"})
     table["state_idx"], table["latitude"], table["longitude"] = states, points[:, 0], points[:, 1]
     names = pd.DataFrame({"state_idx": range(n_states), "state": [f"s{i}" for i in range(n_states)]})
-    return tables.Places("spread", folder=None, table=table, states=names)  # type: ignore[arg-type]
+    return places.Places("spread", folder=None, table=table, states=names)  # type: ignore[arg-type]
 
 
 def test_groups_need_nearness_and_likeness_or_the_same_spot():
@@ -142,7 +143,7 @@ def test_the_same_folds_whoever_asks_first(world):
 
 
 def test_text_ids_come_back_as_text(tmp_path, home, monkeypatch):
-    read = places.read(competition(tmp_path))
+    read = readers.read(competition(tmp_path))
     with_hashes(monkeypatch, np.zeros((len(read.rows("train")), 4), np.uint64))
     read.table["sample_id"] = read.table["sample_id"].astype(str).str.zfill(4)
     made = folds.load_or_make(read, n_folds=2, block_km=5)
@@ -151,7 +152,7 @@ def test_text_ids_come_back_as_text(tmp_path, home, monkeypatch):
 
 
 def test_real_us(real_us, home):
-    read = places.read(real_us)
+    read = readers.read(real_us)
     table = folds.make(read)
     assert np.ptp(table["stratified"].value_counts()) <= 3 and np.ptp(table["spatial"].value_counts()) <= 8
     points = read.points("train")

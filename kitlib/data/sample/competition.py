@@ -1,6 +1,6 @@
 """The built-in sample competition: a drawn world in exactly the competition's files.
 
-Real are the outlines of states, the competition's 33 states and where its places are (assets/density.csv). Everything
+Real are the outlines of states, the competition's 33 states and where its places are (density.csv). Everything
 in the pictures is painted (see `scenery`), and says so in its bottom strip. The hidden test truth is written too.
 """
 
@@ -23,11 +23,11 @@ import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
-from kitlib import scenery
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.data.readers import VIEWS
+from kitlib.data.sample import scenery
 from kitlib.geo import outlines
-from kitlib.places import VIEWS
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def _label(views: np.ndarray) -> np.ndarray:
 
 
 def _states() -> pd.DataFrame:
-    return pd.read_csv(paths.assets_dir() / "states.csv")
+    return pd.read_csv(Path(__file__).parent / "states.csv")
 
 
 @cache
@@ -178,7 +178,7 @@ def _ground() -> dict[str, tuple[list[shapely.Geometry], np.ndarray]]:
     A bin may lie in several states. Its count is divided so that every state gets its own number of places: iterative
     proportional fitting (Deming and Stephan 1940) that starts from the areas. A state without bins is one piece.
     """
-    density, states = pd.read_csv(paths.assets_dir() / "density.csv"), _states()
+    density, states = pd.read_csv(Path(__file__).parent / "density.csv"), _states()
     shapes = np.array([outlines.state_shapes()[state] for state in states["state"]])
     half = [np.diff(np.unique(density[c])).min() / 2 for c in ("longitude", "latitude")]
     centre = density[["longitude", "latitude"]].to_numpy()

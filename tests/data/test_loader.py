@@ -10,8 +10,8 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from kitlib.batches import Batches
 from kitlib.core.errors import KitError
+from kitlib.data.loader import Batches
 
 
 def rows_of(batches: Batches) -> list[list[int]]:

@@ -7,15 +7,16 @@ learnable; nothing here is measured but the outlines of states and where places 
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kitlib import geo, stamps
-from kitlib.core import paths
-from kitlib.strip import NOISE, Light, Strip, Thing, mix, noise
+from kitlib import geo
+from kitlib.data.sample import sprites
+from kitlib.data.sample.panorama import NOISE, Light, Strip, Thing, mix, noise
 
 RIM = np.arange(16) * np.pi / 8  # directions in which the skyline is looked up, clockwise from north
 POLES_M = 38.0  # from pole to pole
@@ -31,7 +32,7 @@ def _clip(x: Any) -> float:
 
 def _climate(points: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
     """Climate columns and soil colour (N, 3) at points (N, 2): Gaussian kernel averages over climate.csv."""
-    table = pd.read_csv(paths.assets_dir() / "climate.csv")
+    table = pd.read_csv(Path(__file__).parent / "climate.csv")
     distance = geo.distance_matrix_km(points, table[["latitude", "longitude"]].to_numpy()).astype(float)
     weight = np.exp((distance.min(axis=1, keepdims=True) ** 2 - distance**2) / (2 * 120**2))
     weight /= weight.sum(axis=1, keepdims=True)
@@ -55,7 +56,7 @@ def _state_style(state_idx: int, seed: int) -> dict[str, Any]:
     paint = _rgb("#f4f4f0", "#1d3f91", "#17653c", "#20211f", "#f0c22e", "#a8262c", "#e8822a", "#6fb4d9")
     plate, text = rng.choice(len(paint), 2, replace=False)
     return {
-        "sign": int(rng.integers(stamps.VARIANTS)),
+        "sign": int(rng.integers(sprites.VARIANTS)),
         "plate": paint[plate],
         "text": paint[text],
         "lines": rng.dirichlet([0.6, 0.6, 0.6]),  # shares of double yellow, dashed yellow, dashed white
@@ -205,7 +206,7 @@ def _plants(
             tint = turned[rng.integers(4)] if draw[4] < season.autumn else leaf
             kind, height = "broadleaf", (5 + 8 * draw[1]) * tall
         across = rng.choice([-1, 1]) * (road.half + gap + 0.15 * height)
-        variant, jitter = int(rng.integers(stamps.VARIANTS)), 1.25 * (1 + rng.normal(0, 0.07, 3))
+        variant, jitter = int(rng.integers(sprites.VARIANTS)), 1.25 * (1 + rng.normal(0, 0.07, 3))
         things.append(Thing(kind, variant, across, rng.uniform(-110, 110), height, tint * jitter, bark * jitter))
     return things
 
@@ -225,7 +226,7 @@ def _buildings(place: SimpleNamespace, road: SimpleNamespace, rng: np.random.Gen
                 variant, gap, step = int(np.clip(rng.normal(4 * place.urban - 1, 1.2), 0, 5)), 7.0, rng.uniform(15, 21)
                 kind, height, share = "block", 3.5 * (variant + 2), 0.8
             else:
-                variant, gap, step = int(rng.integers(stamps.VARIANTS)), rng.uniform(9, 17), rng.uniform(18, 32)
+                variant, gap, step = int(rng.integers(sprites.VARIANTS)), rng.uniform(9, 17), rng.uniform(18, 32)
                 kind, height, share = "house", 7.2 if variant % 2 else 5.2, 1.3 * place.urban
             if rng.uniform() < share:
                 things.append(Thing(kind, variant, side * (road.half + gap), along, height, tint, roof * 1.2))

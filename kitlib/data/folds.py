@@ -12,11 +12,12 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from kitlib import geo, pictures
+from kitlib import geo
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
+from kitlib.data import pictures
+from kitlib.data.places import Places
 from kitlib.geo.grid import blocks
-from kitlib.tables import Places
 
 KINDS = ("stratified", "spatial")
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from picture_helper import encoded, scene
 
-from kitlib import pictures, places, streaming, tables
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.data import huggingface, pictures, places, readers
 
 datasets = pytest.importorskip("datasets")
 
@@ -33,7 +33,7 @@ def dataset(n: int = 7, **other):
 
 def test_a_loaded_dataset_becomes_places(home):
     data = dataset()
-    read = places.read_hugging_face(data, name="peru")
+    read = readers.read_hugging_face(data, name="peru")
     assert read.name == "peru" and read.views == ("only",) and read.integrity == []
     assert read.states["state"].tolist() == ["Chile", "Pérou"]
     train = read.rows("train")
@@ -41,30 +41,30 @@ def test_a_loaded_dataset_becomes_places(home):
     for i, image in enumerate(train["image_only"]):
         assert (read.folder / image).read_bytes() == rows()["image"][i]["bytes"]
     assert sorted(p.name for p in read.folder.iterdir()) == ["images", "metadata.csv", "rows.jsonl", "source.json"]
-    assert places.read("peru").key == read.key
+    assert readers.read("peru").key == read.key
     assert pictures.pack(read, "train").usable.all()
 
 
 def test_a_local_parquet_folder_is_streamed_once(home, tmp_path, monkeypatch):
     (tmp_path / "hub/data").mkdir(parents=True)
     dataset().to_parquet(tmp_path / "hub/data/train-00000-of-00001.parquet")
-    read = places.read_hugging_face(tmp_path / "hub", "train", "mine")
+    read = readers.read_hugging_face(tmp_path / "hub", "train", "mine")
     assert len(read.rows("train")) == 7
     monkeypatch.setattr(datasets, "load_dataset", None)
-    assert places.read_hugging_face(tmp_path / "hub", "train", "mine").key == read.key
+    assert readers.read_hugging_face(tmp_path / "hub", "train", "mine").key == read.key
     with pytest.raises(KitError, match=r"holds .*hub \(train\), not .*hub \(test\): choose another name"):
-        places.read_hugging_face(tmp_path / "hub", "test", "mine")
+        readers.read_hugging_face(tmp_path / "hub", "test", "mine")
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_limit_and_going_on_from_there(home, streamed):
     data = dataset().to_iterable_dataset() if streamed else dataset()
-    assert len(places.read_hugging_face(data, name="a", limit=3).rows("train")) == 3
+    assert len(readers.read_hugging_face(data, name="a", limit=3).rows("train")) == 3
     images = paths.raw_dir() / "a/images"
     (images / "0000001_only.jpg").write_bytes(b"as it was")
-    assert len(places.read_hugging_face(data, name="a", limit=5).rows("train")) == 5
+    assert len(readers.read_hugging_face(data, name="a", limit=5).rows("train")) == 5
     assert (images / "0000001_only.jpg").read_bytes() == b"as it was"  # not written again
-    whole = places.read_hugging_face(data, name="a")
+    whole = readers.read_hugging_face(data, name="a")
     assert whole.rows("train")["sample_id"].tolist() == list(range(7))
 
 
@@ -82,28 +82,28 @@ def test_a_killed_stream_goes_on(home):
 
     features = datasets.Features({k: v for k, v in dataset().features.items() if k != "image_score"})
     with pytest.raises(Dropped):
-        streaming.fetch(datasets.IterableDataset.from_generator(broken, features=features), name="a")
+        huggingface.fetch(datasets.IterableDataset.from_generator(broken, features=features), name="a")
     assert not (folder / "metadata.csv").exists()
     with (folder / "rows.jsonl").open("a") as file:
         file.write('{"sample_id": 4, "imag')  # killed in the middle of a line
-    streaming.fetch(dataset(), name="a")
-    table = places.read("a").rows("train")
+    huggingface.fetch(dataset(), name="a")
+    table = readers.read("a").rows("train")
     assert table["sample_id"].tolist() == list(range(7))
     assert table["state"].tolist()[:5] == ["A", "A", "A", "A", "Pérou"]
 
 
 def test_rows_without_coordinates_are_left_out_and_noted(home):
-    read = places.read_hugging_face(dataset(latitude=[1.0, None, 3.0, 4.0, 5.0, 6.0, 7.0]), name="a")
+    read = readers.read_hugging_face(dataset(latitude=[1.0, None, 3.0, 4.0, 5.0, 6.0, 7.0]), name="a")
     assert read.sample_id("train").tolist() == [0, 2, 3, 4, 5, 6]
-    assert read.integrity == [tables.finding("row without coordinates", "metadata.csv", ["1"], "left out")]
+    assert read.integrity == [places.finding("row without coordinates", "metadata.csv", ["1"], "left out")]
     with pytest.raises(KitError, match="has no row with latitude and longitude among 7"):
-        places.read_hugging_face(dataset(latitude=[None] * 7), name="b")
+        readers.read_hugging_face(dataset(latitude=[None] * 7), name="b")
 
 
 def test_views_class_labels_and_files(home, tmp_path):
     picture = tmp_path / "view.png"
     scene(48).save(picture)
-    columns = {f"image_{view}": [str(picture)] * 2 for view in reversed(places.VIEWS)}
+    columns = {f"image_{view}": [str(picture)] * 2 for view in reversed(readers.VIEWS)}
     data = datasets.Dataset.from_dict(
         {**columns, "latitude": [1.0, 2.0], "longitude": [1.0, 2.0], "state": [1, 0]},
         features=datasets.Features(
@@ -113,17 +113,17 @@ def test_views_class_labels_and_files(home, tmp_path):
             state=datasets.ClassLabel(names=["Utah", "Iowa"]),
         ),
     )
-    read = places.read_hugging_face(data, name="views")
-    assert read.views == places.VIEWS and read.rows("train")["state"].tolist() == ["Iowa", "Utah"]
+    read = readers.read_hugging_face(data, name="views")
+    assert read.views == readers.VIEWS and read.rows("train")["state"].tolist() == ["Iowa", "Utah"]
     assert read.rows("train")["image_east"].tolist() == ["images/0000000_east.png", "images/0000001_east.png"]
     assert (read.folder / "images/0000001_west.png").read_bytes() == picture.read_bytes()
 
 
 def test_what_cannot_be_used_is_refused_before_anything_is_written(home):
     with pytest.raises(KitError, match="say name="):
-        streaming.fetch(dataset())
+        huggingface.fetch(dataset())
     with pytest.raises(KitError, match=r"columns found: image, lat, longitude, country.*needed: latitude"):
-        streaming.fetch(dataset().rename_column("latitude", "lat"), name="a")
+        huggingface.fetch(dataset().rename_column("latitude", "lat"), name="a")
     with pytest.raises(KitError, match="an Image column at least"):
-        streaming.fetch(dataset().remove_columns("image"), name="a")
+        huggingface.fetch(dataset().remove_columns("image"), name="a")
     assert not paths.raw_dir().exists()

@@ -31,9 +31,9 @@ from tqdm.auto import tqdm
 
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
-from kitlib.files import Files
-from kitlib.inspection import Picture, examine, far_twins
-from kitlib.tables import Places, finding
+from kitlib.data.files import Files
+from kitlib.data.picture_checks import Picture, examine, far_twins
+from kitlib.data.places import Places, finding
 
 FORMAT = 1  # of the pack and its checks: another one packs again
 SHARD = 1024  # places after which the work so far is safe

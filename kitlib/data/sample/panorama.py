@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kitlib import stamps
+from kitlib.data.sample import sprites
 
 CAMERA_M = 2.5
 NOISE = 512  # side of the tiling noise pictures
@@ -295,7 +295,7 @@ class Strip:
         for i in np.argsort(-reach)[: len(reach)]:
             if seen[i]:
                 thing = things[i]
-                planes = stamps.stamp(thing.kind, thing.variant, height[i] * scale[i])[:, :, :: -1 if flip[i] else 1]
+                planes = sprites.stamp(thing.kind, thing.variant, height[i] * scale[i])[:, :, :: -1 if flip[i] else 1]
                 bright = light.tint * (lit[i] * (1 - fog[i]))
                 weights = np.stack([thing.tint * bright, thing.tint2 * bright, light.haze * fog[i]], axis=1) / 255
                 self._stamp(planes, x[i], y[i], weights.astype(np.float32))

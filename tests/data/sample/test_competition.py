@@ -18,10 +18,12 @@ import pytest
 import simplejpeg
 from data_helper import SHARED
 
-from kitlib import geo, sample, scenery
+from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.data.readers import VIEWS
+from kitlib.data.sample import competition as sample
+from kitlib.data.sample import scenery
 from kitlib.geo import outlines
-from kitlib.places import VIEWS
 
 REAL = SHARED / "competition"
 small = partial(sample.draw, n_train=6, n_test=3, size=32)
@@ -144,7 +146,7 @@ def test_a_failure_leaves_nothing_and_keeps_the_old(tmp_path, monkeypatch):
 
 
 def test_a_kill_leaves_no_half_drawn_folder(tmp_path):
-    code = f"from kitlib import sample; sample.draw({str(tmp_path / 's')!r}, n_train=5000)"
+    code = f"from kitlib.data.sample import competition as sample; sample.draw({str(tmp_path / 's')!r}, n_train=5000)"
     drawing = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob(".s-drawing-*/new/kaggle_dataset/train_images/*")):
         assert drawing.poll() is None

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kitlib.core.errors import KitError, shorten
-from kitlib.files import Files
+from kitlib.data.files import Files
 
 
 @pytest.fixture(params=["folder", "zip", "zip in a folder"])

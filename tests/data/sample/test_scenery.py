@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kitlib import geo, scenery
+from kitlib import geo
+from kitlib.data.sample import scenery
 
 PLACES = {  # latitude, longitude, state_idx
     "Las Vegas": (36.17, -115.14, 27),

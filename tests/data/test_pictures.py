@@ -12,9 +12,9 @@ from data_helper import competition
 from picture_helper import encoded, scene
 from PIL import Image, ImageFilter
 
-from kitlib import inspection, pictures, places
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.data import picture_checks, pictures, readers
 
 
 @pytest.fixture
@@ -42,25 +42,25 @@ def told(pack: pictures.Pack) -> dict[str, list[str]]:
 
 
 def test_pack_holds_the_very_bytes_in_the_order_of_the_rows(folder):
-    read = places.read(folder)
+    read = readers.read(folder)
     for split, n in (("train", 12), ("test", 3)):
         pack = pictures.pack(read, split)
         assert pack.usable.shape == (n, 4) and pack.usable.all() and pack.problems() == []
-        assert pack.sample_id.tolist() == list(range(n)) and pack.views == places.VIEWS
+        assert pack.sample_id.tolist() == list(range(n)) and pack.views == readers.VIEWS
         for i in range(n):
-            for v, view in enumerate(places.VIEWS):
+            for v, view in enumerate(readers.VIEWS):
                 assert pack.read(i, v) == image(folder, i, view, split).read_bytes()
         assert files_of(pack.blob.parent, split) == [f"{split}.bin", f"{split}.npz"]
     assert pictures.pack(read, "train").checksum != pictures.pack(read, "test").checksum
 
 
 def test_decode_is_what_pil_shows(folder):
-    pack = pictures.pack(places.read(folder), "train")
+    pack = pictures.pack(readers.read(folder), "train")
     rows = np.array([7, 0, 7])
     shown = pack.decode(rows)
     assert shown.shape == (3, 4, 64, 64, 3) and shown.dtype == np.uint8
     for b, i in enumerate(rows):
-        for v, view in enumerate(places.VIEWS):
+        for v, view in enumerate(readers.VIEWS):
             assert np.array_equal(shown[b, v], np.asarray(Image.open(image(folder, i, view))))
     assert pack.decode(np.array([], int)).shape == (0, 4, 64, 64, 3)
     assert pack.decode(rows, size=32).shape == (3, 4, 32, 32, 3)
@@ -73,9 +73,9 @@ def test_broken_pictures_are_named_and_another_view_stands_in(folder):
     north.write_bytes(north.read_bytes()[:900])
     east.unlink()
     image(folder, 5, "south").write_bytes(b"")
-    for view in places.VIEWS:
+    for view in readers.VIEWS:
         image(folder, 9, view).write_bytes(b"no picture")
-    pack = pictures.pack(places.read(folder), "train")
+    pack = pictures.pack(readers.read(folder), "train")
     assert np.argwhere(~pack.usable).tolist() == [[2, 0], [5, 1], [5, 2], [9, 0], [9, 1], [9, 2], [9, 3]]
     found = told(pack)
     assert set(found) == {"missing picture", "damaged picture", "place without a usable picture"}
@@ -84,7 +84,7 @@ def test_broken_pictures_are_named_and_another_view_stands_in(folder):
     assert found["place without a usable picture"] == ["9"]
     assert np.flatnonzero(pack.unusable_places).tolist() == [9]
     shown = pack.decode(np.array([2, 5, 9]))
-    views = {view: np.asarray(Image.open(image(folder, 2, view))) for view in places.VIEWS[1:]}
+    views = {view: np.asarray(Image.open(image(folder, 2, view))) for view in readers.VIEWS[1:]}
     assert np.array_equal(shown[0, 0], views["east"]) and np.array_equal(shown[0, 1], views["east"])
     west = np.asarray(Image.open(image(folder, 5, "west")))
     assert all(np.array_equal(shown[1, v], west) for v in (1, 2, 3))
@@ -100,7 +100,7 @@ def test_odd_pictures_are_converted_kept_and_reported(folder):
     image(folder, 4, "north").write_bytes(encoded(Image.new("RGB", (64, 64), (20, 20, 20))))
     image(folder, 5, "north").write_bytes(encoded(scene(64, 505).filter(ImageFilter.GaussianBlur(4))))
     image(folder, 11, "west").write_bytes(image(folder, 0, "east").read_bytes())
-    pack = pictures.pack(places.read(folder), "train")
+    pack = pictures.pack(readers.read(folder), "train")
     assert pack.usable.all() and pack.sizes == [(64, 64)]
     assert told(pack) == {
         "picture not an RGB JPEG": ["0 north: JPEG L", "1 north: JPEG CMYK", "2 north: PNG RGBA"],
@@ -110,7 +110,7 @@ def test_odd_pictures_are_converted_kept_and_reported(folder):
         "same picture at places far apart": ["0 and 11"],
     }
     assert pack.blank[4, 0] and pack.blurred[5, 0] and pack.hashes[4, 0] == pack.hashes[5, 0] == 0
-    read = places.read(folder)
+    read = readers.read(folder)
     assert "PNG RGBA" in (read.save(pack.problems()) / "integrity.json").read_text()
 
 
@@ -118,8 +118,8 @@ def test_zip_packs_like_the_folder(folder, tmp_path):
     with zipfile.ZipFile(tmp_path / "tiny.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(folder.rglob("*.*")):
             archive.write(path, f"kaggle_dataset/{path.relative_to(folder).as_posix()}")
-    zipped = pictures.pack(places.read(tmp_path / "tiny.zip"), "train", tmp_path / "from_zip")
-    loose = pictures.pack(places.read(folder), "train", tmp_path / "from_folder")
+    zipped = pictures.pack(readers.read(tmp_path / "tiny.zip"), "train", tmp_path / "from_zip")
+    loose = pictures.pack(readers.read(folder), "train", tmp_path / "from_folder")
     assert zipped.checksum == loose.checksum
     assert np.array_equal(zipped.decode(np.arange(12)), loose.decode(np.arange(12)))
     with zipfile.ZipFile(tmp_path / "tiny.zip") as archive:
@@ -127,12 +127,12 @@ def test_zip_packs_like_the_folder(folder, tmp_path):
     broken = bytearray((tmp_path / "tiny.zip").read_bytes())
     broken[at] ^= 255
     (tmp_path / "tiny.zip").write_bytes(bytes(broken))
-    pack = pictures.pack(places.read(tmp_path / "tiny.zip"), "train", tmp_path / "from_broken_zip")
+    pack = pictures.pack(readers.read(tmp_path / "tiny.zip"), "train", tmp_path / "from_broken_zip")
     assert (~pack.usable).sum() == 1 and "damaged picture" in told(pack)
 
 
 def test_cached_until_a_picture_changes(folder, monkeypatch):
-    read = places.read(folder)
+    read = readers.read(folder)
     first = pictures.pack(read, "train")
     with monkeypatch.context() as patch:
         patch.setattr(pictures, "examine", None)  # nothing is looked at again
@@ -148,7 +148,7 @@ def test_cached_until_a_picture_changes(folder, monkeypatch):
 
 
 def test_a_killed_pass_goes_on_where_it_was(folder, monkeypatch):
-    read = places.read(folder)
+    read = readers.read(folder)
     whole = pictures.pack(read, "train", paths.home() / "whole")
     looked: list[bytes] = []
     again: list[bytes] = []  # threads of the killed pass may add some that the next one looks at too
@@ -159,7 +159,7 @@ def test_a_killed_pass_goes_on_where_it_was(folder, monkeypatch):
             raise KeyboardInterrupt
         return real(data, size)
 
-    real = inspection.examine
+    real = picture_checks.examine
     monkeypatch.setattr(pictures, "SHARD", 3)
     monkeypatch.setattr(pictures, "examine", killed)
     out = paths.home() / "killed"
@@ -177,13 +177,13 @@ def test_two_processes_make_one_pack(folder):
     out = paths.home() / "shared"
     code = f"""
 from pathlib import Path
-from kitlib import pictures
-from kitlib import places
+from kitlib.data import pictures
+from kitlib.data import readers as places
 pictures.pack(places.read({str(folder)!r}), "train", Path({str(out)!r}))
 """
     started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [process.wait(timeout=120) for process in started] == [0, 0]
-    pack = pictures.pack(places.read(folder), "train", out)
+    pack = pictures.pack(readers.read(folder), "train", out)
     assert pack.read(11, 3) == image(folder, 11, "west").read_bytes() and files_of(out, "train") == [
         "train.bin",
         "train.npz",
@@ -193,7 +193,7 @@ pictures.pack(places.read({str(folder)!r}), "train", Path({str(out)!r}))
 def test_a_split_without_places_is_an_empty_pack(tmp_path, home):
     (tmp_path / "0.jpg").write_bytes(encoded(scene()))
     (tmp_path / "metadata.csv").write_text("file_name,latitude,longitude,country\n0.jpg,1,1,A\n")
-    pack = pictures.pack(places.read(tmp_path), "test")
+    pack = pictures.pack(readers.read(tmp_path), "test")
     assert pack.usable.shape == (0, 1) and pack.problems() == []
     assert pack.decode(np.array([], int), size=8).shape == (0, 1, 8, 8, 3)
     with pytest.raises(KitError, match="none is usable"):
@@ -207,7 +207,7 @@ def test_other_sources_keep_their_sizes_and_decode_to_one(tmp_path, home):
         (tmp_path / f"images/{i}.jpg").write_bytes(encoded(scene(height, i, width=width), quality=95))
         rows.append(f"{i}.jpg,{i},{i},A")
     (tmp_path / "metadata.csv").write_text("\n".join(rows))
-    pack = pictures.pack(places.read(tmp_path), "train")
+    pack = pictures.pack(readers.read(tmp_path), "train")
     assert pack.sizes == [(80, 120), (200, 64), (600, 900)] and pack.problems() == []
     with pytest.raises(KitError, match=r"no common size \(120x80 to 900x600\).*size="):
         pack.decode(np.arange(3))
@@ -222,7 +222,7 @@ def test_other_sources_keep_their_sizes_and_decode_to_one(tmp_path, home):
 
 
 def test_real_us_flags_what_a_person_flags(real_us, home):
-    pack = pictures.pack(places.read(real_us), "train")
+    pack = pictures.pack(readers.read(real_us), "train")
     i, _ = np.nonzero(pack.blurred)
     assert sorted(set(pack.sample_id[i].tolist())) == [262, 273] and len(i) == 8  # looked at: a thumb, a lens flare
     assert pack.usable.all() and not pack.blank.any() and pack.sizes == [(256, 256)]

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kitlib import streaming
 from kitlib.core import paths
 from kitlib.core.errors import KitError, shorten
-from kitlib.files import Files
-from kitlib.tables import SPLITS, Places, checked, finding, refuse
+from kitlib.data import huggingface
+from kitlib.data.files import Files
+from kitlib.data.places import SPLITS, Places, checked, finding, refuse
 
 VIEWS = ("north", "east", "south", "west")
 PREDICTED = [f"predicted_state_idx_{rank}" for rank in range(1, 6)] + ["predicted_latitude", "predicted_longitude"]
@@ -196,7 +196,7 @@ def read_hugging_face(
     `source` is a repository ("owner/name"), a local folder that `datasets` can load, or a loaded Dataset or
     IterableDataset; `limit` stops after that many rows; `region_column` is as for `read_metadata`.
     """
-    folder, lost = streaming.fetch(source, split, name, limit)
+    folder, lost = huggingface.fetch(source, split, name, limit)
     places = read_metadata(folder, region_column)
     if lost:
         places.integrity.append(finding("row without coordinates", "metadata.csv", map(str, lost), "left out"))

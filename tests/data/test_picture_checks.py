@@ -8,8 +8,8 @@ import simplejpeg
 from picture_helper import encoded, scene
 from PIL import Image, ImageFilter
 
+from kitlib.data.picture_checks import BLURRED, examine, far_twins, perceptual_hash, sharpness
 from kitlib.geo import EARTH_RADIUS_KM
-from kitlib.inspection import BLURRED, examine, far_twins, perceptual_hash, sharpness
 
 KM = 1 / (np.radians(1.0) * EARTH_RADIUS_KM)  # degrees of latitude
 

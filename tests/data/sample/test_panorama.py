@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kitlib.strip import NOISE, Light, Strip, Thing, noise
+from kitlib.data.sample.panorama import NOISE, Light, Strip, Thing, noise
 
 GREY = np.full(3, 0.5)
 

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from kitlib import geo
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, shorten
-from kitlib.files import Files
+from kitlib.data.files import Files
 
 SPLITS = ("train", "test")
 # A place looks far from its state (of a few places at least) when no other of the state is within LONELY_KM, or none

@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from kitlib import places, toy
 from kitlib.core.errors import KitError
+from kitlib.data import readers
+from kitlib.data.sample import toy
 
 
 def test_colours_and_states_follow_the_place_and_a_seed_draws_the_same(tmp_path, home):
     folder = toy.draw(tmp_path / "a", n_train=12, n_test=3, size=8, seed=1)
-    read = places.read(folder)
+    read = readers.read(folder)
     assert (len(read.rows("train")), len(read.rows("test"))) == (12, 3) and read.views == ("only",)
     table = pd.read_csv(folder / "metadata.csv")
     red, green = np.array([np.asarray(Image.open(folder / "images" / name)).mean((0, 1))[:2] for name in table.image]).T

@@ -1,0 +1,1 @@
+"""The drawn competition: a small world in exactly the file format of the real one."""
