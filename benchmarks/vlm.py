@@ -30,13 +30,14 @@ import pandas as pd
 import torch
 from matplotlib.ticker import MaxNLocator
 
-from kitlib import crossfit, environments, figures, runs, vlm, vlm_guess, vlm_models, vlm_settings
+from kitlib import environments, figures, vlm, vlm_guess, vlm_models, vlm_settings
 from kitlib.answers import Answer
 from kitlib.data import readers
 from kitlib.data.places import Places
 from kitlib.data.sample import competition as sample
 from kitlib.data.sample import toy
-from kitlib.runs import Run
+from kitlib.evaluation import crossval, runs
+from kitlib.evaluation.runs import Run
 from kitlib.vlm_sampler import Sampler
 
 TOY = vlm_settings.Config(
@@ -100,7 +101,7 @@ def replies(run: Run, data: Places) -> dict[str, float]:
     """The mean reward about all held-out places as sampled in training and as for guesses, and what of these parses."""
     session = vlm.session(run, data)
     cases = session.cases("train", session.parts(0)[1])
-    model, processor = vlm_models.reload(run.settings["model"], crossfit.folder(run, 0), torch.float32)
+    model, processor = vlm_models.reload(run.settings["model"], crossval.folder(run, 0), torch.float32)
     found = {}
     for kind, temperature, top_p in (("reward", 1.0, 1.0), ("cool", TOY.guess_temperature, TOY.guess_top_p)):
         speaker = Sampler(model, processor, session.config.reply_tokens, temperature, top_p)

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kitlib import geo, rewards, rollouts, runs
+from kitlib import geo, rewards, rollouts
 from kitlib.core import paths
+from kitlib.evaluation import runs
 from kitlib.geo import projection
 
 PLACES, GROUPS, ROLLOUTS, STEPS = 40, 4, 8, 313  # 313 steps of 4 places with 8 rollouts: 10,016

@@ -23,7 +23,7 @@ from kitlib.core.errors import KitError
 from kitlib.notebooks import Parameter, cast
 
 if TYPE_CHECKING:
-    from kitlib.runs import Run
+    from kitlib.evaluation.runs import Run
 
 app = typer.Typer(
     help="Which US state, and where on the globe? Plans, scores and checks from the command line.",
@@ -82,7 +82,7 @@ def sample(
 @app.command()
 def score(truth: Path, submission: Path) -> None:
     """Score a submission against the truth, as the competition does."""
-    from kitlib import competition
+    from kitlib.evaluation import submission as competition
 
     typer.echo(competition.score_files(truth, submission))
 
@@ -95,7 +95,7 @@ def validate(
     allow_unknown_states: Annotated[bool, typer.Option(help="Only warn about states that the mapping lacks.")] = False,
 ) -> None:
     """Refuse a submission that Kaggle would refuse, warn of what would score badly."""
-    from kitlib import competition
+    from kitlib.evaluation import submission as competition
 
     warnings = competition.validate(submission, template, mapping, allow_unknown_states=allow_unknown_states)
     for warning in warnings:
@@ -106,7 +106,7 @@ def validate(
 @app.command()
 def diff(a: Path, b: Path) -> None:
     """Show where two submissions differ."""
-    from kitlib import competition
+    from kitlib.evaluation import submission as competition
 
     typer.echo(competition.diff(a, b))
 
@@ -162,7 +162,7 @@ def train_fold(
     region: Annotated[str, typer.Option(help="Of a regional run: whose encoder.")] = "",
 ) -> None:
     """Train one fold of a run that was started; what `python -m torch.distributed.run` calls for several GPUs."""
-    from kitlib import runs
+    from kitlib.evaluation import runs
 
     module = trained_by(runs.open_run(run).settings["family"])
     module.train_fold(run, fold, data, devices, max_hours, **({"region": region} if region else {}))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kitlib import crossfit, rollouts, vlm_data, vlm_session
+from kitlib import rollouts, vlm_data, vlm_session
 from kitlib.data import pictures
 from kitlib.data.places import Places
-from kitlib.runs import Run
+from kitlib.evaluation import crossval
+from kitlib.evaluation.runs import Run
 from kitlib.vlm_settings import Config
 
 
@@ -28,7 +29,7 @@ def lessons(config: Config, places: Places, n: int) -> pd.DataFrame:
 
 def looks(run: Run) -> pd.DataFrame:
     """What held-out places came to at each look of each done fold: reward, share parsed, score, km; with the step."""
-    history = crossfit.history(run)
+    history = crossval.history(run)
     seen = [str(name) for name in history if str(name).startswith("eval_")]
     found = history[["fold", "phase", "step", *seen]].dropna(subset=seen, how="all").reset_index(drop=True)
     return found.set_axis([str(name).removeprefix("eval_") for name in found], axis=1)

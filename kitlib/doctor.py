@@ -8,8 +8,9 @@ import shutil
 import psutil
 import torch
 
-from kitlib import __version__, kernels, runs
+from kitlib import __version__, kernels
 from kitlib.core import paths
+from kitlib.evaluation import runs
 from kitlib.views import best_device, best_dtype, precision_of
 
 GIB = 2**30

@@ -12,7 +12,7 @@ import numpy as np
 from kitlib import geo
 from kitlib.answers import Answer
 from kitlib.core.errors import KitError
-from kitlib.guesses import Guesses
+from kitlib.evaluation.guesses import Guesses
 from kitlib.labels import Labels
 
 

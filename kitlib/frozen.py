@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kitlib import baselines, competition, runs
 from kitlib.core.errors import KitError
 from kitlib.data import folds, pictures
 from kitlib.data.places import SPLITS, Places
-from kitlib.runs import Run
+from kitlib.evaluation import baselines, metrics, runs
+from kitlib.evaluation.runs import Run
 
 if TYPE_CHECKING:  # torch takes seconds to import, and who only opens a run never needs it
     from kitlib.embeddings import Embeddings
@@ -62,7 +62,7 @@ def logistic(
         run.save_guesses("oof", oof)
         if test is not None:
             run.save_guesses("test", test)
-        score = competition.score_guesses(oof, places)
+        score = metrics.score_guesses(oof, places)
         run.finish({"oof": score.as_dict()})
         log.info("run %s, out of fold: %s", run.name, score)
     return run

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from kitlib import accuracy, geo
+from kitlib import geo
 from kitlib.core.errors import KitError, shorten
 from kitlib.data.files import Files
+from kitlib.evaluation import metrics
 from kitlib.geo import grid
 from kitlib.geo.lattice import CHUNK, land_grid, world_grid
 
@@ -122,7 +123,7 @@ def expected_scores(gallery_points: ArrayLike, truth_points: ArrayLike) -> dict[
     gallery_points: (M, 2). truth_points: (N, 2), where the pictures that are asked about were taken.
     """
     gallery, truth = _points(gallery_points, "gallery"), _points(truth_points, "truth")
-    return accuracy.report(geo.nearest(truth, gallery)[0][:, 0]).as_dict()
+    return metrics.report(geo.nearest(truth, gallery)[0][:, 0]).as_dict()
 
 
 def _points(points: ArrayLike, what: str) -> np.ndarray:

@@ -21,8 +21,8 @@ from torch import nn
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
+from kitlib.evaluation.guesses import Guesses
 from kitlib.geo import EARTH_RADIUS_KM, geocells, projection
-from kitlib.guesses import Guesses
 from kitlib.weights import Saved
 
 FUSIONS = ("average", "concat", "attention", "learned")

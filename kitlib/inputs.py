@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from kitlib import crossfit, embeddings, encoders, runs
+from kitlib import embeddings, encoders
 from kitlib.core import paths
 from kitlib.data import pictures
 from kitlib.data.places import SPLITS, Places
 from kitlib.encoders import Encoder
-from kitlib.runs import Run
+from kitlib.evaluation import crossval, runs
+from kitlib.evaluation.runs import Run
 from kitlib.views import best_device, best_dtype, dtype_of, precision_of, to_tensor
 
 
@@ -54,8 +55,8 @@ def start_run(
         encoders.load(config.encoder, config.image_size or None)
     settings = asdict(config) | {"family": family, "folds_column": folds_column, "n_folds": n_folds}
     settings["precision"] = precision(run_name, overwrite)
-    data = crossfit.checksums(places, folds_column) | dict(checksums or {})
-    return runs.start(run_name, settings | crossfit.source(places), data=data, overwrite=overwrite)
+    data = crossval.checksums(places, folds_column) | dict(checksums or {})
+    return runs.start(run_name, settings | crossval.source(places), data=data, overwrite=overwrite)
 
 
 class Inputs:

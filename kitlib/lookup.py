@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kitlib import accuracy, embedders, gallery, geo, neighbours
+from kitlib import embedders, gallery, geo, neighbours
 from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.embedders import Embedder, Matched
-from kitlib.guesses import Guesses
+from kitlib.evaluation import metrics
+from kitlib.evaluation.guesses import Guesses
 from kitlib.vote import KS, Entries, Vote, choose, commonness, states_nearby
 
 TOLD = ("geoscore", "mean_km", "within_200_km")  # of each gallery, see `by_size`
@@ -169,7 +170,7 @@ def by_size(
     for how, size in asked:
         lookup, _ = known.lookup(embedder, size=size, how=how)
         said = lookup.guess(np.arange(len(truth)).astype(str), features, known.device).point()
-        found = accuracy.report(geo.distance_km(truth, said)).as_dict()
+        found = metrics.report(geo.distance_km(truth, said)).as_dict()
         possible = gallery.expected_scores(lookup.entries.points, truth)
         line = {"chosen": how, "size": len(lookup.entries.points)}
         for name in TOLD:

@@ -22,18 +22,19 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from kitlib import crossfit, encoders, fitting, guesses, runs, weights
+from kitlib import encoders, fitting, weights
 from kitlib.core.settings import Settings
 from kitlib.data import folds as saved_folds
 from kitlib.data.loader import Batches
 from kitlib.data.places import Places
 from kitlib.encoders import Encoder
+from kitlib.evaluation import crossval, guesses, runs
+from kitlib.evaluation.guesses import Guesses
+from kitlib.evaluation.runs import Run
 from kitlib.geolocator import SOFT_LABELS, Geolocator, Teaching
-from kitlib.guesses import Guesses
 from kitlib.heads import FUSIONS, TIES, Classes, Heads, unit_vectors
 from kitlib.inputs import Inputs, start_run
 from kitlib.learner import Batch, encode
-from kitlib.runs import Run
 from kitlib.views import autocast, best_device, dtype_of, precision_of
 
 
@@ -97,7 +98,7 @@ def train(
     saved; the run is then unfinished, and the same call goes on. Raises KitError for an unknown fold or column, and
     for a run of that name that was started otherwise.
     """
-    todo = crossfit.chosen(places, folds_column, n_folds, only_folds)
+    todo = crossval.chosen(places, folds_column, n_folds, only_folds)
     run = start_run("multiview", config, places, run_name, folds_column, n_folds, overwrite)
     session = Session(run, places)
 
@@ -106,10 +107,10 @@ def train(
             session.train_fold(fold, 1, left)
         else:
             _ = session.features  # computed once, here
-            crossfit.train_in_processes(run, fold, places.folder, devices, left)
+            crossval.train_in_processes(run, fold, places.folder, devices, left)
 
-    if crossfit.train_folds(run, todo, train_one, max_hours):
-        crossfit.finish(run, places)
+    if crossval.train_folds(run, todo, train_one, max_hours):
+        crossval.finish(run, places)
     return run
 
 
@@ -119,14 +120,14 @@ def train_fold(run_name: str, fold: int, data: str = "", devices: int = 1, max_h
     data: where the data set is now, when it is not where the run says.
     """
     run = runs.open_run(run_name)
-    Session(run, crossfit.reread(run, data)).train_fold(fold, devices, max_hours)
-    return crossfit.is_done(run, fold)
+    Session(run, crossval.reread(run, data)).train_fold(fold, devices, max_hours)
+    return crossval.is_done(run, fold)
 
 
 def predict(run_name: str, places: Places, split: str = "test") -> Guesses:
     """What the run's models, averaged, guess of the places of `split`; all settings are the run's own."""
     session = Session(runs.open_run(run_name), places)
-    return guesses.average([session.guess(fold, split) for fold in crossfit.done(session.run)])
+    return guesses.average([session.guess(fold, split) for fold in crossval.done(session.run)])
 
 
 class Session(Inputs):
@@ -139,7 +140,7 @@ class Session(Inputs):
 
     def train_fold(self, fold: int, devices: int = 1, max_hours: float | None = None) -> None:
         """Both phases of one fold, then its guesses; returns early when the hours are over."""
-        began, config, folder = time.monotonic(), self.config, crossfit.folder(self.run, fold)
+        began, config, folder = time.monotonic(), self.config, crossval.folder(self.run, fold)
         table = saved_folds.load_or_make(self.places, n_folds=self.run.settings["n_folds"])
         held_out = table[self.run.settings["folds_column"]].to_numpy() == fold
         usable = ~self.packs["train"].unusable_places
@@ -190,11 +191,11 @@ class Session(Inputs):
         if encoder:
             weights.save_encoder(encoder, folder / "encoder.safetensors")
         test = self.guess(fold, "test") if "test" in self.packs else None
-        crossfit.keep(self.run, fold, self.guess(fold, "train", np.flatnonzero(held_out)), test)
+        crossval.keep(self.run, fold, self.guess(fold, "train", np.flatnonzero(held_out)), test)
 
     def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
         """What a fold's saved model guesses of the places in `rows` (of all when None)."""
-        config, folder, pack = self.config, crossfit.folder(self.run, fold), self.packs[split]
+        config, folder, pack = self.config, crossval.folder(self.run, fold), self.packs[split]
         heads, encoder = Heads.load(folder / "heads.safetensors").to(self.device), None
         if config.finetune_epochs:
             encoder = self.encoder()

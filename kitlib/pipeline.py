@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kitlib import runs
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
+from kitlib.evaluation import runs
 from kitlib.notebooks import without_machine
 from kitlib.plans import Ready, check
 

@@ -24,19 +24,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kitlib import accuracy, baselines, crossfit, guesses, outliers, runs, tracking, within
+from kitlib import outliers, tracking, within
 from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Settings
 from kitlib.data import folds as saved_folds
 from kitlib.data.places import Places
-from kitlib.guesses import Guesses
+from kitlib.evaluation import baselines, crossval, guesses, metrics, runs
+from kitlib.evaluation.guesses import Guesses
+from kitlib.evaluation.runs import Run
 from kitlib.inputs import Inputs, start_run
 from kitlib.outliers import Cleaned
 from kitlib.regions import Regions
 from kitlib.regionwise import Part, failures
 from kitlib.regressors import LOSSES
-from kitlib.runs import Run
 from kitlib.scalers import KINDS
 from kitlib.views import best_device, dtype_of
 
@@ -110,7 +111,7 @@ def train(
             raise KitError(f"folds_column 'given': {places.name} has no second table whose coordinates are known")
         todo = [0]
     else:
-        todo = crossfit.chosen(places, folds_column, n_folds, only_folds)
+        todo = crossval.chosen(places, folds_column, n_folds, only_folds)
     checksums = _router_checksum(config.router, folds_column, places)
     if only_regions is not None and not config.finetune:
         raise KitError("only_regions needs finetune=True: heads on frozen features learn in all regions at once")
@@ -124,7 +125,7 @@ def train(
     def train_one(fold: int, left: float | None) -> None:
         session.train_fold(fold, devices, left, only_regions, wandb_project)
 
-    if crossfit.train_folds(run, todo, train_one, max_hours):
+    if crossval.train_folds(run, todo, train_one, max_hours):
         _finish(run, places)
     return run
 
@@ -134,7 +135,7 @@ def train_fold(
 ) -> bool:
     """Train one region's encoder in one fold of a run that `train` has started, as one of several processes."""
     run = runs.open_run(run_name)
-    part = Session(run, crossfit.reread(run, data)).part(fold)
+    part = Session(run, crossval.reread(run, data)).part(fold)
     if region not in part.models:
         raise KitError(f"region {region!r} of run {run_name}: allowed are {', '.join(part.models)}")
     return part.train_encoder(region, devices, max_hours=max_hours)
@@ -144,7 +145,7 @@ def predict(run_name: str, places: Places, split: str = "test") -> Guesses:
     """What the run's models, averaged, guess of the places of `split`; all settings are the run's own."""
     session = Session(runs.open_run(run_name), places)
     rows = np.arange(len(places.rows(split)))
-    return guesses.average([session.guess(session.part(fold), split, rows) for fold in crossfit.done(session.run)])
+    return guesses.average([session.guess(session.part(fold), split, rows) for fold in crossval.done(session.run)])
 
 
 def clean(config: Config, places: Places) -> Cleaned:
@@ -168,7 +169,7 @@ def _router_checksum(router: str, folds_column: str, places: Places) -> dict[str
     if router in ("known", "logistic"):
         return {}
     run = runs.open_run(router)
-    same = crossfit.checksums(places, folds_column).items() <= run.params["data"].items()
+    same = crossval.checksums(places, folds_column).items() <= run.params["data"].items()
     if not run.finished or not same or run.settings.get("folds_column", "stratified") != folds_column:
         raise KitError(
             f"router {router!r} must be a finished run on the same places in the same folds ({folds_column}): "
@@ -182,19 +183,19 @@ def _finish(run: Run, places: Places) -> None:
     table = within.evaluation(run)
     with storage.atomic_write(run.dir / "regions.csv") as beside:
         table.to_csv(beside)
-    found = accuracy.report(within.held_out(run)["km"]).as_dict()
+    found = metrics.report(within.held_out(run)["km"]).as_dict()
     found["median_point_km"] = float(table["median_point_km"]["all"])
     failed = {name: model for name, model in table.drop("all")["model"].items() if "failed" in model}
-    for fold in crossfit.done(run):  # a region that failed may have no place that is held out
-        failed |= failures(crossfit.folder(run, fold)) | failed
+    for fold in crossval.done(run):  # a region that failed may have no place that is held out
+        failed |= failures(crossval.folder(run, fold)) | failed
     for name, reason in failed.items():
         log.warning("run %s: region %s: %s", run.name, name, reason)
     if run.settings["folds_column"] == "given":
-        run.save_guesses("test", Guesses.load(crossfit.folder(run, 0) / "oof.npz"))
+        run.save_guesses("test", Guesses.load(crossval.folder(run, 0) / "oof.npz"))
         run.finish({"within_regions": found, "failed": failed})
         log.info("run %s: mean error %.2f km", run.name, found["mean_km"])
     else:
-        crossfit.finish(run, places, {"within_regions": found, "failed": failed})
+        crossval.finish(run, places, {"within_regions": found, "failed": failed})
 
 
 class Session(Inputs):
@@ -238,7 +239,7 @@ class Session(Inputs):
             groups = np.random.default_rng(config.seed).permutation(np.unique(group))
             stops = np.isin(group, groups[: math.ceil(config.val_share * len(groups))])
             rows, val = rows[~stops], ("train", rows[stops])
-        return Part(self, config, crossfit.folder(self.run, fold), rows, val, held)
+        return Part(self, config, crossval.folder(self.run, fold), rows, val, held)
 
     def train_fold(
         self, fold: int, devices: int, max_hours: float | None, only_regions: Sequence[str] | None, wandb_project: str
@@ -271,7 +272,7 @@ class Session(Inputs):
         split, rows = part.held
         everywhere = np.arange(len(self.places.rows("test")))
         test = self.guess(part, "test", everywhere) if split == "train" and len(everywhere) else None
-        crossfit.keep(self.run, fold, self.guess(part, split, rows), test)
+        crossval.keep(self.run, fold, self.guess(part, split, rows), test)
 
     def guess(self, part: Part, split: str, rows: np.ndarray) -> Guesses:
         """What a fold's models guess of places (B,) of a split, on the way that the router shows."""
@@ -289,7 +290,7 @@ class Session(Inputs):
             if devices == 1:
                 return part.train_encoder(name, devices, **how)
             more = ["--region", name]
-            crossfit.train_in_processes(self.run, fold, self.places.folder, devices, how["max_hours"], more)
+            crossval.train_in_processes(self.run, fold, self.places.folder, devices, how["max_hours"], more)
             return part.is_trained(name)
         except (KitError, RuntimeError, ValueError, OSError) as error:
             log.warning("run %s, fold %d, region %s: %s", self.run.name, fold, name, error)

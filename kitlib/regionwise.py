@@ -19,7 +19,7 @@ from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
 from kitlib.encoders import Encoder
-from kitlib.guesses import Guesses
+from kitlib.evaluation.guesses import Guesses
 from kitlib.inputs import Inputs
 from kitlib.learner import Batch
 from kitlib.regions import Regions

@@ -10,8 +10,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 
-from kitlib import accuracy
-from kitlib.competition import Score
+from kitlib.evaluation import metrics
+from kitlib.evaluation.metrics import Score
 from kitlib.figures import GREY, INK, PALETTE, Figure, barh, finish, geographic_order, heat, house, join_notes, new
 
 # The distances at which the field counts guesses as right (IM2GPS and everyone since).
@@ -31,7 +31,7 @@ def score_table(scores: Mapping[str, Score]) -> pd.DataFrame:
 
 def accuracy_table(km: Mapping[str, ArrayLike]) -> pd.DataFrame:
     """`accuracy.report` of errors (N,) in km side by side, one row each and the highest Geoscore last, rounded."""
-    told = {name: accuracy.report(errors) for name, errors in km.items()}
+    told = {name: metrics.report(errors) for name, errors in km.items()}
     lines = {
         name: {"Geoscore": round(report.geoscore), "mean km": _three(report.mean_km)}
         | {"median km": _three(report.median_km)}

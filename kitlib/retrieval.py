@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from kitlib import accuracy, crossfit, embedders, encoders, geo, guesses, learned, neighbours, runs, weights
+from kitlib import embedders, encoders, geo, learned, neighbours, weights
 from kitlib import gallery as galleries
 from kitlib.core import storage
 from kitlib.core.errors import KitError
@@ -33,12 +33,13 @@ from kitlib.core.settings import Settings
 from kitlib.data import folds as saved_folds
 from kitlib.data.places import Places
 from kitlib.embedders import METHODS, Embedder, Frozen
-from kitlib.guesses import Guesses
+from kitlib.evaluation import crossval, guesses, metrics, runs
+from kitlib.evaluation.guesses import Guesses
+from kitlib.evaluation.runs import Run
 from kitlib.inputs import Inputs, start_run
 from kitlib.location import load_geoclip
 from kitlib.lookup import Known, Lookup
 from kitlib.metric import LOSSES
-from kitlib.runs import Run
 from kitlib.views import best_device, dtype_of
 
 OWN = {"knn": ("by",), "metric": ("loss", "near_km"), "gps": ("gallery", "hidden", "sigmas", "geoclip")}
@@ -145,7 +146,7 @@ def train(
     out-of-fold distances. Raises KitError for an unknown fold or column, for a gallery that cannot be read, and for a
     run of that name that was started otherwise.
     """
-    todo = crossfit.chosen(places, folds_column, n_folds, only_folds)
+    todo = crossval.chosen(places, folds_column, n_folds, only_folds)
     points, checksums = config.points(), {}
     if points is not None:
         checksums["gallery"] = storage.digest(points)
@@ -160,27 +161,27 @@ def train(
             session.train_fold(fold, 1, left)
         else:
             _ = session.features  # computed once, here
-            crossfit.train_in_processes(run, fold, places.folder, devices, left)
+            crossval.train_in_processes(run, fold, places.folder, devices, left)
 
-    if not crossfit.train_folds(run, todo, train_one, max_hours):
+    if not crossval.train_folds(run, todo, train_one, max_hours):
         return run
-    done = guesses.stack([Guesses.load(crossfit.folder(run, fold) / "oof.npz") for fold in crossfit.done(run)])
+    done = guesses.stack([Guesses.load(crossval.folder(run, fold) / "oof.npz") for fold in crossval.done(run)])
     truth = places.rows("train").set_index("sample_id").loc[done.sample_id, ["latitude", "longitude"]].to_numpy()
-    crossfit.finish(run, places, {"accuracy": accuracy.report(geo.distance_km(truth, done.point())).as_dict()})
+    crossval.finish(run, places, {"accuracy": metrics.report(geo.distance_km(truth, done.point())).as_dict()})
     return run
 
 
 def train_fold(run_name: str, fold: int, data: str = "", devices: int = 1, max_hours: float | None = None) -> bool:
     """Train one fold of a run that `train` has started, in this process or as one of several; True when it is done."""
     run = runs.open_run(run_name)
-    Session(run, crossfit.reread(run, data)).train_fold(fold, devices, max_hours)
-    return crossfit.is_done(run, fold)
+    Session(run, crossval.reread(run, data)).train_fold(fold, devices, max_hours)
+    return crossval.is_done(run, fold)
 
 
 def predict(run_name: str, places: Places, split: str = "test") -> Guesses:
     """What the run's galleries, averaged, guess of the places of `split`; all settings are the run's own."""
     session = Session(runs.open_run(run_name), places)
-    return guesses.average([session.guess(fold, split) for fold in crossfit.done(session.run)])
+    return guesses.average([session.guess(fold, split) for fold in crossval.done(session.run)])
 
 
 class Session(Inputs):
@@ -193,7 +194,7 @@ class Session(Inputs):
 
     def train_fold(self, fold: int, devices: int = 1, max_hours: float | None = None) -> None:
         """Embedder, gallery, k and temperature of one fold, then its guesses; returns early when the hours are over."""
-        config, folder = self.config, crossfit.folder(self.run, fold)
+        config, folder = self.config, crossval.folder(self.run, fold)
         known, held_out = self.known(fold)
         if config.method == "knn":
             embedder: Embedder = Frozen.fit(self.features["train"][known.rows], config.by)
@@ -213,7 +214,7 @@ class Session(Inputs):
         with storage.atomic_write(folder / "choice.csv") as beside:
             tried.to_csv(beside, index=False)
         test = self.guess(fold, "test") if "test" in self.packs else None
-        crossfit.keep(self.run, fold, self.guess(fold, "train", held_out), test)
+        crossval.keep(self.run, fold, self.guess(fold, "train", held_out), test)
 
     def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
         """What a fold's gallery says of the places in `rows` (of all when None)."""
@@ -227,13 +228,13 @@ class Session(Inputs):
 
     def lookup(self, fold: int) -> Lookup:
         """The model of a fold that is done."""
-        return Lookup.load(crossfit.folder(self.run, fold), self.config.method, self.config.by)
+        return Lookup.load(crossval.folder(self.run, fold), self.config.method, self.config.by)
 
     def features_of(self, fold: int) -> dict[str, torch.Tensor]:
         """Features as `features`, by the encoder that a fold trained where it did; computed once and kept."""
         if not self.config.finetune_epochs:
             return self.features
-        encoder, folder = self.encoder(), crossfit.folder(self.run, fold)
+        encoder, folder = self.encoder(), crossval.folder(self.run, fold)
         weights.load_encoder(encoder, folder / "encoder.safetensors")
         return self.embed(encoder, folder / "embeddings")
 

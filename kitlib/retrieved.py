@@ -11,16 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from kitlib import crossfit, lookup, neighbours
+from kitlib import lookup, neighbours
 from kitlib.data.places import Places
 from kitlib.embedders import Frozen
+from kitlib.evaluation import crossval
+from kitlib.evaluation.runs import Run
 from kitlib.retrieval import Session
-from kitlib.runs import Run
 
 
 def choices(run: Run) -> pd.DataFrame:
     """What each k and temperature came to in each done fold, on training places: fold, k, temperature, final, km."""
-    files = {fold: crossfit.folder(run, fold) / "choice.csv" for fold in crossfit.done(run)}
+    files = {fold: crossval.folder(run, fold) / "choice.csv" for fold in crossval.done(run)}
     return pd.concat([pd.read_csv(file).assign(fold=fold) for fold, file in files.items()], ignore_index=True)
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kitlib import accuracy, geo
+from kitlib import geo
 from kitlib.answers import NAMES, Answer, read
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Settings
+from kitlib.evaluation import metrics as accuracy
 from kitlib.labels import Labels, normalised
 from kitlib.prompts import Form
 

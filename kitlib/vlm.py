@@ -19,13 +19,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kitlib import crossfit, guesses, remote, runs, vlm_models
+from kitlib import remote, vlm_models
 from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
-from kitlib.guesses import Guesses
+from kitlib.evaluation import crossval, guesses, runs
+from kitlib.evaluation.guesses import Guesses
+from kitlib.evaluation.runs import Run
 from kitlib.inputs import precision
-from kitlib.runs import Run
 from kitlib.vlm_remote import RemoteSession
 from kitlib.vlm_session import Session, task_of
 from kitlib.vlm_settings import RATES, Config
@@ -54,39 +55,39 @@ def train(
     vlm_models.check(config.model, config.four_bit, config.vllm)
     if config.model.startswith("tinker:"):
         remote.check()
-    todo = crossfit.chosen(places, folds_column, n_folds, [0] if only_folds is None else only_folds)
+    todo = crossval.chosen(places, folds_column, n_folds, [0] if only_folds is None else only_folds)
     settings = asdict(config) | {"family": "vlm", "folds_column": folds_column, "n_folds": n_folds}
     settings["rate"] = config.rate or RATES[config.method]
     settings["precision"] = precision(run_name, overwrite)
-    data = crossfit.checksums(places, folds_column)
+    data = crossval.checksums(places, folds_column)
     if config.start_from:
         data["start_from"] = _trained_before(settings, data, todo)
-    run = runs.start(run_name, settings | crossfit.source(places), data=data, overwrite=overwrite)
+    run = runs.start(run_name, settings | crossval.source(places), data=data, overwrite=overwrite)
     opened = session(run, places)
 
     def train_one(fold: int, left: float | None) -> None:
         if devices == 1:
             opened.train_fold(fold, 1, left)
         else:
-            crossfit.train_in_processes(run, fold, places.folder, devices, left)
+            crossval.train_in_processes(run, fold, places.folder, devices, left)
 
-    if crossfit.train_folds(run, todo, train_one, max_hours):
-        choices = {str(fold): opened.choice(fold) for fold in crossfit.done(run)}
-        crossfit.finish(run, places, {"states_by": choices})
+    if crossval.train_folds(run, todo, train_one, max_hours):
+        choices = {str(fold): opened.choice(fold) for fold in crossval.done(run)}
+        crossval.finish(run, places, {"states_by": choices})
     return run
 
 
 def train_fold(run_name: str, fold: int, data: str = "", devices: int = 1, max_hours: float | None = None) -> bool:
     """Train one fold of a run that `train` has started, in this process or as one of several; True when it is done."""
     run = runs.open_run(run_name)
-    session(run, crossfit.reread(run, data)).train_fold(fold, devices, max_hours)
-    return crossfit.is_done(run, fold)
+    session(run, crossval.reread(run, data)).train_fold(fold, devices, max_hours)
+    return crossval.is_done(run, fold)
 
 
 def predict(run_name: str, places: Places, split: str = "test") -> Guesses:
     """What the run's models, averaged, guess of the places of `split`; all settings are the run's own."""
     opened = session(runs.open_run(run_name), places)
-    return guesses.average([opened.guess(fold, split) for fold in crossfit.done(opened.run)])
+    return guesses.average([opened.guess(fold, split) for fold in crossval.done(opened.run)])
 
 
 def session(run: Run, places: Places) -> Session:
@@ -98,10 +99,10 @@ def session(run: Run, places: Places) -> Session:
 def merge(run_name: str, out: str | Path, fold: int | None = None) -> Path:
     """Write a fold's model, the first done fold's when None, with its adapter merged, for transformers and vLLM."""
     run = runs.open_run(run_name)
-    done = crossfit.done(run)
+    done = crossval.done(run)
     if not done or (fold is not None and fold not in done):
         raise KitError(f"run {run_name}: fold {fold} is not trained; there are {done or 'none'}")
-    folder = crossfit.folder(run, done[0] if fold is None else fold)
+    folder = crossval.folder(run, done[0] if fold is None else fold)
     return vlm_models.merge(run.settings["model"], folder, Path(out))
 
 
@@ -110,7 +111,7 @@ def _trained_before(settings: dict[str, Any], data: dict[str, str], todo: Sequen
     name = settings["start_from"]
     before = runs.open_run(name)
     was = before.settings
-    if was["family"] != "vlm" or not crossfit.done(before):
+    if was["family"] != "vlm" or not crossval.done(before):
         raise KitError(f"start_from={name!r}: wanted is a run of this family with a trained fold")
     for key in ("model", "lora_rank", "lora_attention_only"):
         if was[key] != settings[key]:
@@ -119,6 +120,6 @@ def _trained_before(settings: dict[str, Any], data: dict[str, str], todo: Sequen
         same = [key for key in ("folds_column", "n_folds") if was[key] != settings[key]]
         if same or before.params["data"].get("folds") != data.get("folds"):
             raise KitError(f"start_from={name!r} was trained on other folds: it has seen places that are held out here")
-        if missing := sorted(set(todo) - set(crossfit.done(before))):
-            raise KitError(f"start_from={name!r} has no fold {missing[0]}: there are {crossfit.done(before)}")
+        if missing := sorted(set(todo) - set(crossval.done(before))):
+            raise KitError(f"start_from={name!r} has no fold {missing[0]}: there are {crossval.done(before)}")
     return storage.digest(json.dumps(before.params["settings"], sort_keys=True), before.params["started"])

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from kitlib import competition, fallback, geo, vlm_talk
+from kitlib import fallback, geo, vlm_talk
 from kitlib.answers import Answer
 from kitlib.data.places import Places
 from kitlib.environments import Graded
-from kitlib.guesses import Guesses
+from kitlib.evaluation import metrics
+from kitlib.evaluation.guesses import Guesses
 from kitlib.labels import Labels
 from kitlib.prompts import Form, Message, ask
 from kitlib.vlm_data import Cases
@@ -123,7 +124,7 @@ def _lines(form: Form, names: Labels, tokenizer: Any) -> list[Tokens]:
 
 def seen(guess: Guesses, talks: Sequence[Sequence[Talk]], places: Places) -> dict[str, float]:
     """How held-out places went: the score with fallbacks in it, the mean reward, the share of replies that parsed."""
-    score = competition.score_guesses(guess, places)
+    score = metrics.score_guesses(guess, places)
     flat = [talk for row in talks for talk in row]
     return {
         "final": score.final,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from kitlib import crossfit, remote
+from kitlib import remote
+from kitlib.evaluation import crossval
 from kitlib.remote_envs import Batches
 from kitlib.vlm_data import Cases
 from kitlib.vlm_said import Said
@@ -71,7 +72,7 @@ class RemoteSession(Session):
     def _said(self, fold: int, cases: Cases, likelihood: bool = False, number: int = 0) -> Said:
         """What a fold's training has come to says of cases, at first what the published model says."""
         config = self.config
-        client = remote.sampling_client(self.name, crossfit.folder(self.run, fold) / config.method / "tinker")
+        client = remote.sampling_client(self.name, crossval.folder(self.run, fold) / config.method / "tinker")
         talks = remote.sampled(
             cases,
             self.task,

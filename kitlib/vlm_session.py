@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from kitlib import competition, crossfit, guesses, rollouts, runs, vlm_data, vlm_models, vlm_said
+from kitlib import rollouts, vlm_data, vlm_models, vlm_said
 from kitlib.core import storage
 from kitlib.data import folds as saved_folds
 from kitlib.data import pictures
 from kitlib.data.places import SPLITS, Places
-from kitlib.guesses import Guesses
+from kitlib.evaluation import crossval, guesses, metrics, runs
+from kitlib.evaluation.guesses import Guesses
+from kitlib.evaluation.runs import Run
 from kitlib.labels import from_table
-from kitlib.runs import Run
 from kitlib.views import best_device, dtype_of
 from kitlib.vlm_data import Cases
 from kitlib.vlm_guess import Prior, asked, seen
@@ -54,7 +55,7 @@ class Session:
         """Train on what a fold does not hold out, then guess; returns early when the hours are over."""
         from kitlib import vlm_fit
 
-        folder = crossfit.folder(self.run, fold)
+        folder = crossval.folder(self.run, fold)
         deadline = None if max_hours is None else time.monotonic() + max_hours * 3600
         if not vlm_fit.is_done(folder / self.config.method) and not self._fit(fold, folder, devices, max_hours):
             return
@@ -66,7 +67,7 @@ class Session:
             test = self.guess(fold, "test", deadline=deadline) if "test" in self.packs else None
         except OutOfTime:
             return
-        crossfit.keep(self.run, fold, held, test)
+        crossval.keep(self.run, fold, held, test)
 
     def _fit(self, fold: int, folder: Path, devices: int, max_hours: float | None) -> bool:
         """Train to the end, or until the hours are over; False when it is not at its end."""
@@ -104,8 +105,8 @@ class Session:
         config = self.config
         if config.start_from:
             before = runs.open_run(config.start_from)
-            done = crossfit.done(before)
-            folder = crossfit.folder(before, fold if fold in done else done[0])
+            done = crossval.done(before)
+            folder = crossval.folder(before, fold if fold in done else done[0])
             return vlm_models.reload(config.model, folder, self.dtype, four_bit=config.four_bit, learn=True)
         dtype = self.dtype if config.lora_rank else torch.float32  # half precision would lose small steps
         model, processor = vlm_models.load(config.model, dtype, config.four_bit)
@@ -125,7 +126,7 @@ class Session:
 
     def recorder(self, fold: int) -> Recorder:
         """What writes a fold's conversations: those of the first fold are the run's own."""
-        there = self.run.dir if not set(crossfit.done(self.run)) - {fold} else crossfit.folder(self.run, fold)
+        there = self.run.dir if not set(crossval.done(self.run)) - {fold} else crossval.folder(self.run, fold)
         return Recorder(rollouts.Writer(there / "rollouts"), self.config.environment)
 
     def prior(self, fold: int) -> Prior:
@@ -149,7 +150,7 @@ class Session:
 
     def choice(self, fold: int) -> dict[str, Any]:
         """How a fold finds its states."""
-        return json.loads((crossfit.folder(self.run, fold) / "choice.json").read_text())
+        return json.loads((crossval.folder(self.run, fold) / "choice.json").read_text())
 
     def _look(
         self,
@@ -180,7 +181,7 @@ class Session:
         """Guesses for places with pictures, with the states found in each of some ways: samples, likelihood."""
         pack, prior, likelihood = self.packs[split], self.prior(fold), "likelihood" in ways
         said = vlm_said.kept(
-            crossfit.folder(self.run, fold) / "said",
+            crossval.folder(self.run, fold) / "said",
             f"{split}-{storage.digest(self.places.checksum, pack.checksum, rows, str(likelihood))}",
             self.cases(split, rows),
             self.task,
@@ -206,9 +207,9 @@ class Session:
         """Guesses for held-out places, by the better way to find states; choice.json says what each one scores."""
         rows = held_out[~self.packs["train"].unusable_places[held_out]]
         said = self._guessed(fold, "train", rows, self.ways, deadline)
-        scores = {way: competition.score_guesses(guess, self.places).state for way, guess in said.items()}
+        scores = {way: metrics.score_guesses(guess, self.places).state for way, guess in said.items()}
         chosen = max(scores, key=lambda way: scores[way])
-        storage.write_json(crossfit.folder(self.run, fold) / "choice.json", {"chosen": chosen, "state_scores": scores})
+        storage.write_json(crossval.folder(self.run, fold) / "choice.json", {"chosen": chosen, "state_scores": scores})
         return said[chosen]
 
     @cached_property
@@ -220,7 +221,7 @@ class Session:
         if fold not in self._loaded:
             self._loaded.clear()
             config = self.config
-            folder = crossfit.folder(self.run, fold)
+            folder = crossval.folder(self.run, fold)
             model, processor = vlm_models.reload(config.model, folder, self.dtype, four_bit=config.four_bit)
             self._loaded[fold] = (model if config.four_bit else model.to(best_device())), processor
         return self._loaded[fold]

@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from kitlib import competition, geo
+from kitlib import geo
 from kitlib.core import storage
 from kitlib.core.errors import KitError
-from kitlib.guesses import Guesses
+from kitlib.evaluation import metrics
+from kitlib.evaluation.guesses import Guesses
 
 KS = (5, 10, 20, 40, 80)
 TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -155,7 +156,7 @@ def choose(
             weights = vote.weights(similarity)
             best = np.argsort(-vote.state_probs(weights, nearest, entries), axis=1, kind="stable")[:, :5]
             said = geo.geometric_median(entries.points[nearest], weights)
-            score = competition.score_arrays(state_idx, points, entries.state_idx[best], said)
+            score = metrics.score_arrays(state_idx, points, entries.state_idx[best], said)
             lines.append((k, temperature, score.final, score.mean_km, score.median_km))
     table = pd.DataFrame(lines, columns=["k", "temperature", "final", "mean_km", "median_km"])
     first = table.iloc[int(table["final"].argmax())]

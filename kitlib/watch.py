@@ -30,9 +30,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kitlib import rollouts, runs
+from kitlib import rollouts
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
+from kitlib.evaluation import runs
 from kitlib.geo import outlines
 
 PAGE = {"/": "watch.html"} | {f"/{name}": name for name in ("watch.css", "watch.js", "watch_map.js", "watch_charts.js")}

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kitlib import crossfit, geo
+from kitlib import geo
+from kitlib.evaluation import crossval
+from kitlib.evaluation.runs import Run
 from kitlib.geo import projection
-from kitlib.runs import Run
 
 
 def held_out(run: Run) -> pd.DataFrame:
     """Each held-out place by the regressor of its true region: where it is, what was said, and the error in km."""
-    files = [crossfit.folder(run, fold) / "held_out.parquet" for fold in crossfit.done(run)]
+    files = [crossval.folder(run, fold) / "held_out.parquet" for fold in crossval.done(run)]
     return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
 
 

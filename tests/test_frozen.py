@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from kitlib import competition, frozen, runs
+from kitlib import frozen
 from kitlib.data import readers
+from kitlib.evaluation import metrics, runs
 
 
 def test_the_baseline_is_a_run_that_is_made_once(home, small_sample, monkeypatch):
     data = readers.read(small_sample)
     run = frozen.logistic(data, "tiny", n_folds=3)
     assert run.name == f"{data.name}-logistic-tiny"
-    assert run.metrics["oof"]["final"] == competition.score_guesses(run.guesses("oof"), data).final
+    assert run.metrics["oof"]["final"] == metrics.score_guesses(run.guesses("oof"), data).final
     assert set(run.guesses("test").sample_id) == set(data.sample_id("test"))
     assert runs.finished_on(data.checksum) == [run.name]
 

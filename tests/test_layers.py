@@ -74,7 +74,8 @@ def test_from_outside_a_family_only_its_face_is_imported(module):
 
 
 def test_plotting_and_learning_libraries_are_not_imported_by_the_tables():
-    program = "import sys\nimport kitlib.data.readers, kitlib.runs, kitlib.competition, kitlib.data.folds\n"
+    program = "import sys\nimport kitlib.data.readers, kitlib.data.folds\n"
+    program += "import kitlib.evaluation.runs, kitlib.evaluation.submission\n"
     unwanted = "{'matplotlib', 'sklearn', 'seaborn', 'folium', 'datasets', 'shapely'}"
     program += f"print(*sorted({unwanted} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -13,10 +13,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, geo, multiview, runs
+from kitlib import geo, multiview
 from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.data import folds, readers
+from kitlib.evaluation import crossval, metrics, runs
 from kitlib.heads import Classes, Heads
 from kitlib.multiview import Config
 
@@ -82,7 +83,7 @@ def test_a_run_has_guesses_for_every_place_and_a_score(world, trained):
     assert sorted(oof.sample_id) == sorted(world.sample_id("train"))
     assert sorted(test.sample_id) == sorted(world.sample_id("test"))
     assert oof.state_idx.tolist() == test.state_idx.tolist() == world.states["state_idx"].tolist()
-    assert trained.metrics["oof"] == competition.score_guesses(oof, world).as_dict()
+    assert trained.metrics["oof"] == metrics.score_guesses(oof, world).as_dict()
     assert set(trained.metrics["folds"]) == {"0", "1", "2"}
     assert trained.params["settings"]["temperature_km"] == 75.0
 
@@ -90,7 +91,7 @@ def test_a_run_has_guesses_for_every_place_and_a_score(world, trained):
 def test_held_out_places_taught_nothing(world, trained):
     """The classes of a fold are those of the other folds' places alone."""
     held_out = folds.load_or_make(world, n_folds=3)["stratified"].to_numpy() == 1
-    heads = Heads.load(crossfit.folder(trained, 1) / "heads.safetensors")
+    heads = Heads.load(crossval.folder(trained, 1) / "heads.safetensors")
     assert heads.classes.state_count.sum() == (~held_out).sum()
     others = world.points("train")[~held_out]
     assert geo.nearest(heads.classes.cell_points, others)[0].max() < 2000
@@ -109,10 +110,10 @@ def test_fine_tuning_changed_the_encoder_and_history_tells(trained):
 
     from kitlib import encoders
 
-    weights = load_file(crossfit.folder(trained, 0) / "encoder.safetensors")
+    weights = load_file(crossval.folder(trained, 0) / "encoder.safetensors")
     before = encoders.load("tiny").state_dict()
     assert any(not torch.equal(before[name], tensor) for name, tensor in weights.items())
-    history = crossfit.history(trained)
+    history = crossval.history(trained)
     assert set(history["phase"]) == {"heads", "finetune"} and set(history["fold"]) == {0, 1, 2}
     assert history.loc[history["phase"] == "finetune", "held_out_gps_km"].gt(0).all()
     assert history["true_state_mass"].between(0.3, 1).all()
@@ -125,9 +126,9 @@ def test_an_encoder_that_cannot_be_had_is_refused_before_a_run_begins(world):
 
 
 def test_a_finished_run_is_only_opened_and_another_config_refused(world, trained):
-    stamp = (trained.dir / "oof.npz").stat().st_mtime_ns, (crossfit.folder(trained, 0) / "oof.npz").stat().st_mtime_ns
+    stamp = (trained.dir / "oof.npz").stat().st_mtime_ns, (crossval.folder(trained, 0) / "oof.npz").stat().st_mtime_ns
     multiview.train(SMALL, world, "whole", n_folds=3)
-    assert (crossfit.folder(trained, 0) / "oof.npz").stat().st_mtime_ns == stamp[1]
+    assert (crossval.folder(trained, 0) / "oof.npz").stat().st_mtime_ns == stamp[1]
     with pytest.raises(KitError, match=r"hidden was 16, now 8"):
         multiview.train(dataclasses.replace(SMALL, hidden=8), world, "whole", n_folds=3)
 
@@ -228,7 +229,7 @@ def test_train_fold_by_the_run_alone(world):
     multiview.train(HEADS, world, "alone", n_folds=3, only_folds=[1], max_hours=1e-9)
     command = [sys.executable, "-m", "kitlib", "train-fold", "alone", "2", "--data", str(world.folder)]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert crossfit.done(runs.open_run("alone")) == [2]
+    assert crossval.done(runs.open_run("alone")) == [2]
 
 
 def test_params_tell_everything_and_no_machine(trained):

@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("trl")
 
-from kitlib import crossfit, pipeline, rollouts, runs, tiny_vlm, vlm_models
+from kitlib import pipeline, rollouts, tiny_vlm, vlm_models
+from kitlib.evaluation import crossval, runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -20,7 +21,7 @@ def test_a_published_model_goes_through_the_plan(home, small_sample, tmp_path):
     pipeline.run_plan("qwen", {name: str(value) for name, value in settings.items()})
     sft, grpo = (runs.open_run(f"qwen-{method}") for method in ("sft", "grpo"))
     assert {sft.settings["rate"], grpo.settings["rate"]} == {1e-4, 1e-5}
-    assert all(vlm_models.saved(crossfit.folder(run, 0)).name == "adapter" for run in (sft, grpo))
+    assert all(vlm_models.saved(crossval.folder(run, 0)).name == "adapter" for run in (sft, grpo))
     said = rollouts.read(grpo.dir / "rollouts")
     assert said.loc[said["phase"] == "train", "tau_km"].unique().tolist() == [2000.0, 25.0]
     assert len(grpo.guesses("test")) and grpo.metrics["oof"]["final"] > 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from kitlib import competition, pipeline, runs
+from kitlib import pipeline
+from kitlib.evaluation import runs, submission
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -17,7 +18,7 @@ def test_real_photographs_end_with_a_valid_submission_that_beats_the_commonest_s
     settings |= {"EPOCHS": 10}
     pipeline.run_plan("real", {name: str(value) for name, value in settings.items()})
     template = pd.read_csv(real_us / "sample_submission.csv")
-    competition.validate(home / "submissions/real.csv", template, real_us / "state_mapping.csv")
+    submission.validate(home / "submissions/real.csv", template, real_us / "state_mapping.csv")
     assert len(pd.read_csv(home / "submissions/real.csv")) == len(template) == 135
     for name in ("real-multiview", "real-retrieval", "real-retrieval-gps", "real-regional"):
         scores = runs.open_run(name).metrics["oof"]

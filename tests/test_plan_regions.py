@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kitlib import pipeline, runs
+from kitlib import pipeline
 from kitlib.core.errors import KitError
+from kitlib.evaluation import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from kitlib import competition, pipeline
+from kitlib import pipeline
+from kitlib.evaluation import submission as competition
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -13,9 +13,10 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from kitlib import competition, crossfit, geo, regional, regionwise, runs, within
+from kitlib import geo, regional, regionwise, within
 from kitlib.core.errors import KitError
 from kitlib.data import folds, readers
+from kitlib.evaluation import crossval, metrics, runs
 from kitlib.geo import projection
 from kitlib.regional import Config
 from kitlib.scalers import RegionScaler
@@ -60,7 +61,7 @@ def test_a_run_guesses_every_place_out_of_fold_and_the_test(routed, world):
     assert sorted(oof.sample_id) == sorted(world.sample_id("train"))
     assert sorted(test.sample_id) == sorted(world.sample_id("test"))
     assert np.allclose(oof.weights.sum(1), 1, atol=1e-5) and oof.answered.all()
-    assert routed.metrics["oof"] == competition.score_guesses(oof, world).as_dict()
+    assert routed.metrics["oof"] == metrics.score_guesses(oof, world).as_dict()
     assert routed.metrics["oof"]["n"] == 60
 
 
@@ -107,9 +108,9 @@ def test_the_evaluation_adds_up(routed):
 def test_the_scalers_are_beside_the_models(routed, world):
     part = regional.Session(routed, world).part(1)
     for scaler, name in zip(part.scalers, part.regions.names, strict=True):
-        loaded = RegionScaler.load(crossfit.folder(routed, 1), name)
+        loaded = RegionScaler.load(crossval.folder(routed, 1), name)
         assert np.array_equal(loaded.transform([[40.0, -90.0]]), scaler.transform([[40.0, -90.0]]))
-    assert (crossfit.folder(routed, 1) / "heads.safetensors").is_file()
+    assert (crossval.folder(routed, 1) / "heads.safetensors").is_file()
 
 
 def test_a_finished_run_is_opened_and_its_models_say_the_same_again(routed, world):
@@ -153,7 +154,7 @@ def finetuned(cities):
 
 
 def test_the_published_pipeline_with_encoders(finetuned):
-    folder = crossfit.folder(finetuned, 0)
+    folder = crossval.folder(finetuned, 0)
     for name in ("region_1", "region_2", "pooled"):
         assert (folder / name / "finished.ckpt").is_file()
         history = pd.read_csv(folder / name / "history.csv")
@@ -222,7 +223,7 @@ def test_two_processes_train_a_region(cities):
     run = regional.train(
         dataclasses.replace(ENCODERS, epochs=1), cities, "two", folds_column="given", only_regions=["1"], devices=2
     )
-    assert (crossfit.folder(run, 0) / "region_1/finished.ckpt").is_file()
+    assert (crossval.folder(run, 0) / "region_1/finished.ckpt").is_file()
 
 
 @pytest.mark.slow

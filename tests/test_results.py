@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from figure_helper import DISTANCE, NAMES, NOTE, png, texts
 
-from kitlib import competition, results
+from kitlib import results
+from kitlib.evaluation import metrics
 
 RNG = np.random.default_rng(0)
 
@@ -23,8 +24,8 @@ def test_confusion_rows_are_shares_and_empty_states_stay_blank():
 
 def test_score_table_puts_the_best_last_in_whole_kilometres():
     truth, points = [3, 4], [[0.0, 0.0], [0.0, 0.0]]
-    good = competition.score_arrays(truth, points, [[3], [4]], points)
-    bad = competition.score_arrays(truth, points, [[4], [3]], [[0.0, 1.0], [0.0, 1.0]])
+    good = metrics.score_arrays(truth, points, [[3], [4]], points)
+    bad = metrics.score_arrays(truth, points, [[4], [3]], [[0.0, 1.0], [0.0, 1.0]])
     table = results.score_table({"good": good, "bad": bad})
     assert table.index.tolist() == ["bad", "good"]
     assert table.loc["good", "final"] == 1

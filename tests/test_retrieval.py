@@ -13,9 +13,10 @@ torch = pytest.importorskip("torch")
 
 import geoclip_reference
 
-from kitlib import competition, crossfit, embedders, geo, location, retrieval, retrieved, runs, vote, weights
+from kitlib import embedders, geo, location, retrieval, retrieved, vote, weights
 from kitlib.core.errors import KitError
 from kitlib.data import folds, readers
+from kitlib.evaluation import crossval, metrics, runs
 from kitlib.retrieval import Config, Session
 
 KNN = Config(encoder="tiny", mirror=False)
@@ -35,7 +36,7 @@ def check(run, world):
     assert sorted(oof.sample_id) == sorted(world.sample_id("train"))
     assert sorted(test.sample_id) == sorted(world.sample_id("test"))
     assert oof.answered.all() and (oof.state_probs > 0).all()
-    assert run.metrics["oof"] == competition.score_guesses(oof, world).as_dict()
+    assert run.metrics["oof"] == metrics.score_guesses(oof, world).as_dict()
     assert run.metrics["accuracy"]["mean_km"] == pytest.approx(run.metrics["oof"]["mean_km"])
 
 
@@ -61,7 +62,7 @@ def test_k_and_temperature_are_chosen_without_the_held_out_fold(knn, world):
     of_fold, group = table["stratified"].to_numpy(), table["group"].to_numpy()
     assert np.array_equal(known.rows, known.asking) and not set(known.rows) & set(held_out)
     assert [part.tolist() for part in known.apart] == [group.tolist(), of_fold.tolist()]
-    chosen = known.lookup(embedders.load(crossfit.folder(knn, 1), "knn", "mean"))[0].vote
+    chosen = known.lookup(embedders.load(crossval.folder(knn, 1), "knn", "mean"))[0].vote
     assert chosen == Session(knn, world).lookup(1).vote
 
 
@@ -97,10 +98,10 @@ def test_metric_learns_and_goes_on_where_it_was_cut_short(world):
     whole = retrieval.train(METRIC, world, "whole", n_folds=3, only_folds=[0])
     again, first = whole.guesses("oof"), run.guesses("oof").at(whole.guesses("oof").sample_id)
     assert np.allclose(again.state_probs, first.state_probs, atol=1e-6)
-    before = [(crossfit.folder(run, fold) / "gallery.npz").stat().st_mtime_ns for fold in range(3)]
+    before = [(crossval.folder(run, fold) / "gallery.npz").stat().st_mtime_ns for fold in range(3)]
     (run.dir / "metrics.json").unlink()
     retrieval.train(METRIC, world, "metric", n_folds=3)
-    assert before == [(crossfit.folder(run, fold) / "gallery.npz").stat().st_mtime_ns for fold in range(3)]
+    assert before == [(crossval.folder(run, fold) / "gallery.npz").stat().st_mtime_ns for fold in range(3)]
 
 
 @pytest.mark.slow
@@ -113,7 +114,7 @@ def test_the_encoder_learns_too_and_its_features_are_kept(world, config):
     assert plain.shape == own.shape and not torch.allclose(plain, own, atol=1e-2)
     again = session.guess(0, "train", session.known(0)[1])
     assert np.array_equal(again.state_probs, run.guesses("oof").at(again.sample_id).state_probs)
-    assert set(crossfit.history(run)["phase"]) == {config.method, "finetune"}
+    assert set(crossval.history(run)["phase"]) == {config.method, "finetune"}
     assert (run.guesses("test").state_probs > 0).all()
 
 
@@ -122,7 +123,7 @@ def test_lora_on_a_clip_tower_goes_on_and_predicts(world, clip):
     config = dataclasses.replace(METRIC, encoder=clip, finetune_epochs=1, lora_rank=2, finetune_batch=16)
     assert not retrieval.train(config, world, "clip", n_folds=3, only_folds=[1], max_hours=1e-9).finished
     run = retrieval.train(config, world, "clip", n_folds=3, only_folds=[1])
-    learned = weights.read(crossfit.folder(run, 1) / "encoder.safetensors")[0]
+    learned = weights.read(crossval.folder(run, 1) / "encoder.safetensors")[0]
     assert learned and all("_proj" in name for name in learned)
     again = retrieval.predict("clip", world)
     assert np.array_equal(again.state_probs, run.guesses("test").state_probs)
@@ -186,7 +187,7 @@ def test_gps_takes_a_file_or_training_places(world, tmp_path):
     assert run.guesses("oof").weights.shape[1] == 3
     config = dataclasses.replace(GPS, gallery="train", gallery_size=20)
     run = retrieval.train(config, world, "budget", n_folds=3, only_folds=[0])
-    entries, _ = vote.Entries.load(crossfit.folder(run, 0) / "gallery.npz")
+    entries, _ = vote.Entries.load(crossval.folder(run, 0) / "gallery.npz")
     assert len(entries.points) == 20 and geo.nearest(entries.points, world.points("train"))[0].max() < 1e-3
 
 

@@ -19,24 +19,12 @@ hf = pytest.importorskip("transformers")
 pytest.importorskip("trl")
 
 from kitlib import __main__ as cli
-from kitlib import (
-    competition,
-    crossfit,
-    prompts,
-    rollouts,
-    tiny_vlm,
-    views,
-    vlm,
-    vlm_data,
-    vlm_guess,
-    vlm_models,
-    vlm_said,
-    vlm_talk,
-)
+from kitlib import prompts, rollouts, tiny_vlm, views, vlm, vlm_data, vlm_guess, vlm_models, vlm_said, vlm_talk
 from kitlib.answers import Answer
 from kitlib.core.errors import KitError
 from kitlib.data import pictures, readers
 from kitlib.data.sample import toy
+from kitlib.evaluation import crossval, metrics
 from kitlib.labels import Labels
 from kitlib.rewards import Weights, turn_advantages
 from kitlib.vlm_grpo import PlaceTrainer
@@ -98,7 +86,7 @@ def task(environment: str = "single") -> Task:
 
 
 def learned(run) -> dict[str, torch.Tensor]:
-    return vlm_models.reload(run.settings["model"], crossfit.folder(run, 0), torch.float32)[0].state_dict()
+    return vlm_models.reload(run.settings["model"], crossval.folder(run, 0), torch.float32)[0].state_dict()
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -259,17 +247,17 @@ def test_a_stream_comes_mixed_capped_and_without_what_is_broken(tmp_path):
 def test_fine_tuning_guesses_what_it_did_not_see_and_records_it(sft, data):
     oof, test = sft.guesses("oof"), sft.guesses("test")
     assert len(oof) == 12 and sorted(test.sample_id) == sorted(data.sample_id("test"))
-    assert sft.metrics["oof"] == competition.score_guesses(oof, data).as_dict()
+    assert sft.metrics["oof"] == metrics.score_guesses(oof, data).as_dict()
     chosen = sft.metrics["states_by"]["0"]
     assert chosen["state_scores"][chosen["chosen"]] == max(chosen["state_scores"].values())
     assert np.array_equal(vlm.predict("sft", data).points, test.points)
-    history = crossfit.history(sft)
+    history = crossval.history(sft)
     assert history["loss"].iloc[1] > 2 * history["loss"].dropna().iloc[-1]
     looks = history.dropna(subset=["eval_reward"])
     assert looks["step"].tolist() == [0, 80] and looks["eval_parsed"].iloc[0] == 0 < looks["eval_parsed"].iloc[1]
     said = rollouts.read(sft.dir / "rollouts")
     assert set(said["phase"]) == {"eval"} and len(said) == 2 * 6 * 2
-    assert not list(crossfit.folder(sft, 0).glob("sft/checkpoint-*"))
+    assert not list(crossval.folder(sft, 0).glob("sft/checkpoint-*"))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -281,7 +269,7 @@ def test_fine_tuning_goes_on_to_the_same_weights(data, precision, monkeypatch):
         run = vlm.train(config, data, f"parts-{precision}", max_hours=1e-9)
     assert run.settings["precision"] == precision
     assert run.finished and same(learned(whole), learned(run))
-    assert len(crossfit.history(run)) == len(crossfit.history(whole))
+    assert len(crossval.history(run)) == len(crossval.history(whole))
 
 
 def test_guessing_goes_on_where_it_was_stopped(sft, data, monkeypatch):
@@ -327,7 +315,7 @@ def test_groups_are_centred_tau_follows_the_steps_and_constant_groups_are_counte
         assert abs(group["advantage"].sum()) < 1e-3
         assert (group["advantage"].rank() == group["reward"].rank()).all()
         constant += int(group["reward"].nunique() == 1)
-    history = crossfit.history(grpo)
+    history = crossval.history(grpo)
     assert history["groups/constant"].sum() == constant
     assert history["tau_km"].dropna().round().tolist() == [8000, 5040, 3175, 2000]
     assert all((grpo.dir / "rollouts/pictures" / name).is_file() for names in train["pictures"] for name in names)
@@ -344,7 +332,7 @@ def test_reinforcement_learning_goes_on_to_the_same_weights_and_tau(grpo, data):
 def test_a_checkpoint_that_was_cut_short_is_passed_over(data):
     config = dataclasses.replace(GRPO, checkpoint_steps=1)
     run = vlm.train(config, data, "cut", max_hours=1e-9)
-    inner = crossfit.folder(run, 0) / "grpo"
+    inner = crossval.folder(run, 0) / "grpo"
     shutil.copytree(inner / "checkpoint-1", inner / "checkpoint-2")
     (inner / "checkpoint-2/trainer_state.json").write_text('{"epoch":')
     vlm.train(config, data, "cut", max_hours=1e-9)
@@ -359,7 +347,7 @@ def test_several_turns_with_lora_on_the_other_generation(data, environment):
     run = vlm.train(config, data, environment)
     said = rollouts.read(run.dir / "rollouts")
     assert {len(replies) for replies in said["replies"]} <= {1, 2} and set(said["environment"]) == {environment}
-    assert vlm_models.saved(crossfit.folder(run, 0)).name == "adapter"
+    assert vlm_models.saved(crossval.folder(run, 0)).name == "adapter"
     assert len(run.guesses("oof")) == 12
 
 
@@ -371,7 +359,7 @@ def test_an_adapter_is_merged_by_command(data, tmp_path, monkeypatch, capsys):
         cli.main()
     assert end.value.code == 0 and capsys.readouterr().out == f"{out}\n"
     model, processor = vlm_models.load(f"hf:{out}", torch.float32)
-    adapted, _ = vlm_models.reload("tiny:qwen3", crossfit.folder(run, 0), torch.float32)
+    adapted, _ = vlm_models.reload("tiny:qwen3", crossval.folder(run, 0), torch.float32)
     asked = [vlm_talk.with_pictures(task().last(VIEWS, TRUTH).messages(), shown(0))]
     said = [Sampler(m, processor, 8, 0.0).read(asked).speak([[]])[0] for m in (model, adapted)]
     assert said[0] == said[1]
@@ -405,7 +393,7 @@ def test_words_are_credited_turn_by_turn(sft, data, monkeypatch):
 
 
 def test_an_adapter_is_learned_on_and_goes_on_to_the_same_weights(sft, data):
-    taught = f"hf:{crossfit.folder(sft, 0) / 'model'}"  # a folder as any published model's
+    taught = f"hf:{crossval.folder(sft, 0) / 'model'}"  # a folder as any published model's
     lora = dataclasses.replace(SFT, model=taught, lora_rank=2, steps=2)
     before = vlm.train(lora, data, "lora")
     # With a KL term trl keeps a second adapter, of what it began with.
@@ -414,7 +402,7 @@ def test_an_adapter_is_learned_on_and_goes_on_to_the_same_weights(sft, data):
     for _ in range(3):
         run = vlm.train(config, data, "lora-parts", max_hours=1e-9)
     assert run.finished and same(learned(whole), learned(run)) and not same(learned(before), learned(run))
-    assert not (crossfit.folder(run, 0) / "adapter/ref").exists()
+    assert not (crossval.folder(run, 0) / "adapter/ref").exists()
 
 
 @pytest.mark.parametrize(("precision", "packs"), [("float32", False), ("bfloat16", True)])
@@ -423,15 +411,15 @@ def test_weights_in_4_bits_are_adapted_rewarded_and_merged(sft, data, tmp_path, 
     monkeypatch.setenv("KITLIB_PRECISION", precision)
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: packs)
     bits = f"bits-{precision}-{packs}"
-    taught = f"hf:{crossfit.folder(sft, 0) / 'model'}"
+    taught = f"hf:{crossval.folder(sft, 0) / 'model'}"
     config = dataclasses.replace(SFT, model=taught, four_bit=True, lora_rank=2, steps=3, gradient_checkpointing=True)
     vlm.train(config, data, bits)
     rewarded = dataclasses.replace(GRPO, model=taught, four_bit=True, lora_rank=2, start_from=bits, steps=2)
     run = vlm.train(rewarded, data, f"{bits}-grpo")
-    model, _ = vlm_models.reload(taught, crossfit.folder(run, 0), torch.float32, four_bit=True)
+    model, _ = vlm_models.reload(taught, crossval.folder(run, 0), torch.float32, four_bit=True)
     kinds = {name.split(".")[-2]: type(part).__name__ for name, part in model.named_modules() if "base_layer" in name}
     assert kinds["q_proj"] == kinds["down_proj"] == "Linear4bit"
-    assert crossfit.history(run)["loss"].notna().sum() == 2 and run.guesses("oof").answered.any()
+    assert crossval.history(run)["loss"].notna().sum() == 2 and run.guesses("oof").answered.any()
     merged, _ = vlm_models.load(f"hf:{vlm.merge(f'{bits}-grpo', tmp_path / 'merged')}", "auto")
     assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
 
@@ -440,7 +428,7 @@ def test_a_group_that_earned_nothing_teaches_nothing(data):
     config = dataclasses.replace(GRPO, start_from="", steps=1)
     run = vlm.train(config, data, "nothing")
     plain = vlm_models.load("tiny", torch.float32)[0].state_dict()
-    assert crossfit.history(run)["groups/constant"].sum() == 2
+    assert crossval.history(run)["groups/constant"].sum() == 2
     assert all(torch.equal(plain[name], value) for name, value in learned(run).items())
 
 

@@ -16,10 +16,11 @@ pytest.importorskip("torch")
 
 from tinker_helper import Canned, Plain
 
-from kitlib import conversed, crossfit, remote, rollouts, vlm, vlm_models, vlm_settings
+from kitlib import conversed, remote, rollouts, vlm, vlm_models, vlm_settings
 from kitlib.core.errors import KitError
 from kitlib.data import readers
 from kitlib.data.sample import toy
+from kitlib.evaluation import crossval
 
 CONFIG = vlm_settings.Config(
     model=f"tinker:{remote.QWEN}",
@@ -83,7 +84,7 @@ def test_a_run_learns_there_and_guesses_here(tinker, data):
 
     run = asyncio.run(cell())
     assert run.finished and len(run.guesses("oof")) == 4 and len(run.guesses("test")) == 3
-    assert crossfit.history(run)["step"].tolist() == [0, 2] == conversed.looks(run)["step"].tolist()
+    assert crossval.history(run)["step"].tolist() == [0, 2] == conversed.looks(run)["step"].tolist()
     said = rollouts.read(run.dir / "rollouts")
     assert said.groupby(["phase", "step"]).size().to_dict() == {
         ("eval", 0): 6, ("eval", 2): 6, ("train", 0): 8, ("train", 1): 8}  # fmt: skip

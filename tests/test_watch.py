@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from browser_helper import chromium
 
-from kitlib import rollouts, runs, watch
+from kitlib import rollouts, watch
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.evaluation import runs
 
 spec = importlib.util.spec_from_file_location("benchmark_of_watch", paths.checkout() / "benchmarks" / "watch.py")
 assert spec and spec.loader

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
-from kitlib.guesses import Guesses, stack
+from kitlib.evaluation.guesses import Guesses, stack
 
 # Standardised features outnumber the places of a small set, so that only strong regularisation generalises: on 395
 # real places with 1,280 features 0.01 scored best in both kinds of folds, 0.001 to 0.1 nearly the same. The loss is a

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kitlib import baselines, competition, geo
+from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
+from kitlib.evaluation import baselines, metrics
 
 STATES = pd.DataFrame({"state_idx": [1, 4, 9, 20], "state": list("ABCD")})
 CENTRES = np.array([[30.0, -90], [40, -75], [45, -110], [35, -120]])
@@ -70,7 +71,7 @@ def test_commonest_out_of_fold_counts_only_the_other_folds(places):
     np.testing.assert_array_equal(oof.sample_id, places.sample_id("train"))
     assert (oof.state_probs[state == 0, 0] == 0).all()
     assert (oof.state_probs[state != 0, 0] == 1).all()
-    assert competition.score_guesses(oof, places).top1 == 0
+    assert metrics.score_guesses(oof, places).top1 == 0
 
 
 def test_a_states_point_is_the_median_of_its_training_places(places):
@@ -86,8 +87,8 @@ def test_logistic_learns_and_orders_rows_as_the_places(places, features, folds):
     np.testing.assert_array_equal(oof.sample_id, places.sample_id("train"))
     np.testing.assert_array_equal(test.sample_id, places.sample_id("test"))
     assert oof.state_probs.shape == (91, 4) and test.state_probs.shape == (6, 4)
-    score = competition.score_guesses(oof, places)
-    constant = competition.score_guesses(baselines.commonest_out_of_fold(places, folds), places)
+    score = metrics.score_guesses(oof, places)
+    constant = metrics.score_guesses(baselines.commonest_out_of_fold(places, folds), places)
     assert score.top1 > 0.7 > 0.5 > constant.top1
     assert score.mean_km < 0.75 * constant.mean_km
 
@@ -160,6 +161,6 @@ def test_real_photographs_even_by_their_mean_colours(real_us):
     features = np.array(colours).reshape(len(pictures), -1, 48).mean(axis=1)
     folds = np.random.default_rng(0).permutation(len(features)) % 5
     oof, _ = baselines.logistic(places, features, folds)
-    constant = competition.score_guesses(baselines.commonest_out_of_fold(places, folds), places)
+    constant = metrics.score_guesses(baselines.commonest_out_of_fold(places, folds), places)
     assert 0.3 < constant.final < 0.4
-    assert competition.score_guesses(oof, places).final > constant.final + 0.01
+    assert metrics.score_guesses(oof, places).final > constant.final + 0.01

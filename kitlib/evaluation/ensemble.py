@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kitlib import competition
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
-from kitlib.guesses import Guesses, average
+from kitlib.evaluation import metrics
+from kitlib.evaluation.guesses import Guesses, average
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def fit_weights(members: Sequence[Guesses], places: Places, rows: int = 3000, se
 
     def score(weights: np.ndarray) -> float:
         used = np.flatnonzero(weights)  # points that weigh nothing only cost time
-        return competition.score_guesses(blend([members[m] for m in used], weights[used]), places).final
+        return metrics.score_guesses(blend([members[m] for m in used], weights[used]), places).final
 
     corners = np.eye(len(members))
     starts = [np.full(len(members), 1 / len(members)), *corners]

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kitlib import accuracy
 from kitlib.core.errors import KitError
+from kitlib.evaluation import metrics
 
 
 def test_known_numbers():
-    found = accuracy.report([0.0, 1.0, 25.0, 200.0, 750.0, 2500.0, 2501.0, 10_000.0])
+    found = metrics.report([0.0, 1.0, 25.0, 200.0, 750.0, 2500.0, 2501.0, 10_000.0])
     assert found.as_dict() == pytest.approx(
         {
             "n": 8,
@@ -31,11 +31,11 @@ def test_known_numbers():
 
 
 def test_geoscore_halves_every_1035_km_and_keeps_its_shape():
-    np.testing.assert_allclose(accuracy.geoscore([[0.0, 1492.7 * np.log(2)]]), [[5000, 2500]])
+    np.testing.assert_allclose(metrics.geoscore([[0.0, 1492.7 * np.log(2)]]), [[5000, 2500]])
 
 
 def test_other_radii_and_what_is_shown():
-    found = accuracy.report([3.0, 80.0], radii_km=(2.5, 100))
+    found = metrics.report([3.0, 80.0], radii_km=(2.5, 100))
     assert found.as_dict()["within_2.5_km"] == 0 and found.within == (0.0, 1.0)
     assert "100.0% within 100 km" in str(found) and "(2 places)" in str(found)
     html = found._repr_html_()
@@ -45,9 +45,9 @@ def test_other_radii_and_what_is_shown():
 
 @given(st.lists(st.floats(0, 20_016), min_size=1, max_size=50))
 def test_shares_grow_with_the_radius_and_order_does_not_matter(km):
-    found = accuracy.report(km)
+    found = metrics.report(km)
     assert list(found.within) == sorted(found.within)
-    assert accuracy.report(sorted(km)).as_dict() == pytest.approx(found.as_dict())
+    assert metrics.report(sorted(km)).as_dict() == pytest.approx(found.as_dict())
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_shares_grow_with_the_radius_and_order_does_not_matter(km):
 )
 def test_what_is_no_distance_is_refused(km, told):
     with pytest.raises(KitError, match=told):
-        accuracy.report(km)
+        metrics.report(km)

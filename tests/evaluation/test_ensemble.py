@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kitlib import competition, ensemble
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
-from kitlib.guesses import Guesses
+from kitlib.evaluation import ensemble, metrics
+from kitlib.evaluation.guesses import Guesses
 
 N, S = 300, 6
 STATES = pd.DataFrame({"state_idx": np.arange(S) * 3, "state": list("ABCDEF")})
@@ -41,7 +41,7 @@ def member(places: Places, seed: int, sharpness: float) -> Guesses:
 
 
 def score(guesses, places):
-    return competition.score_guesses(guesses, places).final
+    return metrics.score_guesses(guesses, places).final
 
 
 def test_independent_members_share_and_beat_the_best_of_them(places):

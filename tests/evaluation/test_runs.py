@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from kitlib import runs
 from kitlib.core import headline, storage
 from kitlib.core.errors import KitError
+from kitlib.evaluation import runs
 
 DATA = {"checksum": "abc"}
 

@@ -22,7 +22,7 @@ from kitlib import __version__
 from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.core.storage import write_json
-from kitlib.guesses import Guesses
+from kitlib.evaluation.guesses import Guesses
 
 log = logging.getLogger(__name__)
 

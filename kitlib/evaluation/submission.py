@@ -1,16 +1,150 @@
-"""A submission file, read and checked: what Kaggle would refuse is an error, what only scores badly a warning."""
+"""Submission files: read, checked, written with what they were made of, compared."""
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from kitlib import geo
 from kitlib.core.errors import KitError, shorten
+from kitlib.core.storage import atomic_write
 from kitlib.data.files import Files
 from kitlib.data.readers import PREDICTED
+from kitlib.evaluation.guesses import Guesses
+from kitlib.evaluation.metrics import TRUTH, Score, score_arrays
+
+log = logging.getLogger(__name__)
+
+
+def score_files(truth_csv: str | Path, submission_csv: str | Path) -> Score:
+    """The score of a submission against a file with sample_id, state_idx, latitude and longitude.
+
+    The submission must hold exactly the truth's ids; its picture columns do not matter. KitError as from `validate`.
+    """
+    name, truth = Path(truth_csv).name, read(truth_csv, ["sample_id", *TRUTH])
+    refuse(truth, truth["sample_id"].duplicated(), name, "sample_id", "stands there before")
+    numbers = truth[TRUTH].apply(pd.to_numeric, errors="coerce")
+    for column in TRUTH:
+        refuse(truth, ~np.isfinite(numbers[column]), name, column, "is not a number")
+    submission = read(submission_csv, ["sample_id", *PREDICTED])
+    ranked, points = predictions(submission, Path(submission_csv).name, truth["sample_id"], name)
+    rows = pd.Index(submission["sample_id"]).get_indexer(truth["sample_id"])
+    return score_arrays(numbers[TRUTH[0]], numbers[TRUTH[1:]], ranked[rows], points[rows])
+
+
+def write_submission(
+    path: str | Path,
+    guesses: Guesses,
+    template: pd.DataFrame,
+    meta: Mapping[str, Any],
+    mapping: pd.DataFrame | None = None,
+) -> Path:
+    """Write guesses as a submission, and `meta` (members, weights, scores) as .json beside it; returns the path.
+
+    Rows and picture columns are the template's, joined on sample_id; fewer than five states are followed by -1. Both
+    files appear only when `validate` accepts the result. Raises KitError where it does not, or a place has no guess.
+    """
+    path = Path(path)
+    if path.suffix != ".csv":
+        raise KitError(f"a submission must be named <name>.csv, not {path.name!r}")
+    guesses = guesses.at(template["sample_id"].to_numpy())
+    ranked = guesses.top_states(len(RANKS))
+    table = template.astype(dict.fromkeys(PREDICTED, object))
+    table[RANKS] = np.pad(ranked, ((0, 0), (0, len(RANKS) - ranked.shape[1])), constant_values=-1)
+    table[POINT] = guesses.point().round(6)  # 6 decimals are 11 cm
+    with atomic_write(path) as csv_file, atomic_write(path.with_suffix(".json")) as json_file:
+        table.to_csv(csv_file, index=False, lineterminator="\n")
+        json_file.write_text(json.dumps({"public_score": None, **meta}, indent=1) + "\n")
+        written = read(csv_file, list(template.columns))
+        for warning in check(written, path.name, template, mapping):
+            log.warning("%s: %s", path.name, warning)
+    return path
+
+
+def validate(
+    submission_csv: str | Path,
+    template: str | Path | pd.DataFrame,
+    mapping: str | Path | pd.DataFrame | None = None,
+    allow_unknown_states: bool = False,
+) -> list[str]:
+    """What looks wrong with a submission (warnings, one sentence each); empty when nothing does.
+
+    Raises KitError, naming the first rows, for all that Kaggle would refuse or that would silently score badly:
+    missing, extra or repeated ids and columns, values that are no numbers or out of range, no first state, and, unless
+    `allow_unknown_states`, states that are not in `mapping` (state_idx, state). `template` is sample_submission.csv.
+    """
+    if not isinstance(template, pd.DataFrame):
+        template = read(template, ["sample_id", *PREDICTED])
+    if mapping is not None and not isinstance(mapping, pd.DataFrame):
+        mapping = read(mapping, ["state_idx", "state"])
+    table = read(submission_csv, list(template.columns))
+    return check(table, Path(submission_csv).name, template, mapping, allow_unknown_states)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two submissions differ over their `n` rows.
+
+    first_differs: share of rows with another first state. top5_overlap: mean share of states that both name.
+    mean_km, median_km: between the points. rows: sample_id, first_a, first_b, overlap, km; the most different first.
+    """
+
+    n: int
+    first_differs: float
+    top5_overlap: float
+    mean_km: float
+    median_km: float
+    rows: pd.DataFrame
+
+    def __str__(self) -> str:
+        return (
+            f"first state differs in {self.first_differs:.1%} of {self.n:,} rows, {self.top5_overlap:.1%} of the "
+            f"states are common, points are {self.mean_km:,.1f} km apart on average, median {self.median_km:,.1f} km"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self}</p>" + self.rows.head(10).to_html(index=False, float_format="{:,.2f}".format)
+
+
+def diff(a_csv: str | Path, b_csv: str | Path) -> Difference:
+    """How submission `b_csv` differs from `a_csv`, joined on sample_id; KitError where one of them lacks an id."""
+    a, b = (read(path, ["sample_id", *PREDICTED]) for path in (a_csv, b_csv))
+    ranked_a, points_a = predictions(a, Path(a_csv).name, a["sample_id"], Path(a_csv).name)
+    ranked_b, points_b = predictions(b, Path(b_csv).name, a["sample_id"], Path(a_csv).name)
+    rows = pd.Index(b["sample_id"]).get_indexer(a["sample_id"])
+    ranked_b, points_b = ranked_b[rows], points_b[rows]
+    named_a, named_b = (np.where(repeated(ranked), -1, ranked) for ranked in (ranked_a, ranked_b))
+    common = ((named_a[:, :, None] == named_b[:, None, :]) & (named_a >= 0)[:, :, None]).sum(axis=(1, 2))
+    overlap = common / np.maximum((named_a >= 0).sum(axis=1), (named_b >= 0).sum(axis=1))
+    km = geo.distance_km(points_a, points_b)
+    table = pd.DataFrame(
+        {
+            "sample_id": a["sample_id"],
+            "first_a": ranked_a[:, 0],
+            "first_b": ranked_b[:, 0],
+            "overlap": overlap,
+            "km": km,
+        }
+    )
+    differs = ranked_a[:, 0] != ranked_b[:, 0]
+    table = table.iloc[np.lexsort((-km, overlap, ~differs))].reset_index(drop=True)
+    return Difference(
+        n=len(table),
+        first_differs=float(differs.mean()),
+        top5_overlap=float(overlap.mean()),
+        mean_km=float(km.mean()),
+        median_km=float(np.median(km)),
+        rows=table,
+    )
+
 
 RANKS, POINT = PREDICTED[:5], PREDICTED[5:]
 LARGEST_STATE_IDX = 49

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kitlib import geo, guesses
+from kitlib import geo
 from kitlib.core.errors import KitError
-from kitlib.guesses import Guesses
+from kitlib.evaluation import guesses
+from kitlib.evaluation.guesses import Guesses
 
 
 def make(ids=(3, 1, 2), states=(5, 7), k=2, seed=0, answered=True) -> Guesses:

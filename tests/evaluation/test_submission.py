@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 from submission_helper import STATES, make_submission, make_template
 
-from kitlib import competition, geo
+from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
 from kitlib.data.readers import PREDICTED
-from kitlib.guesses import Guesses
+from kitlib.evaluation import metrics, submission
+from kitlib.evaluation.guesses import Guesses
 
 
 def make_guesses(sample_id, state_idx=STATES["state_idx"], seed=0):
@@ -29,7 +30,7 @@ def make_guesses(sample_id, state_idx=STATES["state_idx"], seed=0):
 
 
 def test_example_in_docstring():
-    assert doctest.testmod(competition).failed == 0
+    assert doctest.testmod(submission).failed == 0
 
 
 def test_score_as_published():
@@ -37,7 +38,7 @@ def test_score_as_published():
     true_points = np.zeros((6, 2))
     points = np.zeros((6, 2))
     points[0] = [0, 180]
-    score = competition.score_arrays(np.full(6, 9), true_points, ranked, points)
+    score = metrics.score_arrays(np.full(6, 9), true_points, ranked, points)
     mean_km = np.pi * 6371 / 6
     assert score.state == pytest.approx((1 + 0.6 + 0.4 + 0.25 + 0.15) / 6)
     assert score.gps == pytest.approx(1 - mean_km / 5000)
@@ -47,35 +48,35 @@ def test_score_as_published():
 
 
 def test_gps_part_is_never_negative_and_averages_before_it_clips():
-    far = competition.score_arrays([1, 1], np.zeros((2, 2)), [[1], [1]], [[0, 180], [0, 180]])
+    far = metrics.score_arrays([1, 1], np.zeros((2, 2)), [[1], [1]], [[0, 180], [0, 180]])
     assert far.gps == 0 and far.final == pytest.approx(0.7)
     # 20,015 km and 0 km: the mean is past 5,000 km, so the right row earns nothing either
-    mixed = competition.score_arrays([1, 1], np.zeros((2, 2)), [[1], [1]], [[0, 180], [0, 0]])
+    mixed = metrics.score_arrays([1, 1], np.zeros((2, 2)), [[1], [1]], [[0, 180], [0, 0]])
     assert mixed.gps == 0
 
 
 def test_a_repeated_state_counts_where_it_first_stands():
-    score = competition.score_arrays([5, 7], np.zeros((2, 2)), [[5, 5, 7, -1, -1], [5, 5, 7, 7, -1]], np.zeros((2, 2)))
+    score = metrics.score_arrays([5, 7], np.zeros((2, 2)), [[5, 5, 7, -1, -1], [5, 5, 7, 7, -1]], np.zeros((2, 2)))
     assert score.state == pytest.approx((1.0 + 0.4) / 2)
 
 
 def test_missing_ranks_never_match():
-    assert competition.score_arrays([0], [[0, 0]], [[4, -1, -1, -1, -1]], [[0, 0]]).state == 0
+    assert metrics.score_arrays([0], [[0, 0]], [[4, -1, -1, -1, -1]], [[0, 0]]).state == 0
     with pytest.raises(KitError, match="unknown"):
-        competition.score_arrays([-1], [[0, 0]], [[-1, 0, 1, 2, 3]], [[0, 0]])
+        metrics.score_arrays([-1], [[0, 0]], [[-1, 0, 1, 2, 3]], [[0, 0]])
 
 
 def test_score_arrays_refuses_what_cannot_be_scored():
     with pytest.raises(KitError, match="at least 1"):
-        competition.score_arrays([], np.zeros((0, 2)), np.zeros((0, 5)), np.zeros((0, 2)))
+        metrics.score_arrays([], np.zeros((0, 2)), np.zeros((0, 5)), np.zeros((0, 2)))
     with pytest.raises(KitError, match=r"\(2, 2\)"):
-        competition.score_arrays([1, 1], np.zeros((2, 2)), np.zeros((2, 5)), np.zeros((1, 2)))
+        metrics.score_arrays([1, 1], np.zeros((2, 2)), np.zeros((2, 5)), np.zeros((1, 2)))
     with pytest.raises(KitError, match="guesses: 1 of 1"):
-        competition.score_arrays([1], [[0, 0]], [[1]], [[np.nan, 0]])
+        metrics.score_arrays([1], [[0, 0]], [[1]], [[np.nan, 0]])
 
 
 def test_score_shows_itself():
-    score = competition.score_arrays([3, 4], [[0, 0], [0, 0]], [[3, 4], [3, 4]], [[0, 0], [0, 0]])
+    score = metrics.score_arrays([3, 4], [[0, 0], [0, 0]], [[3, 4], [3, 4]], [[0, 0], [0, 0]])
     assert "<b>0.8600</b>" in score._repr_html_() and "0.8600 = 0.70 * state 0.8000" in str(score)
     assert json.loads(json.dumps(score.as_dict()))["final"] == score.final
 
@@ -93,22 +94,22 @@ def places():
 def test_score_of_guesses_joins_on_the_id(places):
     guesses = make_guesses([50, 10, 0])
     truth = places.table.set_index("sample_id").loc[[50, 10, 0]]
-    expected = competition.score_arrays(
+    expected = metrics.score_arrays(
         truth["state_idx"], truth[["latitude", "longitude"]], guesses.top_states(), guesses.point()
     )
-    assert competition.score_guesses(guesses, places) == expected
+    assert metrics.score_guesses(guesses, places) == expected
     with pytest.raises(KitError, match="sample_id 99 are no training places"):
-        competition.score_guesses(make_guesses([10, 99]), places)
+        metrics.score_guesses(make_guesses([10, 99]), places)
 
 
 def test_written_submission_scores_as_its_guesses(tmp_path, places):
     ids = np.random.default_rng(1).permutation(places.sample_id("train"))
     guesses = make_guesses(ids)
     template = make_template(8).assign(sample_id=np.arange(8) * 10)
-    path = competition.write_submission(tmp_path / "out/mine.csv", guesses, template, {"members": ["a"]}, STATES)
+    path = submission.write_submission(tmp_path / "out/mine.csv", guesses, template, {"members": ["a"]}, STATES)
     places.table.to_csv(tmp_path / "truth.csv", index=False)
-    by_file = competition.score_files(tmp_path / "truth.csv", path).as_dict()
-    assert by_file == pytest.approx(competition.score_guesses(guesses, places).as_dict(), abs=1e-3)
+    by_file = submission.score_files(tmp_path / "truth.csv", path).as_dict()
+    assert by_file == pytest.approx(metrics.score_guesses(guesses, places).as_dict(), abs=1e-3)
     written = pd.read_csv(path)
     assert list(written.columns) == list(template.columns)
     pd.testing.assert_frame_equal(written[written.columns[:5]], template[template.columns[:5]], check_dtype=False)
@@ -117,23 +118,23 @@ def test_written_submission_scores_as_its_guesses(tmp_path, places):
 
 
 def test_fewer_than_five_states_are_followed_by_minus_one(tmp_path):
-    path = competition.write_submission(
+    path = submission.write_submission(
         tmp_path / "few.csv", make_guesses(range(6), [3, 7]), make_template(6), {}, STATES.iloc[[2, 5]]
     )
     assert (pd.read_csv(path)[PREDICTED[2:5]] == -1).all(axis=None)
-    assert competition.validate(path, make_template(6), STATES.iloc[[2, 5]]) == []
+    assert submission.validate(path, make_template(6), STATES.iloc[[2, 5]]) == []
 
 
 def test_nothing_is_written_unless_all_is_right(tmp_path):
     path = tmp_path / "mine.csv"
     with pytest.raises(KitError, match="no guess for sample_id 5"):
-        competition.write_submission(path, make_guesses(range(5)), make_template(6), {})
+        submission.write_submission(path, make_guesses(range(5)), make_template(6), {})
     with pytest.raises(KitError, match="mapping of 2 states"):
-        competition.write_submission(path, make_guesses(range(6)), make_template(6), {}, STATES[:2])
+        submission.write_submission(path, make_guesses(range(6)), make_template(6), {}, STATES[:2])
     with pytest.raises(TypeError):
-        competition.write_submission(path, make_guesses(range(6)), make_template(6), {"bad": object()})
+        submission.write_submission(path, make_guesses(range(6)), make_template(6), {"bad": object()})
     with pytest.raises(KitError, match=r"<name>\.csv"):
-        competition.write_submission(tmp_path / "mine.txt", make_guesses(range(6)), make_template(6), {})
+        submission.write_submission(tmp_path / "mine.txt", make_guesses(range(6)), make_template(6), {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,42 +144,42 @@ def test_difference_of_two_submissions(tmp_path):
     b.loc[2, "predicted_latitude"] += 1
     a.to_csv(tmp_path / "a.csv", index=False)
     b.sample(frac=1, random_state=0).to_csv(tmp_path / "b.csv", index=False)
-    found = competition.diff(tmp_path / "a.csv", tmp_path / "b.csv")
+    found = submission.diff(tmp_path / "a.csv", tmp_path / "b.csv")
     assert found.first_differs == pytest.approx(1 / 6)
     assert found.top5_overlap == pytest.approx((5 + 3 / 5) / 6)
     assert found.mean_km == pytest.approx(geo.distance_km([0, 0], [1, 0]) / 6, rel=1e-6)
     assert found.median_km == 0
     assert found.rows["sample_id"].tolist()[:2] == ["4", "2"]
     assert "16.7%" in str(found) and "<table" in found._repr_html_()
-    same = competition.diff(tmp_path / "a.csv", tmp_path / "a.csv")
+    same = submission.diff(tmp_path / "a.csv", tmp_path / "a.csv")
     assert (same.first_differs, same.top5_overlap, same.mean_km) == (0, 1, 0)
     make_submission(4).to_csv(tmp_path / "c.csv", index=False)
     with pytest.raises(KitError, match=r"c\.csv has 4 of 6 rows of a\.csv"):
-        competition.diff(tmp_path / "a.csv", tmp_path / "c.csv")
+        submission.diff(tmp_path / "a.csv", tmp_path / "c.csv")
 
 
 def test_truth_file_is_checked(tmp_path):
     make_submission().to_csv(tmp_path / "s.csv", index=False)
     truth = pd.DataFrame({"sample_id": range(6), "state_idx": 1, "latitude": 40.0, "longitude": -100.0})
     truth.to_csv(tmp_path / "t.csv", index=False)
-    assert competition.score_files(tmp_path / "t.csv", tmp_path / "s.csv").top1 == 0.5
+    assert submission.score_files(tmp_path / "t.csv", tmp_path / "s.csv").top1 == 0.5
     truth.assign(latitude=["", 1, 2, 3, 4, 5]).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(KitError, match=r"t\.csv: latitude is not a number in 1 row: line 2 \(sample_id 0: ''\)"):
-        competition.score_files(tmp_path / "t.csv", tmp_path / "s.csv")
+        submission.score_files(tmp_path / "t.csv", tmp_path / "s.csv")
     truth.drop(columns="state_idx").to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(KitError, match=r"t\.csv lacks the columns state_idx"):
-        competition.score_files(tmp_path / "t.csv", tmp_path / "s.csv")
+        submission.score_files(tmp_path / "t.csv", tmp_path / "s.csv")
 
 
 def test_the_real_files(real_us, tmp_path):
     folder = real_us.parents[2] / "competition"
     template, mapping = folder / "sample_submission.csv", folder / "state_mapping.csv"
     with pytest.raises(KitError, match="predicted_state_idx_1 is no state in 16495 rows: line 2"):
-        competition.validate(template, template, mapping)
+        submission.validate(template, template, mapping)
     eight = folder / "real_submission_8_columns.csv"
     with pytest.raises(KitError, match="copy them from the template"):
-        competition.validate(eight, template, mapping)
+        submission.validate(eight, template, mapping)
     images = pd.read_csv(template).filter(regex="sample_id|image_")
     pd.read_csv(eight).merge(images, on="sample_id").to_csv(tmp_path / "mended.csv", index=False)
-    assert competition.validate(tmp_path / "mended.csv", template, mapping) == []
-    assert competition.diff(eight, tmp_path / "mended.csv").top5_overlap == 1
+    assert submission.validate(tmp_path / "mended.csv", template, mapping) == []
+    assert submission.diff(eight, tmp_path / "mended.csv").top5_overlap == 1

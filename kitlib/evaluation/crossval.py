@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kitlib import competition, guesses
 from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.data import folds
 from kitlib.data.places import Places
 from kitlib.data.readers import read
-from kitlib.guesses import Guesses
-from kitlib.runs import Run
+from kitlib.evaluation import guesses, metrics
+from kitlib.evaluation.guesses import Guesses
+from kitlib.evaluation.runs import Run
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def history(run: Run) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def finish(run: Run, places: Places, more: dict[str, object] | None = None) -> competition.Score:
+def finish(run: Run, places: Places, more: dict[str, object] | None = None) -> metrics.Score:
     """Join the done folds into oof.npz, test.npz and metrics.json (with `more`), and return the out-of-fold score."""
     finished = done(run)
     held_out = [Guesses.load(folder(run, fold) / "oof.npz") for fold in finished]
@@ -123,8 +123,8 @@ def finish(run: Run, places: Places, more: dict[str, object] | None = None) -> c
     run.save_guesses("oof", oof)
     if all((folder(run, fold) / "test.npz").is_file() for fold in finished):
         run.save_guesses("test", guesses.average([Guesses.load(folder(run, fold) / "test.npz") for fold in finished]))
-    score = competition.score_guesses(oof, places)
-    by_fold = {str(k): competition.score_guesses(g, places).as_dict() for k, g in zip(finished, held_out, strict=True)}
+    score = metrics.score_guesses(oof, places)
+    by_fold = {str(k): metrics.score_guesses(g, places).as_dict() for k, g in zip(finished, held_out, strict=True)}
     unanswered = int(np.sum(~oof.answered))
     run.finish({"oof": score.as_dict(), "folds": by_fold, "unanswered": unanswered} | (more or {}))
     log.info("run %s, folds %s, out of fold: %s", run.name, finished, score)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from submission_helper import STATES, VIEWS, make_submission, make_template
 
-from kitlib import competition, submissions
 from kitlib.core.errors import KitError
 from kitlib.data.readers import PREDICTED
+from kitlib.evaluation import submission
 
 
 def test_example_in_docstring():
-    assert doctest.testmod(submissions).failed == 0
+    assert doctest.testmod(submission).failed == 0
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def check(tmp_path):
     def run(table, n=6, mapping=STATES, **options):
         path = tmp_path / "mine.csv"
         table.to_csv(path, index=False)
-        return competition.validate(path, make_template(n), mapping, **options)
+        return submission.validate(path, make_template(n), mapping, **options)
 
     return run
 
@@ -96,9 +96,9 @@ def test_a_file_that_is_no_table_is_an_error(tmp_path):
     }.items():
         (tmp_path / "x.csv").write_text(content)
         with pytest.raises(KitError, match=told):
-            competition.validate(tmp_path / "x.csv", template)
+            submission.validate(tmp_path / "x.csv", template)
     with pytest.raises(KitError, match=r"y\.csv is missing"):
-        competition.validate(tmp_path / "y.csv", template)
+        submission.validate(tmp_path / "y.csv", template)
 
 
 def test_what_only_scores_badly_is_a_warning(check):

@@ -1,0 +1,195 @@
+"""What the competition pays for, and what the field compares: score, Geoscore, shares within radii."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from kitlib import geo
+from kitlib.core.errors import KitError, shorten
+from kitlib.data.places import Places
+from kitlib.evaluation.guesses import Guesses
+
+RADII_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)  # street, city, region, country, continent (Hays and Efros 2008)
+GEOSCORE_MOST, GEOSCORE_KM = 5000.0, 1492.7
+
+
+def geoscore(km: ArrayLike) -> np.ndarray:
+    """The game's points (...) for distances (...) in km, 5000 exp(-km / 1492.7); infinitely far earns nothing.
+
+    Source: Haas et al. 2024 (PIGEON), Astruc et al. 2024 (OpenStreetView-5M).
+
+    >>> geoscore([0.0, 1492.7, np.inf]).round().tolist()
+    [5000.0, 1839.0, 0.0]
+    """
+    return GEOSCORE_MOST * np.exp(-np.asarray(km, float) / GEOSCORE_KM)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `n` distances come to: mean_km, median_km, mean geoscore, and within (R,), the shares <= radii_km (R,)."""
+
+    n: int
+    mean_km: float
+    median_km: float
+    geoscore: float
+    radii_km: tuple[float, ...]
+    within: tuple[float, ...]
+
+    def as_dict(self) -> dict[str, float]:
+        """The numbers by name, as for metrics.json: n, mean_km, median_km, geoscore, within_1_km and so on."""
+        shares = {f"within_{radius:g}_km": share for radius, share in zip(self.radii_km, self.within, strict=True)}
+        return {
+            "n": self.n,
+            "mean_km": self.mean_km,
+            "median_km": self.median_km,
+            "geoscore": self.geoscore,
+        } | shares
+
+    def __str__(self) -> str:
+        shares = ", ".join(
+            f"{share:.1%} within {km:g} km" for km, share in zip(self.radii_km, self.within, strict=True)
+        )
+        return (
+            f"Geoscore {self.geoscore:,.0f}, mean {self.mean_km:,.1f} km, median {self.median_km:,.1f} km, {shares} "
+            f"({self.n:,} places)"
+        )
+
+    def _repr_html_(self) -> str:
+        shares = {f"{km:g} km": f"{share:.1%}" for km, share in zip(self.radii_km, self.within, strict=True)}
+        cells = {
+            "Geoscore": f"<b>{self.geoscore:,.0f}</b>",
+            "mean km": f"{self.mean_km:,.1f}",
+            "median km": f"{self.median_km:,.1f}",
+            **shares,
+            "places": f"{self.n:,}",
+        }
+        head = "".join(f"<th>{name}</th>" for name in cells)
+        return f"<table><tr>{head}</tr><tr>{''.join(f'<td>{cell}</td>' for cell in cells.values())}</tr></table>"
+
+
+def report(km: ArrayLike, radii_km: tuple[float, ...] = RADII_KM) -> Report:
+    """The report on distances (N,) in km between guesses and truth; a distance equal to a radius is within it.
+
+    Raises KitError for no distances at all, and for one that is negative, infinite or NaN.
+
+    >>> report([0.5, 30.0, 100.0]).as_dict()["within_25_km"]
+    0.3333333333333333
+    """
+    km = np.asarray(km, float)
+    if km.ndim != 1 or len(km) == 0:
+        raise KitError(f"distances to report on have shape {km.shape}, wanted is (N,) with N at least 1")
+    bad = ~((km >= 0) & (km < np.inf))  # NaN fails both
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise KitError(
+            f"{int(bad.sum())} of {len(km)} distances are none, first at row {first}: {km[first]:g} km; "
+            "allowed are finite ones from 0"
+        )
+    return Report(
+        n=len(km),
+        mean_km=float(km.mean()),
+        median_km=float(np.median(km)),
+        geoscore=float(geoscore(km).mean()),
+        radii_km=tuple(float(radius) for radius in radii_km),
+        within=tuple(float((km <= radius).mean()) for radius in radii_km),
+    )
+
+
+WEIGHTS = (1.00, 0.60, 0.40, 0.25, 0.15)
+STATE_SHARE, GPS_SHARE, ZERO_AT_KM = 0.70, 0.30, 5000.0
+TRUTH = ["state_idx", "latitude", "longitude"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What guesses earn: `final` is 0.70 `state` + 0.30 `gps`, each in 0..1 and over all `n` rows.
+
+    top1, top5: share of rows with the right state first, or among the five. mean_km, median_km: of the distances.
+    """
+
+    final: float
+    state: float
+    gps: float
+    top1: float
+    top5: float
+    mean_km: float
+    median_km: float
+    n: int
+
+    def as_dict(self) -> dict[str, float]:
+        """The numbers by name, as for metrics.json."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.final:.4f} = {STATE_SHARE:.2f} * state {self.state:.4f} + {GPS_SHARE:.2f} * GPS {self.gps:.4f} "
+            f"(top-1 {self.top1:.1%}, top-5 {self.top5:.1%}, mean {self.mean_km:,.0f} km, "
+            f"median {self.median_km:,.0f} km, {self.n:,} places)"
+        )
+
+    def _repr_html_(self) -> str:
+        cells = {
+            "final": f"<b>{self.final:.4f}</b>",
+            "state": f"{self.state:.4f}",
+            "GPS": f"{self.gps:.4f}",
+            "top-1": f"{self.top1:.1%}",
+            "top-5": f"{self.top5:.1%}",
+            "mean km": f"{self.mean_km:,.0f}",
+            "median km": f"{self.median_km:,.0f}",
+            "places": f"{self.n:,}",
+        }
+        head = "".join(f"<th>{name}</th>" for name in cells)
+        return f"<table><tr>{head}</tr><tr>{''.join(f'<td>{cell}</td>' for cell in cells.values())}</tr></table>"
+
+
+def score_arrays(true_state: ArrayLike, true_points: ArrayLike, ranked_states: ArrayLike, points: ArrayLike) -> Score:
+    """The score of N guesses; of a state given twice in a row only the first counts.
+
+    Args:
+        true_state: (N,) state_idx.
+        true_points: (N, 2) [lat, lon].
+        ranked_states: (N, 1 to 5) state_idx, the best guess first, -1 for none.
+        points: (N, 2) [lat, lon].
+
+    >>> score_arrays([3, 4], [[0, 0], [0, 0]], [[3, 4], [3, 4]], [[0, 0], [0, 0]]).state
+    0.8
+    """
+    true_state, ranked = np.asarray(true_state), np.asarray(ranked_states)
+    n = len(true_state)
+    if n == 0 or ranked.ndim != 2 or len(ranked) != n or not 1 <= ranked.shape[1] <= len(WEIGHTS):
+        raise KitError(f"ranked states of shape {ranked.shape} for {n} places; wanted is (N, 1 to 5) with N at least 1")
+    if (true_state < 0).any():
+        raise KitError(f"the true state of place {int(np.argmax(true_state < 0))} is unknown: it cannot be scored")
+    shapes = {np.shape(true_points), np.shape(points)}
+    if shapes != {(n, 2)}:
+        raise KitError(f"points of shapes {sorted(shapes)} for {n} places; wanted is ({n}, 2) for truth and guesses")
+    km = geo.distance_km(geo.check_points(true_points, "truth"), geo.check_points(points, "guesses"))
+    hit = ranked == true_state[:, None]
+    earned = np.where(hit.any(axis=1), np.asarray(WEIGHTS)[hit.argmax(axis=1)], 0.0)
+    state, gps = float(earned.mean()), max(0.0, 1 - float(km.mean()) / ZERO_AT_KM)
+    return Score(
+        final=STATE_SHARE * state + GPS_SHARE * gps,
+        state=state,
+        gps=gps,
+        top1=float(hit[:, 0].mean()),
+        top5=float(hit.any(axis=1).mean()),
+        mean_km=float(km.mean()),
+        median_km=float(np.median(km)),
+        n=n,
+    )
+
+
+def score_guesses(guesses: Guesses, places: Places) -> Score:
+    """The score of guesses for training places, as out-of-fold ones are; every guessed row counts, answered or not.
+
+    Raises KitError for a guess whose sample_id is no training place.
+    """
+    truth = places.rows("train").set_index("sample_id")
+    strange = ~np.isin(guesses.sample_id, truth.index)
+    if strange.any():
+        raise KitError(f"guesses to score: sample_id {shorten(guesses.sample_id[strange])} are no training places")
+    truth = truth.loc[guesses.sample_id, TRUTH]
+    return score_arrays(truth[TRUTH[0]], truth[TRUTH[1:]], guesses.top_states(len(WEIGHTS)), guesses.point())
