@@ -24,12 +24,12 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-from kitlib import embeddings, encoders
 from kitlib.data import pictures, readers
 from kitlib.data.pictures import Pack
 from kitlib.data.sample import competition as sample
-from kitlib.encoders import Encoder
-from kitlib.views import Preprocess
+from kitlib.vision import embeddings, encoders
+from kitlib.vision.encoders import Encoder
+from kitlib.vision.preprocess import Preprocess
 
 N_PLACES, BATCH, REPEATS, EPOCHS = 64, 8, 3, 5
 CPU = torch.device("cpu")

@@ -30,7 +30,7 @@ from kitlib import tiny_vlm, vlm_data, vlm_guess, vlm_models, vlm_session, vlm_s
 from kitlib.data import pictures, readers
 from kitlib.data.places import Places
 from kitlib.data.sample import competition as sample
-from kitlib.views import best_device, best_dtype, precision_of
+from kitlib.vision.device import best_device, best_dtype, precision_of
 from kitlib.vlm_record import Recorder
 from kitlib.vlm_sampler import Sampler
 

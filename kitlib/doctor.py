@@ -11,7 +11,7 @@ import torch
 from kitlib import __version__, kernels
 from kitlib.core import paths
 from kitlib.evaluation import runs
-from kitlib.views import best_device, best_dtype, precision_of
+from kitlib.vision.device import best_device, best_dtype, precision_of
 
 GIB = 2**30
 

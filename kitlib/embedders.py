@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kitlib import metric, neighbours, weights
+from kitlib import metric, neighbours
 from kitlib.core.errors import KitError
 from kitlib.gpsnet import GpsMatch, embed_images
 from kitlib.location import embed_points
 from kitlib.metric import Projection
+from kitlib.vision import weights
 
 METHODS = ("knn", "metric", "gps")
 ROWS = 4096  # places that are converted to float32 at once

@@ -28,7 +28,7 @@ from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
 from kitlib.keeper import Keeper, Stopped
 from kitlib.tracking import Tracker, tracker
-from kitlib.views import best_device, best_dtype, precision_of
+from kitlib.vision.device import best_device, best_dtype, precision_of
 
 log = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ from kitlib.evaluation import baselines, metrics, runs
 from kitlib.evaluation.runs import Run
 
 if TYPE_CHECKING:  # torch takes seconds to import, and who only opens a run never needs it
-    from kitlib.embeddings import Embeddings
-    from kitlib.encoders import Encoder
+    from kitlib.vision.embeddings import Embeddings
+    from kitlib.vision.encoders import Encoder
 
 log = logging.getLogger(__name__)
 
 
 def embed(places: Places, encoder: Encoder) -> dict[str, Embeddings]:
     """Features of all places by split, from the cache where they are there."""
-    from kitlib import embeddings
+    from kitlib.vision import embeddings
 
     packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
     return {split: embeddings.embed(pack, encoder, places.derived / "embeddings") for split, pack in packs.items()}
@@ -41,14 +41,14 @@ def logistic(
     `encoder` and `image_size` are as for `encoders.load`. A run of that name that was made from anything else is made
     anew, as it costs so little.
     """
-    from kitlib import encoders, views
+    from kitlib.vision import device, encoders
 
     network = encoders.load(encoder, image_size or None)
     embedded = embed(places, network)
     fold = folds.load_or_make(places, n_folds)[folds_column].to_numpy()
     settings = {"family": "logistic", "encoder": network.name, "image_size": network.preprocess.size}
     settings |= {"embeddings": {split: e.key for split, e in embedded.items()}, "c": baselines.C}
-    settings["precision"] = views.precision_of(views.best_dtype(views.best_device()))
+    settings["precision"] = device.precision_of(device.best_dtype(device.best_device()))
     settings |= {"folds_column": folds_column, "n_folds": n_folds}
     checksums = {"places": places.checksum, "folds": folds.folds_checksum(places)}
     name = f"{places.name}-logistic-{re.split('[:/]', network.name.partition('?')[0])[-1]}"

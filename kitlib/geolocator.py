@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 
 from kitlib import learner, losses
-from kitlib.encoders import Encoder
 from kitlib.heads import Answer, Heads
 from kitlib.learner import Batch, Learner, encode
+from kitlib.vision.encoders import Encoder
 
 SOFT_LABELS = ("place", "matrix", "none")
 KM_PER_NAT = 1000.0  # being so far off costs as much as one nat of cross-entropy

@@ -24,11 +24,11 @@ from torch import nn
 
 from kitlib import geo, learner, losses, neighbours
 from kitlib.core.errors import KitError
-from kitlib.encoders import Encoder
 from kitlib.gpsnet import GpsMatch, embed_images
 from kitlib.gpsqueue import GpsQueue, contrast, jitter, too_near, unit_vectors
 from kitlib.learner import Batch, Learner, encode
 from kitlib.location import embed_points
+from kitlib.vision.encoders import Encoder
 
 __all__ = ["GpsMatch", "MatchTraining", "Teaching", "embed_images", "guess"]
 

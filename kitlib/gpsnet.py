@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from kitlib.core.errors import KitError
-from kitlib.heads import Fusion
 from kitlib.location import ImageProjection, LocationEncoder, load_geoclip, load_image_projection, load_logit_scale
-from kitlib.weights import Saved
+from kitlib.vision.fusion import Fusion
+from kitlib.vision.weights import Saved
 
 IMAGES = ("mlp", "geoclip")
 MAX_SCALE = 100.0  # of similarities, as in CLIP (Radford et al. 2021): beyond it training is unstable

@@ -20,14 +20,14 @@ import torch
 from kitlib import fitting, gpsmatch, metric
 from kitlib.data.loader import Batches
 from kitlib.embedders import Matched, Projected, check, scales
-from kitlib.encoders import Encoder
 from kitlib.gpsmatch import MatchTraining
 from kitlib.gpsnet import SIGMAS, GpsMatch
 from kitlib.heads import unit_vectors
-from kitlib.inputs import Inputs
 from kitlib.learner import Batch, Learner
 from kitlib.metric import MetricTraining, Projection
-from kitlib.views import precision_of
+from kitlib.vision.device import precision_of
+from kitlib.vision.encoders import Encoder
+from kitlib.vision.inputs import Inputs
 
 T = TypeVar("T", metric.Teaching, gpsmatch.Teaching)
 

@@ -13,9 +13,10 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from kitlib import fitting, lora, views
+from kitlib import fitting
 from kitlib.core.settings import Settings
-from kitlib.encoders import Encoder
+from kitlib.vision import augment, lora
+from kitlib.vision.encoders import Encoder
 
 Batch = dict[str, torch.Tensor]
 
@@ -99,7 +100,7 @@ def encode(batch: Batch, encoder: Encoder | None, mirrored: bool = False) -> tor
     """
     if encoder is None:
         return batch["features"][:, int(mirrored)]
-    pictures = views.mirror(batch["views"]) if mirrored else batch["views"]
+    pictures = augment.mirror(batch["views"]) if mirrored else batch["views"]
     return encoder(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
 
 
@@ -115,7 +116,7 @@ def varied(batch: Batch, encoder: Encoder | None, mirror: bool, vary: float) -> 
         return {"features": features[rows, torch.randint(sides, (len(features),), device=features.device)][:, None]}
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     smaller = encoder.preprocess.shrink(batch["views"])
-    return {"views": views.augment(smaller, generator, 0.5 * mirror, 0.15 * vary, 0.1 * vary)}
+    return {"views": augment.augment(smaller, generator, 0.5 * mirror, 0.15 * vary, 0.1 * vary)}
 
 
 def kept_views(features: torch.Tensor, dropout: float) -> torch.Tensor:

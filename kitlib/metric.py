@@ -25,9 +25,9 @@ from torch import nn
 from kitlib import geo, learner, losses, mining
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
-from kitlib.encoders import Encoder
 from kitlib.learner import Batch, Learner, encode
-from kitlib.weights import Saved
+from kitlib.vision.encoders import Encoder
+from kitlib.vision.weights import Saved
 
 LOSSES = ("cosent", "infonce", "both")
 

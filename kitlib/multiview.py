@@ -22,20 +22,22 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from kitlib import encoders, fitting, weights
+from kitlib import fitting
 from kitlib.core.settings import Settings
 from kitlib.data import folds as saved_folds
 from kitlib.data.loader import Batches
 from kitlib.data.places import Places
-from kitlib.encoders import Encoder
 from kitlib.evaluation import crossval, guesses, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.geolocator import SOFT_LABELS, Geolocator, Teaching
-from kitlib.heads import FUSIONS, TIES, Classes, Heads, unit_vectors
-from kitlib.inputs import Inputs, start_run
+from kitlib.heads import TIES, Classes, Heads, unit_vectors
 from kitlib.learner import Batch, encode
-from kitlib.views import autocast, best_device, dtype_of, precision_of
+from kitlib.vision import encoders, weights
+from kitlib.vision.device import autocast, best_device, dtype_of, precision_of
+from kitlib.vision.encoders import Encoder
+from kitlib.vision.fusion import FUSIONS
+from kitlib.vision.inputs import Inputs, start_run
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from kitlib.core.errors import KitError, shorten
-from kitlib.views import best_device
+from kitlib.vision.device import best_device
 
 BY = ("mean", "heading", "rotation")
 COLUMNS = 4096  # gallery entries in a block

@@ -33,13 +33,13 @@ from kitlib.data.places import Places
 from kitlib.evaluation import baselines, crossval, guesses, metrics, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
-from kitlib.inputs import Inputs, start_run
 from kitlib.outliers import Cleaned
 from kitlib.regions import Regions
 from kitlib.regionwise import Part, failures
 from kitlib.regressors import LOSSES
 from kitlib.scalers import KINDS
-from kitlib.views import best_device, dtype_of
+from kitlib.vision.device import best_device, dtype_of
+from kitlib.vision.inputs import Inputs, start_run
 
 log = logging.getLogger(__name__)
 

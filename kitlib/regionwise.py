@@ -14,18 +14,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kitlib import checkpoints, fitting, geo, views
+from kitlib import checkpoints, fitting, geo
 from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
-from kitlib.encoders import Encoder
 from kitlib.evaluation.guesses import Guesses
-from kitlib.inputs import Inputs
 from kitlib.learner import Batch
 from kitlib.regions import Regions
 from kitlib.regression import EncoderTraining, HeadsTraining, Teaching
 from kitlib.regressors import Frames, RegionHeads
 from kitlib.scalers import RegionScaler, file_id
+from kitlib.vision import augment, device
+from kitlib.vision.encoders import Encoder
+from kitlib.vision.inputs import Inputs
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class Part:
             "max_hours": max_hours,
             "logger": logger,
             "devices": devices,
-            "precision": views.precision_of(self.inputs.dtype),
+            "precision": device.precision_of(self.inputs.dtype),
         }
         how |= {"monitor": "val_loss", "patience": config.patience}
         return self._fit(module, rows, val, config.batch, self._model_folder(name), encoder, **how)
@@ -294,10 +295,10 @@ class Part:
         config, inputs, parts = self.config, self.inputs, []
         size = config.batch if encoder else config.heads_batch
         seen = Batches(rows, size, 0, lambda r: inputs.look(split, encoder, r), shuffle=False, prefetch=True)
-        with torch.inference_mode(), views.autocast(inputs.device, inputs.dtype) if encoder else nullcontext():
+        with torch.inference_mode(), device.autocast(inputs.device, inputs.dtype) if encoder else nullcontext():
             for batch in seen:
                 one = next(iter(batch.values())).to(inputs.device)
-                sides = [one, views.mirror(one)] if encoder else list(one.unbind(1))
+                sides = [one, augment.mirror(one)] if encoder else list(one.unbind(1))
                 sides = sides[: 1 + config.mirror]
                 parts.append(torch.stack([say(side).float() for side in sides]).mean(0).cpu().numpy())
         return np.concatenate(parts)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from kitlib import fitting
-from kitlib.encoders import Encoder
 from kitlib.learner import Batch, encode, kept_views, varied
 from kitlib.regressors import Frames, RegionHeads
+from kitlib.vision.encoders import Encoder
 
 
 @dataclass(frozen=True)

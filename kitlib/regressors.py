@@ -18,7 +18,7 @@ from kitlib import losses
 from kitlib.geo import EARTH_RADIUS_KM, projection
 from kitlib.learner import Batch
 from kitlib.scalers import RegionScaler
-from kitlib.weights import Saved
+from kitlib.vision.weights import Saved
 
 LOSSES = ("mse", "haversine")
 

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from kitlib import embedders, encoders, geo, learned, neighbours, weights
+from kitlib import embedders, geo, learned, neighbours
 from kitlib import gallery as galleries
 from kitlib.core import storage
 from kitlib.core.errors import KitError
@@ -36,11 +36,12 @@ from kitlib.embedders import METHODS, Embedder, Frozen
 from kitlib.evaluation import crossval, guesses, metrics, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
-from kitlib.inputs import Inputs, start_run
 from kitlib.location import load_geoclip
 from kitlib.lookup import Known, Lookup
 from kitlib.metric import LOSSES
-from kitlib.views import best_device, dtype_of
+from kitlib.vision import encoders, weights
+from kitlib.vision.device import best_device, dtype_of
+from kitlib.vision.inputs import Inputs, start_run
 
 OWN = {"knn": ("by",), "metric": ("loss", "near_km"), "gps": ("gallery", "hidden", "sigmas", "geoclip")}
 NOT_LEARNED = ("encoder", "image_size", "by", "mirror", "gallery_size", "smoothing", "seed")  # all that knn reads

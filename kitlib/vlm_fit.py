@@ -22,7 +22,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from kitlib.core import storage
-from kitlib.views import best_device
+from kitlib.vision.device import best_device
 
 log = logging.getLogger(__name__)
 

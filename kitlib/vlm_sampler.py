@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from kitlib import vlm_models
 from kitlib.prompts import Message
-from kitlib.views import autocast
+from kitlib.vision.device import autocast
 from kitlib.vlm_talk import Tokens
 
 ROWS_AT_ONCE = 64  # of answers whose likelihood is asked for

@@ -21,7 +21,7 @@ from kitlib.evaluation import crossval, guesses, metrics, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.labels import from_table
-from kitlib.views import best_device, dtype_of
+from kitlib.vision.device import best_device, dtype_of
 from kitlib.vlm_data import Cases
 from kitlib.vlm_guess import Prior, asked, seen
 from kitlib.vlm_record import Recorder

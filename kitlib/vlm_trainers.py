@@ -14,7 +14,7 @@ from trl import GRPOConfig, SFTConfig, SFTTrainer
 from kitlib import vlm_data, vlm_fit, vlm_models
 from kitlib.core.errors import KitError
 from kitlib.prompts import assistant
-from kitlib.views import best_device, dtype_of
+from kitlib.vision.device import best_device, dtype_of
 from kitlib.vlm_data import Cases, Row
 from kitlib.vlm_grpo import PlaceTrainer
 from kitlib.vlm_record import Recorder

@@ -6,7 +6,9 @@ import torch
 
 from kitlib import geo, heads
 from kitlib.core.errors import KitError
-from kitlib.heads import Answer, Classes, Fusion, Heads
+from kitlib.heads import Answer, Classes, Heads
+from kitlib.vision import fusion as vision_fusion
+from kitlib.vision.fusion import Fusion
 
 V, D = 4, 12
 
@@ -35,7 +37,7 @@ def certain(state: int, cell: int, point: tuple[float, float]) -> Answer:
     return Answer(one_hot[0], one_hot[1], torch.zeros(1, 4, 2), heads.unit_vectors(np.array([point])))
 
 
-@pytest.mark.parametrize("kind", heads.FUSIONS)
+@pytest.mark.parametrize("kind", vision_fusion.FUSIONS)
 def test_fusion_sees_every_kept_view_and_no_other(kind):
     torch.manual_seed(0)
     fusion = Fusion(kind, V, D)

@@ -10,13 +10,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import encoders, fitting, geolocator, gpsmatch, metric
+from kitlib import fitting, geolocator, gpsmatch, metric
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
 from kitlib.gpsnet import GpsMatch
 from kitlib.heads import Classes, Heads, unit_vectors
 from kitlib.learner import Learner, Teaching, encode, kept_views, varied
 from kitlib.metric import Projection
+from kitlib.vision import encoders
 
 N, V = 12, 4
 POINTS = np.random.default_rng(0).uniform([30, -120], [48, -75], (N, 2))

@@ -108,7 +108,7 @@ def test_predict_rebuilds_the_models_from_the_run_alone(world, trained):
 def test_fine_tuning_changed_the_encoder_and_history_tells(trained):
     from safetensors.torch import load_file
 
-    from kitlib import encoders
+    from kitlib.vision import encoders
 
     weights = load_file(crossval.folder(trained, 0) / "encoder.safetensors")
     before = encoders.load("tiny").state_dict()

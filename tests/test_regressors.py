@@ -169,7 +169,7 @@ def test_the_rate_starts_again():
 
 
 def test_an_encoder_begins_with_the_start_and_takes_a_step():
-    from kitlib import encoders
+    from kitlib.vision import encoders
 
     torch.manual_seed(0)
     module = EncoderTraining(encoders.load("tiny"), Frames(SCALERS), TEACHING, 1e-5, 1, np.array([0.25, -0.5]))

@@ -13,11 +13,12 @@ torch = pytest.importorskip("torch")
 
 import geoclip_reference
 
-from kitlib import embedders, geo, location, retrieval, retrieved, vote, weights
+from kitlib import embedders, geo, location, retrieval, retrieved, vote
 from kitlib.core.errors import KitError
 from kitlib.data import folds, readers
 from kitlib.evaluation import crossval, metrics, runs
 from kitlib.retrieval import Config, Session
+from kitlib.vision import weights
 
 KNN = Config(encoder="tiny", mirror=False)
 METRIC = dataclasses.replace(KNN, method="metric", dim=16, epochs=3, batch=16, mirror=True)

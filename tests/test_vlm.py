@@ -19,7 +19,7 @@ hf = pytest.importorskip("transformers")
 pytest.importorskip("trl")
 
 from kitlib import __main__ as cli
-from kitlib import prompts, rollouts, tiny_vlm, views, vlm, vlm_data, vlm_guess, vlm_models, vlm_said, vlm_talk
+from kitlib import prompts, rollouts, tiny_vlm, vlm, vlm_data, vlm_guess, vlm_models, vlm_said, vlm_talk
 from kitlib.answers import Answer
 from kitlib.core.errors import KitError
 from kitlib.data import pictures, readers
@@ -27,6 +27,7 @@ from kitlib.data.sample import toy
 from kitlib.evaluation import crossval, metrics
 from kitlib.labels import Labels
 from kitlib.rewards import Weights, turn_advantages
+from kitlib.vision import device
 from kitlib.vlm_grpo import PlaceTrainer
 from kitlib.vlm_sampler import Sampler
 from kitlib.vlm_settings import Config
@@ -144,7 +145,7 @@ def test_the_likelihood_of_names_is_that_of_whole_replies(tiny, dtype):
         reply = processor.tokenizer.encode(f"State: {name}\n", add_special_tokens=False)
         more = {"input_ids": reply, "attention_mask": [1] * len(reply), "mm_token_type_ids": [0] * len(reply)}
         whole = {name: torch.cat([prompt[name], torch.tensor([tail])], dim=1) for name, tail in more.items()}
-        with torch.no_grad(), views.autocast(torch.device("cpu"), dtype):
+        with torch.no_grad(), device.autocast(torch.device("cpu"), dtype):
             logits = model.eval()(**prompt | whole).logits.float().log_softmax(-1)[0]
         direct = sum(logits[length - 1 + i, token].item() for i, token in enumerate(reply))
         assert score == pytest.approx(direct, abs=max(1e-4, 2 * torch.finfo(dtype).eps * len(reply)))
@@ -169,7 +170,7 @@ def test_lora_is_kept_merged_and_never_on_the_head_or_the_eyes(tmp_path, dtype):
     merged = vlm_models.merge("tiny", tmp_path, tmp_path / "merged")
     whole, _ = vlm_models.load(f"hf:{merged}", "auto")
     assert whole.dtype == torch.float32  # as it was published, whatever this machine computes in
-    with torch.no_grad(), views.autocast(torch.device("cpu"), dtype):
+    with torch.no_grad(), device.autocast(torch.device("cpu"), dtype):
         logits = [one.eval()(**inputs).logits.float() for one in (model, again, whole)]
     close = 16 * torch.finfo(dtype).eps * logits[0].abs().max().item()
     assert torch.equal(logits[0], logits[1]) and torch.allclose(logits[0], logits[2], atol=close)

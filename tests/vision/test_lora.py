@@ -6,8 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import encoders, lora
 from kitlib.core.errors import KitError
+from kitlib.vision import encoders, lora
 
 
 def test_lora_learns_little_and_merges_into_the_weights(clip):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from kitlib import embeddings, encoders, views
 from kitlib.core.errors import KitError
 from kitlib.data import pictures, readers
+from kitlib.vision import augment, device, embeddings, encoders, preprocess
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ def eager(monkeypatch):
 
 
 def expected(encoder: encoders.Encoder, batch: torch.Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    with torch.inference_mode(), views.autocast(CPU, dtype):
+    with torch.inference_mode(), device.autocast(CPU, dtype):
         return encoder(batch.flatten(0, 1)).float().view(len(batch), 4, -1).numpy()
 
 
@@ -55,7 +55,8 @@ def test_features_are_the_encoders_own_and_made_once(tiny, tmp_path, dtype):
     assert made.features.shape == (10, 4, tiny.dim) and made.features.dtype == np.float16 and made.mirrored is None
     assert made.sample_id.tolist() == list(range(100, 110)) and made.pictures_per_second > 0
     close = 8 * max(torch.finfo(dtype).eps, torch.finfo(torch.half).eps)
-    assert np.allclose(made.features, expected(tiny, views.to_tensor(pack.pictures), dtype), atol=close, rtol=close)
+    exact = expected(tiny, preprocess.to_tensor(pack.pictures), dtype)
+    assert np.allclose(made.features, exact, atol=close, rtol=close)
     again = embeddings.embed(pack, tiny, tmp_path, device=CPU, dtype=dtype)
     assert pack.decoded == 10 and again.key == made.key and np.array_equal(again.features, made.features)
     assert {path.name for path in tmp_path.rglob("*")} == {made.key, "features.npy", "meta.json"}
@@ -64,7 +65,7 @@ def test_features_are_the_encoders_own_and_made_once(tiny, tmp_path, dtype):
 def test_mirrored_features_swap_east_and_west(tiny, tmp_path):
     pack = ArrayPack()
     made = embeddings.embed(pack, tiny, tmp_path, mirror=True, device=CPU)
-    seen = views.mirror(views.to_tensor(pack.pictures))
+    seen = augment.mirror(preprocess.to_tensor(pack.pictures))
     assert np.allclose(made.mirrored, expected(tiny, seen), atol=2e-2, rtol=2e-2)
     assert not np.allclose(made.mirrored, made.features, atol=2e-2)
     plain = embeddings.embed(pack, tiny, tmp_path, device=CPU)
@@ -112,7 +113,7 @@ def test_unfinished_work_that_cannot_be_read_is_done_again(tiny, tmp_path):
     (partial / "features.npy").write_bytes(b"cut short")
     pack.breaks_at = 99
     made = embeddings.embed(pack, tiny, tmp_path, batch_size=3, device=CPU)
-    assert np.allclose(made.features, expected(tiny, views.to_tensor(pack.pictures)), atol=2e-2, rtol=2e-2)
+    assert np.allclose(made.features, expected(tiny, preprocess.to_tensor(pack.pictures)), atol=2e-2, rtol=2e-2)
 
 
 def test_features_that_are_not_finite_name_the_place(tiny, tmp_path):
@@ -133,7 +134,7 @@ class Loud(encoders.Encoder):
 
 
 def test_overflow_under_autocast_is_computed_again_and_large_features_are_clamped(tiny, tmp_path, caplog):
-    from kitlib import backbones
+    from kitlib.vision import backbones
 
     loud = Loud("tiny", *backbones.tiny(24))
     loud.loudness = 1e6
@@ -153,7 +154,7 @@ def test_pictures_of_several_sizes_come_at_the_encoders(tiny, tmp_path):
 
 def test_the_cost_is_told_before_and_the_encoder_is_left_as_it_was(tiny, tmp_path, caplog):
     encoder = encoders.load("tiny", image_size=24).train()
-    with caplog.at_level(logging.INFO, logger="kitlib.embeddings"):
+    with caplog.at_level(logging.INFO, logger="kitlib.vision.embeddings"):
         made = embeddings.embed(ArrayPack(), encoder, tmp_path, device=CPU)
     first, last = caplog.messages[0], caplog.messages[-1]
     assert "embedding train with tiny at 24 px" in first and "40 pictures of" in first and "GFLOP" in first
@@ -167,6 +168,6 @@ def test_a_real_pack(tiny, small_sample, home):
     read = readers.read(small_sample)
     pack = pictures.pack(read, "test")
     made = embeddings.embed(pack, tiny, read.derived / "embeddings")
-    batch = views.to_tensor(pack.decode(np.arange(20)))
-    assert np.allclose(made.features, expected(tiny, batch, views.best_dtype(CPU)), atol=6e-2, rtol=6e-2)
+    batch = preprocess.to_tensor(pack.decode(np.arange(20)))
+    assert np.allclose(made.features, expected(tiny, batch, device.best_dtype(CPU)), atol=6e-2, rtol=6e-2)
     assert (home / "data/derived").resolve() in (read.derived / "embeddings" / made.key).resolve().parents

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from kitlib import encoders
-from kitlib.tiny import Tiny, bands
+from kitlib.vision import encoders
+from kitlib.vision.tiny_encoder import Tiny, bands
 
 
 def test_bands_are_means_and_spreads_of_horizontal_bands():

@@ -21,7 +21,7 @@ from torch import nn
 
 from kitlib.core import paths
 from kitlib.core.errors import KitError
-from kitlib.views import Preprocess
+from kitlib.vision.preprocess import Preprocess
 
 Parts = tuple[nn.Module, list[nn.Module], Preprocess]
 
@@ -38,7 +38,7 @@ TOWERS = {  # model_type in config.json: class of the vision tower, and how it i
 
 def tiny(image_size: int | None) -> Parts:
     """The encoder that is made here."""
-    from kitlib.tiny import Tiny
+    from kitlib.vision.tiny_encoder import Tiny
 
     backbone = Tiny()
     size = image_size or 96

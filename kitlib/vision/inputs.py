@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from kitlib import embeddings, encoders
 from kitlib.core import paths
 from kitlib.data import pictures
 from kitlib.data.places import SPLITS, Places
-from kitlib.encoders import Encoder
 from kitlib.evaluation import crossval, runs
 from kitlib.evaluation.runs import Run
-from kitlib.views import best_device, best_dtype, dtype_of, precision_of, to_tensor
+from kitlib.vision import embeddings, encoders
+from kitlib.vision.device import best_device, best_dtype, dtype_of, precision_of
+from kitlib.vision.encoders import Encoder
+from kitlib.vision.preprocess import to_tensor
 
 
 def precision(run_name: str, overwrite: bool = False) -> str:

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from kitlib import views
 from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data.pictures import Pack
-from kitlib.encoders import Encoder
-from kitlib.views import ViewBatches
+from kitlib.vision import augment
+from kitlib.vision import device as vision_device
+from kitlib.vision.encoders import Encoder
+from kitlib.vision.preprocess import ViewBatches
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,8 @@ def embed(
     A run that was killed goes on; with the same batch size the result is the same to the bit. Raises KitError, naming
     the place, for features that are not finite.
     """
-    device = device or views.best_device()
-    dtype = dtype or views.best_dtype(device)
+    device = device or vision_device.best_device()
+    dtype = dtype or vision_device.best_dtype(device)
     batch_size = batch_size or max(1, BATCH_PICTURES[device.type] // len(pack.views))
     made_by = {
         "weights": encoder.weights_digest,
@@ -115,7 +116,7 @@ def _made(
     began = saved = time.perf_counter()
     with tqdm(total=n_places * n_views, initial=done * n_views, desc=f"embedding {what}", unit=" pictures") as bar:
         for rows, batch in ViewBatches(pack, np.arange(done, n_places), batch_size, size):
-            seen = views.mirror(batch) if made_by["mirrored"] else batch
+            seen = augment.mirror(batch) if made_by["mirrored"] else batch
             features[rows] = _features(encoder, seen.to(device), dtype, pack.sample_id[rows])
             bar.update(len(rows) * n_views)
             now = time.perf_counter()
@@ -160,7 +161,7 @@ def _features(encoder: Encoder, batch: torch.Tensor, dtype: torch.dtype, sample_
     """Features (B, V, D) float16 of uint8 places (B, V, 3, H, W)."""
     pictures = batch.flatten(0, 1)
     with torch.inference_mode():
-        with views.autocast(batch.device, dtype):
+        with vision_device.autocast(batch.device, dtype):
             features = encoder(pictures).float()
         if not features.isfinite().all():  # a float16 activation that overflowed: float32 has room
             features = encoder(pictures).float()

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from kitlib import views
 from kitlib.core.errors import KitError
-from kitlib.views import Preprocess, ViewBatches
+from kitlib.vision import augment
+from kitlib.vision import device as vision_device
+from kitlib.vision import preprocess as views
+from kitlib.vision.preprocess import Preprocess, ViewBatches
 
 CPU = torch.device("cpu")
 
@@ -39,12 +41,12 @@ def test_to_tensor_moves_channels_without_copying():
 
 
 def test_mirror_flips_and_swaps_east_and_west(places):
-    seen = views.mirror(places)
+    seen = augment.mirror(places)
     north, east, south, west = range(4)
     for view, source in ((north, north), (east, west), (south, south), (west, east)):
         assert torch.equal(seen[:, view], places[:, source].flip(-1))
-    assert torch.equal(views.mirror(seen), places)
-    assert torch.equal(views.mirror(places[:, :1]), places[:, :1].flip(-1))
+    assert torch.equal(augment.mirror(seen), places)
+    assert torch.equal(augment.mirror(places[:, :1]), places[:, :1].flip(-1))
 
 
 def test_view_batches_cover_the_rows_in_order():
@@ -77,15 +79,15 @@ def test_view_batches_pass_on_errors():
 
 
 def test_augment_without_strength_changes_nothing(places):
-    same = views.augment(places, torch.Generator().manual_seed(0), mirrored=0, light=0, zoom=0)
+    same = augment.augment(places, torch.Generator().manual_seed(0), mirrored=0, light=0, zoom=0)
     assert torch.equal(same, places)
-    mirrored = views.augment(places, torch.Generator().manual_seed(0), mirrored=1, light=0, zoom=0)
-    assert torch.equal(mirrored, views.mirror(places))
+    mirrored = augment.augment(places, torch.Generator().manual_seed(0), mirrored=1, light=0, zoom=0)
+    assert torch.equal(mirrored, augment.mirror(places))
 
 
 def test_augment_depends_on_the_generator_only(places):
     def variant(seed: int) -> torch.Tensor:
-        return views.augment(places, torch.Generator().manual_seed(seed))
+        return augment.augment(places, torch.Generator().manual_seed(seed))
 
     assert torch.equal(variant(3), variant(3))
     assert variant(3).dtype == torch.uint8
@@ -95,13 +97,13 @@ def test_augment_depends_on_the_generator_only(places):
 def test_augment_mirrors_about_the_asked_share_of_places():
     places = torch.zeros(400, 4, 3, 2, 2, dtype=torch.uint8)
     places[..., 0] = 255
-    seen = views.augment(places, torch.Generator().manual_seed(0), mirrored=0.25, light=0, zoom=0)
+    seen = augment.augment(places, torch.Generator().manual_seed(0), mirrored=0.25, light=0, zoom=0)
     assert 0.18 < (seen[..., 1] == 255).flatten(1).all(1).float().mean() < 0.32
 
 
 def test_augment_changes_light_within_bounds_and_the_same_for_all_views():
     places = torch.full((50, 4, 3, 4, 4), 100, dtype=torch.uint8)
-    seen = views.augment(places, torch.Generator().manual_seed(0), mirrored=0, light=0.2, zoom=0)
+    seen = augment.augment(places, torch.Generator().manual_seed(0), mirrored=0, light=0.2, zoom=0)
     assert seen.float().amin() >= 79 and seen.float().amax() <= 121
     assert (seen == seen[:, :1, :1, :1, :1]).all()  # a grey place stays grey, and its views alike
     assert len(seen[:, 0, 0, 0, 0].unique()) > 20
@@ -109,7 +111,7 @@ def test_augment_changes_light_within_bounds_and_the_same_for_all_views():
 
 def test_augment_zoom_cuts_a_window_of_bounded_size(places):
     sizes = {
-        views.augment(places, torch.Generator().manual_seed(seed), mirrored=0, light=0, zoom=0.3).shape[-1]
+        augment.augment(places, torch.Generator().manual_seed(seed), mirrored=0, light=0, zoom=0.3).shape[-1]
         for seed in range(20)
     }
     assert min(sizes) >= 14 and max(sizes) <= 20 and len(sizes) > 3
@@ -176,44 +178,45 @@ def test_preprocess_digest_and_sizes():
 
 def test_best_device_obeys_the_environment(monkeypatch):
     monkeypatch.setenv("KITLIB_DEVICE", "cpu")
-    assert views.best_device() == torch.device("cpu")
+    assert vision_device.best_device() == torch.device("cpu")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setenv("KITLIB_DEVICE", "mps")
     with pytest.raises(KitError, match="KITLIB_DEVICE=mps"):
-        views.best_device()
+        vision_device.best_device()
 
 
 @pytest.mark.parametrize(("has_bf16", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
 def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(has_bf16, dtype, monkeypatch):
     monkeypatch.delenv("KITLIB_PRECISION", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
-    assert views.best_dtype(CPU) == dtype
-    assert views.autocast(CPU, views.best_dtype(CPU))._enabled == has_bf16
+    assert vision_device.best_dtype(CPU) == dtype
+    assert vision_device.autocast(CPU, vision_device.best_dtype(CPU))._enabled == has_bf16
 
 
 def test_the_named_number_type_holds_on_every_device(monkeypatch):
     for name in ("float32", "bfloat16", "float16"):
         monkeypatch.setenv("KITLIB_PRECISION", name)
-        assert views.precision_of(views.best_dtype(torch.device("cuda"))) == name
+        assert vision_device.precision_of(vision_device.best_dtype(torch.device("cuda"))) == name
     with pytest.raises(KitError, match=r"KITLIB_PRECISION=float16 on a CPU: expected float32, bfloat16 or auto"):
-        views.best_dtype(CPU)
+        vision_device.best_dtype(CPU)
     monkeypatch.setenv("KITLIB_PRECISION", "half")
     with pytest.raises(KitError, match="'half': expected one of auto, float32, bfloat16, float16"):
-        views.best_dtype(CPU)
+        vision_device.best_dtype(CPU)
 
 
 def test_a_run_computes_in_the_number_type_that_it_was_started_in(monkeypatch, caplog):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.delenv("KITLIB_PRECISION", raising=False)
-    assert views.dtype_of({"precision": "bfloat16"}, CPU) == torch.bfloat16
-    assert views.dtype_of({}, CPU) == torch.float32  # a run of an earlier kit
-    assert views.dtype_of({"precision": "float16"}, torch.device("cuda")) == torch.float16 and not caplog.text
-    assert views.dtype_of({"precision": "float16"}, CPU) == torch.float32 and "float32 is used here" in caplog.text
+    assert vision_device.dtype_of({"precision": "bfloat16"}, CPU) == torch.bfloat16
+    assert vision_device.dtype_of({}, CPU) == torch.float32  # a run of an earlier kit
+    half = {"precision": "float16"}
+    assert vision_device.dtype_of(half, torch.device("cuda")) == torch.float16 and not caplog.text
+    assert vision_device.dtype_of(half, CPU) == torch.float32 and "float32 is used here" in caplog.text
 
 
 def test_a_t4_computes_in_float16_and_newer_gpus_in_bfloat16(monkeypatch):
     monkeypatch.delenv("KITLIB_PRECISION", raising=False)
     for capability, dtype in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        assert views.best_dtype(torch.device("cuda")) == dtype
-    assert views.best_dtype(torch.device("mps")) == torch.float32
+        assert vision_device.best_dtype(torch.device("cuda")) == dtype
+    assert vision_device.best_dtype(torch.device("mps")) == torch.float32

@@ -9,77 +9,21 @@ Pictures stay uint8 until the device: a quarter of the bytes to move, and resizi
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kitlib.core import paths, storage
+from kitlib.core import storage
 from kitlib.core.errors import KitError
 
 if TYPE_CHECKING:
     from kitlib.data.pictures import Pack
-
-log = logging.getLogger(__name__)
-
-
-def best_device() -> torch.device:
-    """The device named by KITLIB_DEVICE, else CUDA, else MPS, else the CPU; KitError if the named one is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = paths.device_name() or next(name for name, is_there in there.items() if is_there)
-    if not there[name]:
-        raise KitError(f"KITLIB_DEVICE={name}: no such device here; allowed are {[n for n, ok in there.items() if ok]}")
-    return torch.device(name)
-
-
-def best_dtype(device: torch.device) -> torch.dtype:
-    """The number type for matrix products on `device`: the one named by KITLIB_PRECISION, else the fast one.
-
-    float32 means no autocast. bfloat16 needs hardware to be fast: a T4 says that it supports it and emulates it (so
-    float16 there), and a CPU without AVX512-BF16 is slower with it. Raises KitError for float16 on a CPU, which
-    computes 1 GFLOP/s in it.
-    """
-    if (name := paths.precision_name()) != "auto":
-        if name == "float16" and device.type == "cpu":
-            raise KitError("KITLIB_PRECISION=float16 on a CPU: expected float32, bfloat16 or auto")
-        return getattr(torch, name)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
-
-
-def precision_of(dtype: torch.dtype) -> str:
-    """The name of a number type, as KITLIB_PRECISION and params.json have it.
-
-    >>> precision_of(torch.bfloat16)
-    'bfloat16'
-    """
-    return str(dtype).removeprefix("torch.")
-
-
-def dtype_of(settings: Mapping[str, Any], device: torch.device) -> torch.dtype:
-    """The number type that a run with these settings computes in; `best_dtype` for one that recorded none.
-
-    What a GPU learned in float16 guesses in float32 on a CPU, and a warning says so.
-    """
-    dtype = getattr(torch, settings["precision"]) if settings.get("precision") else best_dtype(device)
-    if dtype == torch.float16 and device.type == "cpu":
-        log.warning("the run computes in float16, which a CPU cannot: float32 is used here")
-        return torch.float32
-    return dtype
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """The autocast context for `dtype`, which does nothing for float32."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 @dataclass(frozen=True)
@@ -158,52 +102,6 @@ def _resize_float(pictures: torch.Tensor, target: list[int], interpolation: str)
 def to_tensor(decoded: np.ndarray) -> torch.Tensor:
     """uint8 (B, V, H, W, 3) as decoded becomes (B, V, 3, H, W), a view on the same memory (channels last)."""
     return torch.from_numpy(decoded).permute(0, 1, 4, 2, 3)
-
-
-def mirror(views: torch.Tensor) -> torch.Tensor:
-    """The places (B, V, 3, H, W) seen in a mirror: every picture flipped, east and west swapped.
-
-    Views go round by equal angles from the north, so view i becomes view -i: north, west, south, east.
-    """
-    n_views = views.shape[1]
-    return views.flip(-1)[:, [-i % n_views for i in range(n_views)]]
-
-
-def augment(
-    views: torch.Tensor,
-    generator: torch.Generator,
-    mirrored: float = 0.5,
-    light: float = 0.15,
-    zoom: float = 0.1,
-) -> torch.Tensor:
-    """Random variants of uint8 places (B, V, 3, H, W), on their device; the pictures come out a little smaller.
-
-    mirrored: the share of places seen in a mirror. light: brightness, contrast and saturation of each place, the same
-    for its V views, change by a factor of at most 1 ± light. zoom: one window that leaves out up to this share of
-    the edges, for the whole batch (the encoder's own resize then costs nothing extra). `generator` is a CPU generator,
-    so that a seed means the same on every device.
-    """
-    n, _, _, height, width = views.shape
-    random = torch.rand((n, 4), generator=generator).to(views.device)
-    window = torch.rand(3, generator=generator).tolist()
-    keep = 1 - zoom * window[0]
-    rows, columns = math.ceil(height * keep), math.ceil(width * keep)
-    top, left = round((height - rows) * window[1]), round((width - columns) * window[2])
-    views = views[..., top : top + rows, left : left + columns]
-    flip = (random[:, 0] < mirrored).view(n, 1, 1, 1, 1)
-    views = torch.where(flip, mirror(views), views)
-
-    # Brightness, contrast and saturation together are one affine map of a pixel's three channels.
-    brightness, contrast, saturation = (1 + light * (2 * random[:, 1:] - 1)).T
-    luma = torch.tensor([0.299, 0.587, 0.114], device=views.device)
-    gray = luma.expand(3, 3)  # every channel becomes the luma
-    matrix = saturation.view(n, 1, 1) * torch.eye(3, device=views.device) + (1 - saturation).view(n, 1, 1) * gray
-    matrix = (brightness * contrast).view(n, 1, 1) * matrix
-    pixels = views.float()
-    level = torch.einsum("nvchw,c->n", pixels, luma) / pixels[0, :, 0].numel()  # mean luma of each place
-    offset = (brightness * (1 - contrast) * level).view(n, 1, 1, 1, 1)
-    changed = torch.einsum("nij,nvjhw->nvihw", matrix, pixels) + offset
-    return changed.round_().clamp_(0, 255).to(torch.uint8)
 
 
 class ViewBatches:

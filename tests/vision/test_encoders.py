@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kitlib import encoders
 from kitlib.core.errors import KitError
+from kitlib.vision import encoders
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def test_loading_leaves_the_global_random_state_alone():
 def test_tiny_needs_neither_timm_nor_transformers():
     program = """if True:
         import sys
-        from kitlib import embeddings
-from kitlib import encoders
+        from kitlib.vision import embeddings
+from kitlib.vision import encoders
         encoders.load("tiny")
         print(*{"timm", "transformers", "torchvision", "pytorch_lightning"} & set(sys.modules))"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -57,7 +57,7 @@ def test_names_hold_no_folders_of_this_machine(tiny):
         ("tiny", "tiny"),
         ("timm:resnet18?a=1@/home/me/w.safetensors", "timm:resnet18?a=1"),
         ("hf:geolocal/StreetCLIP", "hf:geolocal/StreetCLIP"),
-        (f"hf:{Path(__file__).parent}", "hf:tests"),
+        (f"hf:{Path(__file__).parent}", "hf:vision"),
     ):
         named = copy.deepcopy(tiny)
         named.spec = spec

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from kitlib import encoders, lora, weights
 from kitlib.core.errors import KitError
 from kitlib.gpsnet import GpsMatch
 from kitlib.heads import Classes, Heads
 from kitlib.metric import Projection
 from kitlib.regressors import RegionHeads
+from kitlib.vision import encoders, lora, weights
 
 POINTS = np.array([[34.0, -118.0], [41.0, -74.0]])
 CLASSES = Classes(np.array([3, 7]), np.array([10, 30]), POINTS, POINTS, np.array([0, 1]), np.array([50.0, 20.0]))

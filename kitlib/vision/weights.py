@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import safe_open, save_file
 from torch import nn
 
-from kitlib import lora
 from kitlib.core import storage
 from kitlib.core.errors import KitError
-from kitlib.encoders import Encoder
+from kitlib.vision import lora
+from kitlib.vision.encoders import Encoder
 
 
 def write(path: str | Path, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None = None) -> None:

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kitlib import backbones
 from kitlib.core import storage
 from kitlib.core.errors import KitError
-from kitlib.views import Preprocess
+from kitlib.vision import backbones
+from kitlib.vision.preprocess import Preprocess
 
 STREETCLIP = "hf:geolocal/StreetCLIP"
 ALLOWED = "allowed are tiny, timm:NAME, timm:NAME@WEIGHTS, timm:NAME?option=value@WEIGHTS, hf:REPO_OR_FOLDER"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from kitlib.core.errors import KitError
-from kitlib.encoders import Encoder
+from kitlib.vision.encoders import Encoder
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "out_proj", "query", "key", "value", "o_proj"]  # in transformers' towers
 

@@ -1,0 +1,1 @@
+"""From pictures to features: device, preprocessing, augmentation, encoders, cached embeddings."""

@@ -1,0 +1,57 @@
+"""Random variants of places on the device: mirrored, brighter or darker, zoomed."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    pass
+
+
+def mirror(views: torch.Tensor) -> torch.Tensor:
+    """The places (B, V, 3, H, W) seen in a mirror: every picture flipped, east and west swapped.
+
+    Views go round by equal angles from the north, so view i becomes view -i: north, west, south, east.
+    """
+    n_views = views.shape[1]
+    return views.flip(-1)[:, [-i % n_views for i in range(n_views)]]
+
+
+def augment(
+    views: torch.Tensor,
+    generator: torch.Generator,
+    mirrored: float = 0.5,
+    light: float = 0.15,
+    zoom: float = 0.1,
+) -> torch.Tensor:
+    """Random variants of uint8 places (B, V, 3, H, W), on their device; the pictures come out a little smaller.
+
+    mirrored: the share of places seen in a mirror. light: brightness, contrast and saturation of each place, the same
+    for its V views, change by a factor of at most 1 ± light. zoom: one window that leaves out up to this share of
+    the edges, for the whole batch (the encoder's own resize then costs nothing extra). `generator` is a CPU generator,
+    so that a seed means the same on every device.
+    """
+    n, _, _, height, width = views.shape
+    random = torch.rand((n, 4), generator=generator).to(views.device)
+    window = torch.rand(3, generator=generator).tolist()
+    keep = 1 - zoom * window[0]
+    rows, columns = math.ceil(height * keep), math.ceil(width * keep)
+    top, left = round((height - rows) * window[1]), round((width - columns) * window[2])
+    views = views[..., top : top + rows, left : left + columns]
+    flip = (random[:, 0] < mirrored).view(n, 1, 1, 1, 1)
+    views = torch.where(flip, mirror(views), views)
+
+    # Brightness, contrast and saturation together are one affine map of a pixel's three channels.
+    brightness, contrast, saturation = (1 + light * (2 * random[:, 1:] - 1)).T
+    luma = torch.tensor([0.299, 0.587, 0.114], device=views.device)
+    gray = luma.expand(3, 3)  # every channel becomes the luma
+    matrix = saturation.view(n, 1, 1) * torch.eye(3, device=views.device) + (1 - saturation).view(n, 1, 1) * gray
+    matrix = (brightness * contrast).view(n, 1, 1) * matrix
+    pixels = views.float()
+    level = torch.einsum("nvchw,c->n", pixels, luma) / pixels[0, :, 0].numel()  # mean luma of each place
+    offset = (brightness * (1 - contrast) * level).view(n, 1, 1, 1, 1)
+    changed = torch.einsum("nij,nvjhw->nvihw", matrix, pixels) + offset
+    return changed.round_().clamp_(0, 255).to(torch.uint8)
