@@ -16,8 +16,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from kitlib import fitting
 from kitlib.data import loader
+from kitlib.training import fit
 
 ROWS, EPOCHS, RUNS = 4096, 3, 3
 
@@ -38,7 +38,7 @@ class Head(pl.LightningModule):
 
     def configure_optimizers(self):  # noqa: D102
         optimizer = torch.optim.AdamW(self.parameters(), 1e-3)
-        return [optimizer], [{"scheduler": fitting.warmup_cosine(optimizer, self.steps, 0.1), "interval": "step"}]
+        return [optimizer], [{"scheduler": fit.warmup_cosine(optimizer, self.steps, 0.1), "interval": "step"}]
 
 
 def bare(head: Head, batches: loader.Batches) -> None:
@@ -68,7 +68,7 @@ def lightning(head: Head, batches: loader.Batches) -> None:
 
 def ours(head: Head, batches: loader.Batches) -> None:
     with TemporaryDirectory() as folder:
-        fitting.fit(head, batches, Path(folder), epochs=EPOCHS, config={}, precision="32-true")
+        fit.fit(head, batches, Path(folder), epochs=EPOCHS, config={}, precision="32-true")
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def main() -> None:
 
     print("batch  width  steps  bare ms/step  Lightning ms/step  ours ms/step  ours/Lightning  ours/bare")
     for batch_size, width in ((16, 16), (256, 512), (1024, 1024)):
-        steps = fitting.total_steps(ROWS, batch_size, 1, EPOCHS)
+        steps = fit.total_steps(ROWS, batch_size, 1, EPOCHS)
         seconds: dict[str, list[float]] = {"bare": [], "lightning": [], "ours": []}
         for _ in range(RUNS):
             for loop in (bare, lightning, ours):

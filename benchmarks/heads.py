@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kitlib import fitting, geo
+from kitlib import geo
 from kitlib.data import loader
 from kitlib.geolocator import Geolocator, Teaching
-from kitlib.heads import Classes, Heads, unit_vectors
-from kitlib.learner import Batch
+from kitlib.heads import Classes, Heads
+from kitlib.training import fit as fitting
+from kitlib.training.learner import Batch
+from kitlib.training.sphere import unit_vectors
 
 VIEWS, FEATURES, STATES, CELLS, HIDDEN, BATCH, REPEATS = 4, 1024, 33, 400, 256, 1024, 3
 

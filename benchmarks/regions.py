@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from kitlib import fitting, geo
+from kitlib import geo
 from kitlib.data.loader import Batches
 from kitlib.geo import projection
 from kitlib.regression import HeadsTraining, Teaching
 from kitlib.regressors import Frames, RegionHeads
 from kitlib.scalers import RegionScaler
+from kitlib.training import fit as fitting
 
 R, D, EPOCHS, HIDDEN = 33, 768, 10, 128
 TEACHING = Teaching("mse", view_dropout=0.0, mirror=False, vary=0.0, weight_decay=1e-4, t_0=10, t_mult=1)

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from kitlib import learner, losses
 from kitlib.heads import Answer, Heads
-from kitlib.learner import Batch, Learner, encode
+from kitlib.training import learner, losses, sphere
+from kitlib.training.learner import Batch, Learner, encode
 from kitlib.vision.encoders import Encoder
 
 SOFT_LABELS = ("place", "matrix", "none")
@@ -52,7 +52,7 @@ class Geolocator(Learner):
         """Log how held-out places fare: the share with the right state first, and the GPS head's mean error."""
         answer = self.heads(encode(batch, self.encoder))
         right = (answer.states.argmax(1) == batch["state"]).float().mean()
-        km = losses.haversine_km(answer.gps, batch["place"]).mean()
+        km = sphere.haversine_km(answer.gps, batch["place"]).mean()
         n = len(batch["place"])
         self.log_dict({"held_out_top1": right, "held_out_gps_km": km}, batch_size=n, sync_dist=True)
 
@@ -62,7 +62,7 @@ class Geolocator(Learner):
         if teaching.soft_labels == "place":
             states = losses.place_targets(place, heads.state_vectors, batch["state"], teaching.temperature_km)
         elif teaching.soft_labels == "matrix":
-            km = losses.haversine_km(heads.state_vectors[:, None], heads.state_vectors)
+            km = sphere.haversine_km(heads.state_vectors[:, None], heads.state_vectors)
             states = losses.matrix_targets(km, teaching.temperature_km)[batch["state"]]
         else:
             states = losses.hard_targets(batch["state"], len(heads.state_vectors))
@@ -71,7 +71,7 @@ class Geolocator(Learner):
         return {
             "state_loss": losses.soft_cross_entropy(answer.states, states),
             "cell_loss": losses.soft_cross_entropy(answer.cells, cells),
-            "cell_km": losses.haversine_km(moved, place).mean(),
-            "gps_km": losses.haversine_km(answer.gps, place).mean(),
+            "cell_km": sphere.haversine_km(moved, place).mean(),
+            "gps_km": sphere.haversine_km(answer.gps, place).mean(),
             "true_state_mass": losses.true_mass(states, batch["state"]).mean(),
         }

@@ -22,12 +22,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from kitlib import geo, learner, losses, neighbours
+from kitlib import geo, neighbours
 from kitlib.core.errors import KitError
 from kitlib.gpsnet import GpsMatch, embed_images
 from kitlib.gpsqueue import GpsQueue, contrast, jitter, too_near, unit_vectors
-from kitlib.learner import Batch, Learner, encode
 from kitlib.location import embed_points
+from kitlib.training import learner, sphere
+from kitlib.training.learner import Batch, Learner, encode
 from kitlib.vision.encoders import Encoder
 
 __all__ = ["GpsMatch", "MatchTraining", "Teaching", "embed_images", "guess"]
@@ -110,7 +111,7 @@ class MatchTraining(Learner):
         """Log how far the gallery's best place lies from a held-out place, on average: val_km."""
         images = self.match.images(encode(batch, self.encoder))
         best = self.gallery_points[self.match.logits(images, self.gallery_places).argmax(1)]
-        km = losses.haversine_km(unit_vectors(best), unit_vectors(batch["point"].float()))
+        km = sphere.haversine_km(unit_vectors(best), unit_vectors(batch["point"].float()))
         self.log("val_km", km.mean(), batch_size=len(km), sync_dist=True)
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:

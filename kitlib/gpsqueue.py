@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kitlib import losses
 from kitlib.core.errors import KitError
 from kitlib.geo import EARTH_RADIUS_KM
+from kitlib.training import sphere
 
 
 def unit_vectors(points: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ class GpsQueue(nn.Module):
 
 def too_near(points: torch.Tensor, others: torch.Tensor, same_km: float) -> torch.Tensor:
     """Which of others (M, 2) lie closer than `same_km` to each of points (B, 2): (B, M) bool."""
-    return losses.haversine_km(unit_vectors(points)[:, None], unit_vectors(others)) < same_km
+    return sphere.haversine_km(unit_vectors(points)[:, None], unit_vectors(others)) < same_km
 
 
 def contrast(logits: torch.Tensor, left_out: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,6 +23,7 @@ from kitlib.core.errors import KitError
 from kitlib.data.places import Places
 from kitlib.evaluation.guesses import Guesses
 from kitlib.geo import EARTH_RADIUS_KM, geocells, projection
+from kitlib.training.sphere import unit_vectors
 from kitlib.vision.fusion import Fusion
 from kitlib.vision.weights import Saved
 
@@ -198,8 +199,3 @@ class Heads(Saved):
         """Heads for the classes among `tensors`."""
         classes = Classes(**{field.name: tensors.pop(f"classes.{field.name}").numpy() for field in fields(Classes)})
         return cls(classes, **settings)
-
-
-def unit_vectors(points: np.ndarray) -> torch.Tensor:
-    """Points (..., 2) as float32 unit vectors (..., 3)."""
-    return torch.from_numpy(geo.unit_vectors(points)).float()

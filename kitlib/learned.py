@@ -17,14 +17,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from kitlib import fitting, gpsmatch, metric
+from kitlib import gpsmatch, metric
 from kitlib.data.loader import Batches
 from kitlib.embedders import Matched, Projected, check, scales
 from kitlib.gpsmatch import MatchTraining
 from kitlib.gpsnet import SIGMAS, GpsMatch
-from kitlib.heads import unit_vectors
-from kitlib.learner import Batch, Learner
 from kitlib.metric import MetricTraining, Projection
+from kitlib.training import fit
+from kitlib.training.learner import Batch, Learner
+from kitlib.training.sphere import unit_vectors
 from kitlib.vision.device import precision_of
 from kitlib.vision.encoders import Encoder
 from kitlib.vision.inputs import Inputs
@@ -62,8 +63,8 @@ def learn(
         batches = Batches(rows, size, settings["seed"], load, prefetch=prefetch)
         if settings["method"] == "metric":
             batches = metric.near_batches(points, size, settings["seed"], load, rows=rows, prefetch=prefetch)
-        steps = fitting.total_steps(len(rows), size, 1, epochs, devices)
-        return fitting.fit(
+        steps = fit.total_steps(len(rows), size, 1, epochs, devices)
+        return fit.fit(
             _training(network, encoder, settings, steps, points[rows], rates),
             batches,
             folder / name,

@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from scipy.spatial import cKDTree
 from torch import nn
 
-from kitlib import geo, learner, losses, mining
+from kitlib import geo, mining
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
-from kitlib.learner import Batch, Learner, encode
+from kitlib.training import learner, sphere
+from kitlib.training.learner import Batch, Learner, encode
 from kitlib.vision.encoders import Encoder
 from kitlib.vision.weights import Saved
 
@@ -158,7 +159,7 @@ class MetricTraining(Learner):
         """Similarity, km and mask (B, B) of a batch's places."""
         with torch.autocast(embeddings.device.type, enabled=False):
             similarity = embeddings @ embeddings.T
-        km = losses.haversine_km(batch["place"][:, None], batch["place"])
+        km = sphere.haversine_km(batch["place"][:, None], batch["place"])
         return similarity, km, mining.pair_mask(km, batch["group"], self.teaching.min_km)
 
 

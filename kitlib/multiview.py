@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from kitlib import fitting
 from kitlib.core.settings import Settings
 from kitlib.data import folds as saved_folds
 from kitlib.data.loader import Batches
@@ -31,13 +30,16 @@ from kitlib.evaluation import crossval, guesses, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.geolocator import SOFT_LABELS, Geolocator, Teaching
-from kitlib.heads import TIES, Classes, Heads, unit_vectors
-from kitlib.learner import Batch, encode
+from kitlib.heads import TIES, Classes, Heads
+from kitlib.training import fit
+from kitlib.training.learner import Batch, encode
+from kitlib.training.sphere import unit_vectors
+from kitlib.training.start import start_run
 from kitlib.vision import encoders, weights
 from kitlib.vision.device import autocast, best_device, dtype_of, precision_of
 from kitlib.vision.encoders import Encoder
 from kitlib.vision.fusion import FUSIONS
-from kitlib.vision.inputs import Inputs, start_run
+from kitlib.vision.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,8 @@ class Session(Inputs):
             def load(r: np.ndarray) -> Batch:
                 return self.look("train", encoder, r) | {name: label[r] for name, label in labels.items()}
 
-            steps = fitting.total_steps(len(rows), batch, turns, epochs, devices)
-            return fitting.fit(
+            steps = fit.total_steps(len(rows), batch, turns, epochs, devices)
+            return fit.fit(
                 Geolocator(heads, encoder, teaching, steps, **how),
                 Batches(rows, batch, config.seed, load, prefetch=encoder is not None),
                 folder / phase,

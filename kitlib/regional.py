@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kitlib import outliers, tracking, within
+from kitlib import outliers, within
 from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Settings
@@ -38,8 +38,10 @@ from kitlib.regions import Regions
 from kitlib.regionwise import Part, failures
 from kitlib.regressors import LOSSES
 from kitlib.scalers import KINDS
+from kitlib.training import wandb_logger
+from kitlib.training.start import start_run
 from kitlib.vision.device import best_device, dtype_of
-from kitlib.vision.inputs import Inputs, start_run
+from kitlib.vision.inputs import Inputs
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +256,7 @@ class Session(Inputs):
         def how(name: str) -> dict[str, Any]:
             left = max_hours and max_hours - (time.monotonic() - began) / 3600
             title = f"{self.run.name}-fold{fold}-{name}"
-            logger = tracking.tracker(wandb_project, title, self.run.dir / "wandb") if wandb_project else None
+            logger = wandb_logger.tracker(wandb_project, title, self.run.dir / "wandb") if wandb_project else None
             return {"max_hours": left, "logger": logger}
 
         if self.config.finetune:

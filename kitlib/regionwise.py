@@ -14,16 +14,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kitlib import checkpoints, fitting, geo
+from kitlib import geo
 from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
 from kitlib.evaluation.guesses import Guesses
-from kitlib.learner import Batch
 from kitlib.regions import Regions
 from kitlib.regression import EncoderTraining, HeadsTraining, Teaching
 from kitlib.regressors import Frames, RegionHeads
 from kitlib.scalers import RegionScaler, file_id
+from kitlib.training import checkpoints, fit
+from kitlib.training.learner import Batch
 from kitlib.vision import augment, device
 from kitlib.vision.encoders import Encoder
 from kitlib.vision.inputs import Inputs
@@ -99,7 +100,7 @@ class Part:
         heads = RegionHeads(self.has_own.tolist(), features.shape[-1], config.hidden, config.dropout)
         heads.begin(features[self.rows], self.medians)
         batch = max(1, min(config.heads_batch, len(self.rows) // 8))
-        steps = fitting.total_steps(len(self.rows), batch, 1, 1)
+        steps = fit.total_steps(len(self.rows), batch, 1, 1)
         module = HeadsTraining(heads, self.frames, self._teaching(), config.heads_rate, steps, config.patience)
         module.start(self._loader(self.val[0], None)(self.val[1]))
         # clipping the norm of all gradients together would tie the heads to each other
@@ -124,7 +125,7 @@ class Part:
         encoder = self.inputs.encoder()
         if config.gradient_checkpointing:
             encoder.enable_checkpointing()
-        steps = fitting.total_steps(len(rows), config.batch, 1, 1, devices)
+        steps = fit.total_steps(len(rows), config.batch, 1, 1, devices)
         start = self.medians[self._regions_of(name)].mean(axis=0)
         module = EncoderTraining(encoder, self.frames, self._teaching(), config.rate, steps, start)
         how = {
@@ -277,7 +278,7 @@ class Part:
         """Train a module on `rows` of the training split until `val` says to stop; whether it came to an end."""
         config, ahead = self.config, encoder is not None
         validate = Batches(val, batch, 0, self._loader(self.val[0], encoder), shuffle=False, prefetch=ahead)
-        return fitting.fit(
+        return fit.fit(
             module,
             Batches(rows, batch, config.seed, self._loader("train", encoder), prefetch=ahead),
             folder,

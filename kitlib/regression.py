@@ -14,9 +14,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from kitlib import fitting
-from kitlib.learner import Batch, encode, kept_views, varied
 from kitlib.regressors import Frames, RegionHeads
+from kitlib.training import fit
+from kitlib.training.learner import Batch, encode, kept_views, varied
 from kitlib.vision.encoders import Encoder
 
 
@@ -184,7 +184,7 @@ class EncoderTraining(pl.LightningModule):
 
 def _optimizer(module: HeadsTraining | EncoderTraining, learning: list[nn.Parameter]) -> Any:
     """AdamW; the rate falls along a cosine and starts again after t_0 epochs, then after t_mult times as many."""
-    teaching, fused = module.teaching, fitting.may_fuse(module)
+    teaching, fused = module.teaching, fit.may_fuse(module)
     optimizer = torch.optim.AdamW(learning, lr=module.rate, weight_decay=teaching.weight_decay, fused=fused)
     schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
         optimizer, T_0=teaching.t_0 * module.epoch_steps, T_mult=teaching.t_mult

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kitlib import losses
 from kitlib.geo import EARTH_RADIUS_KM, projection
-from kitlib.learner import Batch
 from kitlib.scalers import RegionScaler
+from kitlib.training import sphere
+from kitlib.training.learner import Batch
 from kitlib.vision.weights import Saved
 
 LOSSES = ("mse", "haversine")
@@ -51,7 +51,7 @@ class Frames(nn.Module):
         """
         if kind == "mse":
             return (scaled.float() - batch["scaled"]).square().mean(1)
-        km = losses.haversine_km(self.vectors(scaled, batch["region"]), batch["place"])
+        km = sphere.haversine_km(self.vectors(scaled, batch["region"]), batch["place"])
         return km / self.unit[batch["region"]]
 
 

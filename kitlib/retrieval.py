@@ -39,9 +39,10 @@ from kitlib.evaluation.runs import Run
 from kitlib.location import load_geoclip
 from kitlib.lookup import Known, Lookup
 from kitlib.metric import LOSSES
+from kitlib.training.start import start_run
 from kitlib.vision import encoders, weights
 from kitlib.vision.device import best_device, dtype_of
-from kitlib.vision.inputs import Inputs, start_run
+from kitlib.vision.inputs import Inputs
 
 OWN = {"knn": ("by",), "metric": ("loss", "near_km"), "gps": ("gallery", "hidden", "sigmas", "geoclip")}
 NOT_LEARNED = ("encoder", "image_size", "by", "mirror", "gallery_size", "smoothing", "seed")  # all that knn reads

@@ -26,7 +26,7 @@ from kitlib.data.places import Places
 from kitlib.evaluation import crossval, guesses, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
-from kitlib.vision.inputs import precision
+from kitlib.training.start import precision
 from kitlib.vlm_remote import RemoteSession
 from kitlib.vlm_session import Session, task_of
 from kitlib.vlm_settings import RATES, Config

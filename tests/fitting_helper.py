@@ -16,8 +16,9 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from kitlib import checkpoints, fitting
 from kitlib.data import loader as data_loader
+from kitlib.training import checkpoints
+from kitlib.training import fit as fitting
 
 N, D = 22, 6
 FEATURES = torch.randn(N, D, generator=torch.Generator().manual_seed(1))

@@ -19,10 +19,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kitlib import checkpoints, fitting
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
-from kitlib.keeper import Keeper
+from kitlib.training import checkpoints
+from kitlib.training import fit as fitting
+from kitlib.training.resume_callback import Keeper
 
 # the metric: 2.04 1.96 2.54 2.39 1.41 1.44, so patience 2 ends after four epochs of six with the second
 OPTIONS = {"epochs": 6, "rate": 0.3, "checkpoint_steps": 4}

@@ -7,11 +7,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import losses
 from kitlib.core.errors import KitError
 from kitlib.geolocator import Geolocator, Teaching
-from kitlib.heads import Classes, Heads, unit_vectors
-from kitlib.learner import encode
+from kitlib.heads import Classes, Heads
+from kitlib.training import losses, sphere
+from kitlib.training.learner import encode
+from kitlib.training.sphere import unit_vectors
 
 POINTS = np.array([[40.0, -100.0], [41.0, -101.0], [34.0, -118.0], [41.5, -74.0]])
 CLASSES = Classes(
@@ -59,7 +60,7 @@ def test_soft_labels_are_the_named_ones(soft):
     module, batch = module_of(soft_labels=soft, temperature_km=500.0), batch_of()
     mass = module.parts(module.heads(encode(batch, None)), batch)["true_state_mass"]
     state_vectors, rows = module.heads.state_vectors, torch.arange(8)
-    km = losses.haversine_km(state_vectors[:, None], state_vectors)
+    km = sphere.haversine_km(state_vectors[:, None], state_vectors)
     wanted = {
         "none": torch.ones(8),
         "matrix": losses.matrix_targets(km, 500.0).diagonal()[batch["state"]],
@@ -76,7 +77,7 @@ def test_validation_tells_the_share_of_right_states_and_the_mean_distance():
     module.validation_step(batch, 0)
     answer = module.heads(batch["features"][:, 0])
     assert logged["held_out_top1"] == (answer.states.argmax(1) == batch["state"]).float().mean()
-    assert logged["held_out_gps_km"] == pytest.approx(losses.haversine_km(answer.gps, batch["place"]).mean().item())
+    assert logged["held_out_gps_km"] == pytest.approx(sphere.haversine_km(answer.gps, batch["place"]).mean().item())
     assert logged["batch_size"] == 8
 
 

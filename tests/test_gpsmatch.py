@@ -12,12 +12,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import fitting, geo
+from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
 from kitlib.gpsmatch import MatchTraining, Teaching, guess
 from kitlib.gpsnet import GpsMatch, embed_images
 from kitlib.location import ImageProjection
+from kitlib.training import fit as fitting
 
 N, V, D = 300, 2, 12
 HELD_OUT = np.arange(N) % 5 == 0

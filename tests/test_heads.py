@@ -7,6 +7,7 @@ import torch
 from kitlib import geo, heads
 from kitlib.core.errors import KitError
 from kitlib.heads import Answer, Classes, Heads
+from kitlib.training import sphere
 from kitlib.vision import fusion as vision_fusion
 from kitlib.vision.fusion import Fusion
 
@@ -34,7 +35,7 @@ def features(n: int = 5) -> torch.Tensor:
 def certain(state: int, cell: int, point: tuple[float, float]) -> Answer:
     """An answer that is sure of a state, a cell, and a point of the GPS head."""
     one_hot = [torch.full((1, n), -50.0).index_fill_(1, torch.tensor([i]), 50.0) for i, n in ((state, 3), (cell, 4))]
-    return Answer(one_hot[0], one_hot[1], torch.zeros(1, 4, 2), heads.unit_vectors(np.array([point])))
+    return Answer(one_hot[0], one_hot[1], torch.zeros(1, 4, 2), sphere.unit_vectors(np.array([point])))
 
 
 @pytest.mark.parametrize("kind", vision_fusion.FUSIONS)
@@ -159,5 +160,5 @@ def test_saved_heads_come_back_with_settings_classes_and_weights(tmp_path):
 
 
 def test_unit_vectors_are_float32():
-    assert heads.unit_vectors(np.array([[0.0, 90.0]])) == pytest.approx(torch.tensor([[0.0, 1.0, 0.0]]), abs=1e-7)
-    assert heads.unit_vectors(np.array([[0.0, 0.0]])).dtype == torch.float32
+    assert sphere.unit_vectors(np.array([[0.0, 90.0]])) == pytest.approx(torch.tensor([[0.0, 1.0, 0.0]]), abs=1e-7)
+    assert sphere.unit_vectors(np.array([[0.0, 0.0]])).dtype == torch.float32

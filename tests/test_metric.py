@@ -12,11 +12,12 @@ from scipy.stats import spearmanr
 
 torch = pytest.importorskip("torch")
 
-from kitlib import fitting, geo, mining
+from kitlib import geo, mining
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
-from kitlib.heads import unit_vectors
 from kitlib.metric import MetricTraining, Projection, Teaching, near_batches, pool
+from kitlib.training import fit
+from kitlib.training.sphere import unit_vectors
 
 N, V, D = 360, 2, 40
 HELD_OUT = np.arange(N) % 4 == 0
@@ -51,7 +52,7 @@ def training(folder, epochs=4, rate=2e-2, teaching=TEACHING, before_step=None, *
     points, _ = toy()
     rows = np.flatnonzero(~HELD_OUT)
     batches = near_batches(points, 48, 3, load, rows=rows)
-    steps = fitting.total_steps(len(rows), 48, 1, epochs)
+    steps = fit.total_steps(len(rows), 48, 1, epochs)
     module = MetricTraining(projection_of(hidden=8), None, teaching, steps, rate=rate)
     if before_step:
         step = module.training_step
@@ -63,7 +64,7 @@ def training(folder, epochs=4, rate=2e-2, teaching=TEACHING, before_step=None, *
         module.training_step = watched
     held_out = Batches(np.flatnonzero(HELD_OUT), 45, 0, load, shuffle=False)
     options = {"epochs": epochs, "config": dataclasses.asdict(teaching), "val_batches": held_out} | options
-    return module, fitting.fit(module, batches, folder, **options)
+    return module, fit.fit(module, batches, folder, **options)
 
 
 @torch.no_grad()

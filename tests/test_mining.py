@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 
 from kitlib import mining
 from kitlib.core.errors import KitError
-from kitlib.losses import haversine_km
 from kitlib.mining import MeanCurve, pair_mask
+from kitlib.training.sphere import haversine_km
 
 EDGES = (100.0, 200.0, 400.0, 800.0)
 

@@ -15,9 +15,9 @@ import fitting_helper as helper
 import matplotlib
 import pytest
 
-from kitlib import fitting, tracking
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.training import fit, wandb_logger
 
 USER, HOST, SECRET = "jane.doe", "janes-laptop", "sesame-0123456789abcdef"
 LEFT = ["finished.ckpt", "fit.json", "history.csv"]
@@ -101,8 +101,8 @@ def test_each_session_is_a_run_and_a_validation_that_was_owed_is_in_it(tmp_path)
     module, batches, folder, options = helper.make(tmp_path, checkpoint_steps=4)
     module.before_validation = lambda epoch, batch: epoch == 1 and signal.raise_signal(signal.SIGTERM)
     with pytest.raises(SystemExit):
-        fitting.fit(module, batches, folder, logger=tracking.tracker("p", "r", folder / "wandb"), **options)
-    logger = tracking.tracker("p", "r", folder / "wandb")
+        fit.fit(module, batches, folder, logger=wandb_logger.tracker("p", "r", folder / "wandb"), **options)
+    logger = wandb_logger.tracker("p", "r", folder / "wandb")
     module, _ = helper.fit(tmp_path, checkpoint_steps=4, logger=logger)
     assert helper.weights(module) == helper.whole()[0]
     runs = records(folder)
@@ -116,7 +116,7 @@ def test_each_session_is_a_run_and_a_validation_that_was_owed_is_in_it(tmp_path)
 
 def test_the_environment_says_where_to(tmp_path, monkeypatch):
     def mode():
-        return tracking.tracker("p", "r", tmp_path)._wandb_init["settings"].mode
+        return wandb_logger.tracker("p", "r", tmp_path)._wandb_init["settings"].mode
 
     assert mode() == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
@@ -131,11 +131,11 @@ def test_the_environment_says_where_to(tmp_path, monkeypatch):
 
 def test_disabled_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    helper.fit(tmp_path, epochs=1, logger=tracking.tracker("p", "r", tmp_path / "wandb"))
+    helper.fit(tmp_path, epochs=1, logger=wandb_logger.tracker("p", "r", tmp_path / "wandb"))
     assert not [path for path in (tmp_path / "wandb").rglob("*") if path.is_file()]
 
 
 def test_a_missing_package_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(KitError, match=r"pip install -e '\.\[wandb\]'"):
-        tracking.tracker("p", "r", tmp_path)
+        wandb_logger.tracker("p", "r", tmp_path)

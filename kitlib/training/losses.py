@@ -14,21 +14,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from kitlib.geo import EARTH_RADIUS_KM
-
-
-def haversine_km(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Great-circle distances (...) between unit vectors a and b (..., 3), broadcast; always computed in float32.
-
-    2 atan2(|a - b|, |a + b|) has a finite gradient everywhere, at equal and at opposite points too.
-
-    >>> haversine_km(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])).round().item()
-    10008.0
-    """
-    with torch.autocast(a.device.type, enabled=False):
-        a, b = a.float(), b.float()
-        apart, along = torch.linalg.vector_norm(a - b, dim=-1), torch.linalg.vector_norm(a + b, dim=-1)
-        return 2 * EARTH_RADIUS_KM * torch.atan2(apart, along)
+from kitlib.training.sphere import haversine_km
 
 
 def matrix_targets(distance_km: torch.Tensor, temperature_km: float) -> torch.Tensor:

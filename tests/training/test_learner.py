@@ -10,13 +10,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import fitting, geolocator, gpsmatch, metric
+from kitlib import geolocator, gpsmatch, metric
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
 from kitlib.gpsnet import GpsMatch
-from kitlib.heads import Classes, Heads, unit_vectors
-from kitlib.learner import Learner, Teaching, encode, kept_views, varied
+from kitlib.heads import Classes, Heads
 from kitlib.metric import Projection
+from kitlib.training import fit as fitting
+from kitlib.training.learner import Learner, Teaching, encode, kept_views, varied
+from kitlib.training.sphere import unit_vectors
 from kitlib.vision import encoders
 
 N, V = 12, 4

@@ -22,19 +22,17 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from kitlib import checkpoints
 from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
-from kitlib.keeper import Keeper, Stopped
-from kitlib.tracking import Tracker, tracker
+from kitlib.training import checkpoints
+from kitlib.training.resume_callback import Keeper, Stopped
+from kitlib.training.wandb_logger import Tracker
 from kitlib.vision.device import best_device, best_dtype, precision_of
 
 log = logging.getLogger(__name__)
 
 LIGHTNING = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}  # its names of number types
-
-__all__ = ["Batches", "Fitted", "fit", "may_fuse", "total_steps", "tracker", "warmup_cosine"]
 
 
 def total_steps(n_rows: int, batch_size: int, accumulate: int, epochs: int, devices: int = 1) -> int:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kitlib import checkpoints
 from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
+from kitlib.training import checkpoints
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import fitting_helper as helper
 import pytest
 
-from kitlib import fitting
 from kitlib.core.errors import KitError
+from kitlib.training import fit
 
 
 def test_other_settings_are_refused(tmp_path):
@@ -54,7 +54,7 @@ def crash(folder: Path, at: tuple[int, int]) -> None:
     module, batches, folder, options = helper.make(folder, checkpoint_steps=4)
     module.before_batch = explode
     with pytest.raises(MemoryError):
-        fitting.fit(module, batches, folder, **options)
+        fit.fit(module, batches, folder, **options)
 
 
 def test_full_disk_keeps_the_checkpoint_before(tmp_path):
@@ -69,7 +69,7 @@ def test_full_disk_keeps_the_checkpoint_before(tmp_path):
     module.before_batch = fill
     try:
         with pytest.raises(KitError, match=r"step-00000008.ckpt could not be written"):
-            fitting.fit(module, batches, folder, **options)
+            fit.fit(module, batches, folder, **options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step-00000004.ckpt", "step-00000006.ckpt"]

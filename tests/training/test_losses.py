@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kitlib import geo, losses
+from kitlib import geo
+from kitlib.training import losses, sphere
 
 POINTS = np.array([[36.12, -86.67], [33.94, -118.40], [61.2, -149.9], [21.3, -157.8], [0.0, 180.0], [89.9, 10.0]])
 
@@ -14,14 +15,14 @@ def vectors(points) -> torch.Tensor:
 
 
 def test_haversine_agrees_with_geo():
-    ours = losses.haversine_km(vectors(POINTS)[:, None], vectors(POINTS))
+    ours = sphere.haversine_km(vectors(POINTS)[:, None], vectors(POINTS))
     assert np.allclose(ours, geo.distance_matrix_km(POINTS), atol=0.01)
 
 
 def test_haversine_is_float32_under_autocast_and_right_at_a_kilometre():
     a, b = vectors([40.0, -100.0]), vectors([40.009, -100.0])
     with torch.autocast("cpu", torch.bfloat16):
-        km = losses.haversine_km(a, b)
+        km = sphere.haversine_km(a, b)
     assert km.dtype == torch.float32
     assert km.item() == pytest.approx(1.0008, abs=0.002)
 
@@ -29,14 +30,14 @@ def test_haversine_is_float32_under_autocast_and_right_at_a_kilometre():
 @pytest.mark.parametrize("other", [[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
 def test_haversine_has_a_finite_gradient_at_equal_and_opposite_points(other):
     a = torch.tensor([1.0, 0.0, 0.0], requires_grad=True)
-    losses.haversine_km(a, torch.tensor(other)).backward()
+    sphere.haversine_km(a, torch.tensor(other)).backward()
     assert a.grad.isfinite().all()
 
 
 def test_haversine_gradient_is_a_radius_a_radian():
     east = torch.tensor(0.0, requires_grad=True)
     moved = torch.stack([torch.cos(east), torch.sin(east), torch.zeros(())])
-    losses.haversine_km(moved, torch.tensor([0.0, 1.0, 0.0])).backward()
+    sphere.haversine_km(moved, torch.tensor([0.0, 1.0, 0.0])).backward()
     assert east.grad.item() == pytest.approx(-geo.EARTH_RADIUS_KM, rel=1e-5)
 
 

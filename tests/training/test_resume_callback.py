@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from kitlib import fitting, keeper
 from kitlib.core.errors import KitError
+from kitlib.training import fit, resume_callback
 
 
 def test_history(tmp_path):
@@ -27,10 +27,10 @@ def test_history(tmp_path):
 
 
 def test_log_has_a_line_of_history_from_time_to_time(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(keeper, "LOG_EVERY", 0.0)
-    caplog.set_level("INFO", logger="kitlib.keeper")
+    monkeypatch.setattr(resume_callback, "LOG_EVERY", 0.0)
+    caplog.set_level("INFO", logger="kitlib.training.resume_callback")
     history = helper.fit(tmp_path, checkpoint_steps=4)[1].history
-    lines = [record.getMessage() for record in caplog.records if record.name == "kitlib.keeper"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "kitlib.training.resume_callback"]
     assert len(lines) == len(history)
     assert ["val_loss" in line for line in lines] == history["val_loss"].notna().tolist()
 
@@ -46,7 +46,7 @@ def test_history_means_are_over_rows(tmp_path):
         return loss
 
     module.training_step = training_step
-    history = fitting.fit(module, batches, folder, **options).history
+    history = fit.fit(module, batches, folder, **options).history
     losses, rows = np.array(seen).T
     assert rows.tolist() == [4, 4, 4, 4, 4, 2]
     assert history["loss"].item() == pytest.approx(np.average(losses, weights=rows), rel=1e-6)
@@ -61,7 +61,7 @@ def test_sigterm_at_every_batch_resumes_bit_for_bit(tmp_path, accumulate):
         module, batches, folder, options = helper.make(tmp_path, accumulate=accumulate, checkpoint_steps=4)
         module.before_batch = lambda epoch, batch: signal.raise_signal(signal.SIGTERM)
         with pytest.raises(SystemExit) as exit:
-            fitting.fit(module, batches, folder, **options)
+            fit.fit(module, batches, folder, **options)
         assert exit.value.code == 143 and module.train_calls == 1
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
         assert len(list(tmp_path.glob("step-*.ckpt"))) <= 2, stops
@@ -76,11 +76,11 @@ def test_stop_during_validation_validates_again(tmp_path, epoch):
     module, batches, folder, options = helper.make(tmp_path, checkpoint_steps=4)
     module.before_validation = lambda e, b: (e, b) == (epoch, 1) and signal.raise_signal(signal.SIGTERM)
     with pytest.raises(SystemExit):
-        fitting.fit(module, batches, folder, **options)
+        fit.fit(module, batches, folder, **options)
     module, batches, folder, options = helper.make(tmp_path, checkpoint_steps=4)
     module.before_validation = lambda e, b: b == 2 and signal.raise_signal(signal.SIGTERM)  # and once more
     with pytest.raises(SystemExit):
-        fitting.fit(module, batches, folder, **options)
+        fit.fit(module, batches, folder, **options)
     module, fitted = helper.fit(tmp_path, checkpoint_steps=4)
     assert helper.weights(module) == helper.whole()[0]
     helper.same_history(fitted.history, helper.whole()[1])
@@ -91,7 +91,7 @@ def test_ctrl_c_saves_and_interrupts(tmp_path):
     module, batches, folder, options = helper.make(tmp_path, checkpoint_steps=4)
     module.before_batch = lambda epoch, batch: batch == 2 and signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        fitting.fit(module, batches, folder, **options)
+        fit.fit(module, batches, folder, **options)
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["step-00000003.ckpt"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     module, _ = helper.fit(tmp_path, checkpoint_steps=4)
@@ -107,7 +107,7 @@ def test_loss_that_is_not_finite_stops(tmp_path):
 
     module.training_step = training_step
     with pytest.raises(KitError, match=r"loss is nan at step 9; .*step-00000008.ckpt"):
-        fitting.fit(module, batches, folder, **options)
+        fit.fit(module, batches, folder, **options)
     assert helper.fit(tmp_path, checkpoint_steps=4)[1].finished
 
 
@@ -117,7 +117,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
         module.train_calls == 4 and next(module.parameters()).data.fill_(float("inf"))
     )
     with pytest.raises(KitError, match=r"step-|none yet"):
-        fitting.fit(module, batches, folder, **options)
+        fit.fit(module, batches, folder, **options)
     assert not list(tmp_path.glob("*.ckpt"))
 
 
@@ -145,6 +145,6 @@ def test_partial_group_is_stepped_with_its_own_mean(tmp_path):
         module.on_before_optimizer_step = lambda _, module=module, name=name: seen[name].append(
             torch.cat([p.grad.flatten() for p in module.parameters()])
         )
-        fitting.fit(module, batches, folder, **options)
+        fit.fit(module, batches, folder, **options)
     assert len(seen["big"]) == len(seen["small"]) == 2
     torch.testing.assert_close(torch.stack(seen["big"]), torch.stack(seen["small"]), rtol=1e-12, atol=1e-14)

@@ -17,21 +17,21 @@ import fitting_helper as helper
 import pytest
 import torch
 
-from kitlib import fitting
 from kitlib.core.errors import KitError
+from kitlib.training import fit
 
 HELPER = Path(helper.__file__)
 
 
 def test_total_steps():
-    assert fitting.total_steps(10, 4, 2, 3) == 6
-    assert fitting.total_steps(10, 4, 1, 1, devices=2) == 2
-    assert fitting.total_steps(1, 64, 8, 5, devices=4) == 5
+    assert fit.total_steps(10, 4, 2, 3) == 6
+    assert fit.total_steps(10, 4, 1, 1, devices=2) == 2
+    assert fit.total_steps(1, 64, 8, 5, devices=4) == 5
 
 
 def test_warmup_cosine():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 2.0)
-    schedule, rates = fitting.warmup_cosine(optimizer, 20, 0.2), []
+    schedule, rates = fit.warmup_cosine(optimizer, 20, 0.2), []
     for _ in range(20):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -53,7 +53,7 @@ def test_crash_resumes_from_the_last_checkpoint(tmp_path, accumulate, crash, pre
     module, batches, folder, options = helper.make(tmp_path, **given)
     module.before_batch = explode
     with pytest.raises(MemoryError, match="boom"):
-        fitting.fit(module, batches, folder, **options)
+        fit.fit(module, batches, folder, **options)
     module, fitted = helper.fit(tmp_path, **given)
     weights, history = helper.whole(accumulate, precision)
     assert fitted.finished and helper.weights(module) == weights
@@ -90,7 +90,7 @@ def test_auto_is_one_number_type_from_the_first_step_to_the_last(tmp_path, monke
     types = set()
     module, batches, folder, options = helper.make(tmp_path, checkpoint_steps=4, precision="auto")
     module.before_batch = lambda epoch, batch: types.add(torch.is_autocast_enabled("cpu"))
-    fitted = fitting.fit(module, batches, folder, **options)
+    fitted = fit.fit(module, batches, folder, **options)
     assert fitted.finished and types == {has_bf16}
     assert json.loads((tmp_path / "fit.json").read_text())["settings"]["precision"] == name
     assert {value.dtype for value in module.net.parameters()} == {torch.float32}

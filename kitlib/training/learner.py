@@ -13,8 +13,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from kitlib import fitting
 from kitlib.core.settings import Settings
+from kitlib.training import fit
 from kitlib.vision import augment, lora
 from kitlib.vision.encoders import Encoder
 
@@ -87,8 +87,8 @@ class Learner(pl.LightningModule):
         for depth, layer in enumerate(reversed(self.layers)):
             rates.append((layer, self.encoder_rate * teaching.layer_decay**depth))
         groups = [group for some, rate in rates for group in _groups(some, rate, teaching.weight_decay)]
-        optimizer = torch.optim.AdamW(groups, fused=fitting.may_fuse(self))
-        schedule = fitting.warmup_cosine(optimizer, self.total_steps, teaching.warmup)
+        optimizer = torch.optim.AdamW(groups, fused=fit.may_fuse(self))
+        schedule = fit.warmup_cosine(optimizer, self.total_steps, teaching.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

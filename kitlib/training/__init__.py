@@ -1,0 +1,1 @@
+"""The training loop: fits that resume exactly, checkpoints, optimizers, losses."""
