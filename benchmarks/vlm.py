@@ -30,7 +30,7 @@ import pandas as pd
 import torch
 from matplotlib.ticker import MaxNLocator
 
-from kitlib import environments, figures, vlm, vlm_guess, vlm_models, vlm_settings
+from kitlib import environments, vlm, vlm_guess, vlm_models, vlm_settings
 from kitlib.answers import Answer
 from kitlib.data import readers
 from kitlib.data.places import Places
@@ -38,6 +38,7 @@ from kitlib.data.sample import competition as sample
 from kitlib.data.sample import toy
 from kitlib.evaluation import crossval, runs
 from kitlib.evaluation.runs import Run
+from kitlib.figures import style
 from kitlib.vlm_sampler import Sampler
 
 TOY = vlm_settings.Config(
@@ -125,13 +126,13 @@ def constant(data: Places, run: str) -> float:
     return float(np.mean(rewards))
 
 
-@figures.house
+@style.house
 def draw(curves: dict[str, pd.DataFrame], baseline: dict[str, float], path: Path) -> None:
     """Held-out reward over steps, a line a seed, a panel for each data set and environment."""
-    figure = figures.new(2.8, width=2.6 * len(curves))
+    figure = style.new(2.8, width=2.6 * len(curves))
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (name, seen) in zip(panels, curves.items(), strict=True):
-        for colour, (seed, one) in zip(cycle(figures.PALETTE), seen.groupby("seed"), strict=False):
+        for colour, (seed, one) in zip(cycle(style.PALETTE), seen.groupby("seed"), strict=False):
             axes.plot(one.index, one["eval_reward"], color=colour, marker="o", ms=3, label=f"seed {seed}")
         axes.axhline(baseline[name], color="0.5", ls=":", label="one constant reply")
         axes.set(title=name, xlabel="step of GRPO")

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from kitlib import affinity
 from kitlib.affinity import Pairs, Summary
 from kitlib.core.errors import KitError
-from kitlib.figures import GREY, PALETTE, Figure, finish, house, join_notes, new
+from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, new
 
 FLOOR_KM = 0.5  # shorter distances are drawn here: a logarithmic axis has no 0
 FEW = 30  # pairs; the mean of fewer is no curve

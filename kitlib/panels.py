@@ -16,9 +16,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import ArrayLike
 
 from kitlib import geo
-from kitlib.atlas import Map
 from kitlib.core.errors import KitError
-from kitlib.figures import GREY, INK, LIGHT, PALETTE, Figure, finish, house, join_notes, new
+from kitlib.figures.atlas import Map
+from kitlib.figures.style import GREY, INK, LIGHT, PALETTE, Figure, finish, house, join_notes, new
 from kitlib.geo import projection
 
 FAR_TIMES = 3.0  # a dropped place this many times farther out than the kept ones needs a map of its own

@@ -15,9 +15,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import ArrayLike
 
 from kitlib import rollouts
-from kitlib.atlas import Map
 from kitlib.core.errors import KitError
-from kitlib.figures import INK, PALETTE, Figure, finish, house, join_notes, new
+from kitlib.figures.atlas import Map
+from kitlib.figures.style import INK, PALETTE, Figure, finish, house, join_notes, new
 
 COLOURS = {"train": PALETTE[0], "eval": PALETTE[1]}
 SMOOTH_FROM = 60  # steps above which the running mean is drawn over the raw curve

@@ -9,7 +9,7 @@ from matplotlib.collections import PathCollection
 
 from kitlib import affinity, affinity_figures, geo
 from kitlib.core.errors import KitError
-from kitlib.figures import PALETTE
+from kitlib.figures.style import PALETTE
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.uniform((30, -100), (48, -80), (300, 2)) + 0.0

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgba
 
 from kitlib import geo, panels
 from kitlib.core.errors import KitError
-from kitlib.figures import GREY, PALETTE
+from kitlib.figures.style import GREY, PALETTE
 from kitlib.geo import projection
 
 RNG = np.random.default_rng(0)

@@ -6,64 +6,64 @@ import numpy as np
 import pandas as pd
 from figure_helper import DISTANCE, NAMES, NOTE, png, texts
 
-from kitlib import figures
+from kitlib.figures import charts, style
 
 RNG = np.random.default_rng(0)
 
 
 def test_geographic_order_puts_neighbours_side_by_side():
-    order = [NAMES[i] for i in figures.geographic_order(DISTANCE)]
+    order = [NAMES[i] for i in charts.geographic_order(DISTANCE)]
     assert sorted(order) == NAMES
     assert abs(order.index("Texas") - order.index("Kansas")) == 1
-    assert figures.geographic_order(DISTANCE[:2, :2]).tolist() == [0, 1]
+    assert charts.geographic_order(DISTANCE[:2, :2]).tolist() == [0, 1]
 
 
 def test_soft_labels_state_what_the_true_state_keeps():
     rows = {km: np.exp(-DISTANCE[4] / km) / np.exp(-DISTANCE[4] / km).sum() for km in (75, 300)}
-    figure = figures.soft_labels(rows, NAMES, "Kansas", note=NOTE)
+    figure = charts.soft_labels(rows, NAMES, "Kansas", note=NOTE)
     assert f"300 km: {rows[300][4]:.0%} stays with Kansas" in texts(figure)
     assert NOTE in texts(figure)
-    png(figures.true_mass([10, 75, 300], np.array([[1, 1], [0.9, 0.8], [0.5, 0.4]]), note=NOTE))
+    png(charts.true_mass([10, 75, 300], np.array([[1, 1], [0.9, 0.8], [0.5, 0.4]]), note=NOTE))
 
 
 def test_charts_of_data_draw():
-    png(figures.counts(NAMES, {"train": np.arange(8), "test": np.ones(8)}, title="Places", note=NOTE))
-    png(figures.distance_matrix(DISTANCE, NAMES, note=NOTE))
-    assert "median 2" in texts(figures.histogram([1, 2, np.nan, 3], "km"))
+    png(charts.counts(NAMES, {"train": np.arange(8), "test": np.ones(8)}, title="Places", note=NOTE))
+    png(charts.distance_matrix(DISTANCE, NAMES, note=NOTE))
+    assert "median 2" in texts(charts.histogram([1, 2, np.nan, 3], "km"))
 
 
 def test_training_curves_share_a_panel_and_skip_missing_values():
     history = pd.DataFrame(
         {"train_loss": [3.0, 2.0, 1.0], "held_out_loss": [np.nan, np.nan, 1.5], "lr": [1e-3, 1e-3, 1e-4]}
     )
-    figure = figures.training_curves(history, note=NOTE)
+    figure = charts.training_curves(history, note=NOTE)
     assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()] == ["loss", "lr"]
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [3, 1]
     png(figure)
 
 
 def test_the_last_digits_of_a_constant_are_no_curve():
-    figure = figures.training_curves(pd.DataFrame({"mass": [0.81766791, 0.81766796, 0.81766793]}))
+    figure = charts.training_curves(pd.DataFrame({"mass": [0.81766791, 0.81766796, 0.81766793]}))
     low, high = figure.axes[0].get_ylim()
     assert low < 0.75
     assert high > 0.89
 
 
 def test_fold_scores_name_mean_and_spread():
-    figure = figures.fold_scores(pd.DataFrame({"final": [0.4, 0.6]}), note=NOTE)
+    figure = charts.fold_scores(pd.DataFrame({"final": [0.4, 0.6]}), note=NOTE)
     assert "0.5 ± 0.14" in texts(figure)
-    png(figures.fold_scores(pd.DataFrame({"final": [0.4]})))
+    png(charts.fold_scores(pd.DataFrame({"final": [0.4]})))
 
 
 def test_picture_rows_show_every_picture_once():
     pictures = RNG.integers(0, 255, (4, 3, 16, 16, 3), dtype=np.uint8)
     captions = ["one", "two", "three", "four"]
-    figure = figures.picture_rows(pictures, ["a", "b", "c"], captions, together=2, title="Pairs", note=NOTE)
+    figure = charts.picture_rows(pictures, ["a", "b", "c"], captions, together=2, title="Pairs", note=NOTE)
     assert len(figure.axes) == 12
     np.testing.assert_array_equal(figure.axes[7].images[0].get_array(), pictures[2, 1])
     assert all(word in texts(figure) for word in [*captions, "a", "b", "c", "Pairs", NOTE])
     assert len(figure.artists) == 1
-    png(figures.picture_rows(pictures[:1]))
+    png(charts.picture_rows(pictures[:1]))
 
 
 def test_save_is_atomic_and_settings_of_the_caller_stay(tmp_path):
@@ -71,8 +71,8 @@ def test_save_is_atomic_and_settings_of_the_caller_stay(tmp_path):
 
     before = dict(matplotlib.rcParams)
     path = tmp_path / "figures/km.png"
-    figure = figures.histogram([1, 2, 3], "km")
-    assert figures.save(figure, path) is figure
+    figure = charts.histogram([1, 2, 3], "km")
+    assert style.save(figure, path) is figure
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in path.parent.iterdir()] == ["km.png"]
     assert dict(matplotlib.rcParams) == before

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 from figure_helper import DISTANCE, NAMES, NOTE, png, texts
 
-from kitlib import results
 from kitlib.evaluation import metrics
+from kitlib.figures import scores
 
 RNG = np.random.default_rng(0)
 
 
 def test_confusion_rows_are_shares_and_empty_states_stay_blank():
-    figure = results.confusion([0, 0, 1], [0, 1, 1], NAMES, DISTANCE, note=NOTE)
+    figure = scores.confusion([0, 0, 1], [0, 1, 1], NAMES, DISTANCE, note=NOTE)
     shares = figure.axes[0].collections[0].get_array().reshape(8, 8)
     rows = np.ma.filled(shares, np.nan)
     assert np.nansum(rows) == pytest.approx(2)
@@ -26,7 +26,7 @@ def test_score_table_puts_the_best_last_in_whole_kilometres():
     truth, points = [3, 4], [[0.0, 0.0], [0.0, 0.0]]
     good = metrics.score_arrays(truth, points, [[3], [4]], points)
     bad = metrics.score_arrays(truth, points, [[4], [3]], [[0.0, 1.0], [0.0, 1.0]])
-    table = results.score_table({"good": good, "bad": bad})
+    table = scores.score_table({"good": good, "bad": bad})
     assert table.index.tolist() == ["bad", "good"]
     assert table.loc["good", "final"] == 1
     assert table["mean_km"].tolist() == [111, 0]
@@ -35,7 +35,7 @@ def test_score_table_puts_the_best_last_in_whole_kilometres():
 
 def test_scores_grey_the_baselines_and_name_chance():
     table = pd.Series({"blend": 0.5, "commonest": 0.2})
-    figure = results.scores(table, chance=0.18, baselines=["commonest"], note=NOTE)
+    figure = scores.scores(table, chance=0.18, baselines=["commonest"], note=NOTE)
     assert "chance 0.180" in texts(figure)
     assert len({patch.get_facecolor() for patch in figure.axes[0].patches}) == 2
     png(figure)
@@ -43,19 +43,19 @@ def test_scores_grey_the_baselines_and_name_chance():
 
 def test_error_charts_draw_and_say_their_numbers():
     km = np.array([0.5, 20, 180, 600, 2000, 9000.0])
-    figure = results.cumulative_error({"mine": km, "theirs": km * 2}, note=NOTE)
+    figure = scores.cumulative_error({"mine": km, "theirs": km * 2}, note=NOTE)
     assert "mine (median 390 km)" in texts(figure)
     assert "50%" in texts(figure)  # three of six within 200 km
     png(figure)
-    assert "2 places a bar" in texts(results.by_nearest(km, km < 200, km, bins=3))
-    png(results.state_errors(NAMES, RNG.random(8), RNG.uniform(1, 900, 8), np.arange(1, 9), note=NOTE))
-    png(results.by_nearest(km[:1], [True], km[:1]))
+    assert "2 places a bar" in texts(scores.by_nearest(km, km < 200, km, bins=3))
+    png(scores.state_errors(NAMES, RNG.random(8), RNG.uniform(1, 900, 8), np.arange(1, 9), note=NOTE))
+    png(scores.by_nearest(km[:1], [True], km[:1]))
 
 
 def test_calibration_is_zero_for_an_honest_forecast_and_large_for_a_boaster():
     held = np.repeat(0.75, 100)
-    assert "error 0.000" in texts(results.calibration(held, np.arange(100) < 75))
-    assert "error 0.750" in texts(results.calibration(held, np.zeros(100)))
+    assert "error 0.000" in texts(scores.calibration(held, np.arange(100) < 75))
+    assert "error 0.750" in texts(scores.calibration(held, np.zeros(100)))
 
 
 def gallery_sizes() -> pd.DataFrame:
@@ -66,11 +66,11 @@ def gallery_sizes() -> pd.DataFrame:
 
 
 def test_galleries_of_some_sizes_are_drawn_and_told():
-    table = results.gallery_table(gallery_sizes())
+    table = scores.gallery_table(gallery_sizes())
     assert table.loc[("land", 100), ("measured", "Geoscore")] == 3000
     assert table.loc[("land", 100), ("measured", "mean km")] == 901
     assert table.loc[("all", 800), ("possible", "within 200 km")] == 1.0
-    figure = results.by_gallery_size(gallery_sizes(), title="galleries")
+    figure = scores.by_gallery_size(gallery_sizes(), title="galleries")
     left, right = figure.axes
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["land", "at random", "all"]
     assert left.get_ylabel() == "mean error (km)" and right.get_ylabel() == "Geoscore"
@@ -78,6 +78,6 @@ def test_galleries_of_some_sizes_are_drawn_and_told():
 
 
 def test_accuracy_table_has_shares_and_the_best_last():
-    table = results.accuracy_table({"good": [0.5, 30.0, 100.0], "bad": [4000.0, 5000.0, 6000.0]})
+    table = scores.accuracy_table({"good": [0.5, 30.0, 100.0], "bad": [4000.0, 5000.0, 6000.0]})
     assert table.index.tolist() == ["bad", "good"]
     assert table.loc["good", ["mean km", "median km", "25 km", "200 km"]].tolist() == ["43.5", "30", "33.3%", "100.0%"]

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgba
 
-from kitlib import atlas, geo
-from kitlib.figures import LAND
+from kitlib import geo
+from kitlib.figures import atlas
+from kitlib.figures.style import LAND
 
 
 def limits_hold(axes, xy: np.ndarray) -> bool:

@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike
 
 from kitlib.evaluation import metrics
 from kitlib.evaluation.metrics import Score
-from kitlib.figures import GREY, INK, PALETTE, Figure, barh, finish, geographic_order, heat, house, join_notes, new
+from kitlib.figures.charts import barh, geographic_order, heat
+from kitlib.figures.style import GREY, INK, PALETTE, Figure, finish, house, join_notes, new
 
 # The distances at which the field counts guesses as right (IM2GPS and everyone since).
 LEVELS_KM = {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}

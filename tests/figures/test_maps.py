@@ -7,7 +7,8 @@ import pytest
 from figure_helper import NAMES, NOTE, POINTS, png, texts
 from matplotlib.collections import LineCollection, PathCollection
 
-from kitlib import geo, maps
+from kitlib import geo
+from kitlib.figures import maps
 
 RNG = np.random.default_rng(0)
 

@@ -15,8 +15,8 @@ from matplotlib.colors import LogNorm, Normalize, to_rgb
 from matplotlib.path import Path as Outline
 from numpy.typing import ArrayLike
 
-from kitlib.atlas import Map, state_rings
-from kitlib.figures import GREY, PALETTE, Figure, finish, house, join_notes, new
+from kitlib.figures.atlas import Map, state_rings
+from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, new
 
 if TYPE_CHECKING:
     import folium

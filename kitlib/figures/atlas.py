@@ -18,7 +18,7 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike
 
-from kitlib.figures import GREY, LAND, Figure, finish, new
+from kitlib.figures.style import GREY, LAND, Figure, finish, new
 from kitlib.geo import EARTH_RADIUS_KM, outlines
 
 WHOLE_KM = 1500.0  # a map wider than this shows all contiguous states, a smaller one those with places

@@ -6,76 +6,17 @@ A Figure is a cell's value: it is shown once, and `save` writes it.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-import matplotlib
-import matplotlib.figure
 import numpy as np
 import pandas as pd
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from kitlib.core import storage
-
-INK, GREY, LIGHT, LAND = "#25313b", "#6f7d88", "#dfe4e8", "#eef1f3"
-# Okabe and Ito's colours, told apart with every common colour vision; the weak yellow comes last.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#b8a900")
-
-HOUSE: Any = {
-    "font.size": 10, "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.titleweight": "bold",
-    "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY,
-    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.linewidth": 0.8, "axes.axisbelow": True,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": LIGHT, "grid.linewidth": 0.8,
-    "axes.prop_cycle": cycler(color=PALETTE), "lines.linewidth": 2.0, "image.cmap": "viridis",
-}  # fmt: skip
-house = matplotlib.rc_context(HOUSE)  # a decorator: the caller's own settings are left alone
-
-
-class Figure(matplotlib.figure.Figure):
-    """A figure outside pyplot, so that a notebook shows it once and forgets it."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", bbox_inches="tight")
-        return buffer.getvalue()
-
-
-def new(height: float, width: float = 9.0) -> Figure:
-    """An empty figure, in inches; the default width fills a notebook's column."""
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")
-
-
-def finish(figure: Figure, title: str = "", note: str = "") -> Figure:
-    """Put the title above and the small note below, and give the figure back."""
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    if note:
-        figure.supxlabel(note, x=0.99, ha="right", fontsize=8, color=GREY)
-    return figure
-
-
-def join_notes(*notes: str) -> str:
-    """What there is to say in one note; empty ones say nothing.
-
-    >>> join_notes("", "20 of 30 drawn", "drawn sample")
-    '20 of 30 drawn · drawn sample'
-    """
-    return " · ".join(note for note in notes if note)
-
-
-def save(figure: Figure, path: str | Path) -> Figure:
-    """Write a figure (the suffix names the format) and give it back, so that a cell can save and show it at once."""
-    with storage.atomic_write(path) as beside:
-        figure.savefig(beside, dpi=150, bbox_inches="tight", facecolor="white")
-    return figure
+from kitlib.figures.style import GREY, INK, PALETTE, Figure, finish, house, new
 
 
 def barh(axes: Axes, names: Sequence[str], values: ArrayLike, label: str, **style) -> None:

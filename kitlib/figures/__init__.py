@@ -1,0 +1,1 @@
+"""Figures that all families share; they take arrays and read no files."""
