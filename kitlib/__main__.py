@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kitlib.core.errors import KitError
-from kitlib.notebooks import Parameter, cast
+from kitlib.pipeline.notebook import Parameter, cast
 
 if TYPE_CHECKING:
     from kitlib.evaluation.runs import Run
@@ -45,12 +45,12 @@ def run(
     start_from: Annotated[str | None, typer.Option("--from", help="Run this step and all after it.")] = None,
 ) -> None:
     """Run a plan's notebooks in order; what is unchanged is skipped."""
-    from kitlib import pipeline
+    from kitlib.pipeline import runner
 
     with stoppable():
         try:
-            report = pipeline.run_plan(plan, pairs(parameter), force=force, start_from=start_from)
-        except pipeline.StepFailed as error:
+            report = runner.run_plan(plan, pairs(parameter), force=force, start_from=start_from)
+        except runner.StepFailed as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None
     typer.echo(report)
@@ -59,7 +59,7 @@ def run(
 @app.command()
 def plans() -> None:
     """List the plans."""
-    from kitlib.plans import list_plans
+    from kitlib.pipeline.plans import list_plans
 
     for name, description in list_plans().items():
         typer.echo(f"{name:<10} {description}")

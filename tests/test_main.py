@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from kitlib import __main__ as cli
-from kitlib import pipeline
 from kitlib.core.errors import KitError
+from kitlib.pipeline import runner
 
 
 @pytest.fixture
@@ -42,14 +42,14 @@ def test_how_a_plan_ends_is_the_exit_code(kitlib, monkeypatch, tmp_path):
                 raise end
             return end
 
-        monkeypatch.setattr(pipeline, "run_plan", run_plan)
+        monkeypatch.setattr(runner, "run_plan", run_plan)
         return kitlib("run", "sample")
 
     assert ends_with(tmp_path / "report.html")[:2] == (0, f"{tmp_path}/report.html\n")
     assert ends_with(KitError("DATA is empty"))[::2] == (2, "error: DATA is empty\n")
-    assert ends_with(pipeline.StepFailed("cell 3"))[::2] == (1, "error: cell 3\n")
+    assert ends_with(runner.StepFailed("cell 3"))[::2] == (1, "error: cell 3\n")
     assert ends_with(KeyboardInterrupt())[0] == 130
-    monkeypatch.setattr(pipeline, "run_plan", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(runner, "run_plan", lambda *a, **k: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["kitlib", "run", "sample"])
     with pytest.raises(ZeroDivisionError):
         cli.main()
@@ -57,7 +57,7 @@ def test_how_a_plan_ends_is_the_exit_code(kitlib, monkeypatch, tmp_path):
 
 def test_what_run_passes_on(kitlib, monkeypatch):
     seen = []
-    monkeypatch.setattr(pipeline, "run_plan", lambda *a, **k: seen.append((a, k)) or "report")
+    monkeypatch.setattr(runner, "run_plan", lambda *a, **k: seen.append((a, k)) or "report")
     kitlib("run", "real", "-p", "DATA=a=b", "--from", "10_x", "--force", "-p", "SEED=1")
     assert seen == [(("real", {"DATA": "a=b", "SEED": "1"}), {"force": True, "start_from": "10_x"})]
 

@@ -11,8 +11,8 @@ import warnings
 import pytest
 
 from kitlib.core import paths
-from kitlib.notebooks import read_notebook
-from kitlib.pipeline import ORCHESTRATION
+from kitlib.pipeline.notebook import read_notebook
+from kitlib.pipeline.runner import ORCHESTRATION
 
 NOTEBOOKS = sorted(paths.notebooks_dir().glob("*.ipynb"))
 UNREACHED = {f"kitlib.{name.removesuffix('.py').replace('/', '.')}" for name in ORCHESTRATION}

@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("trl")
 
-from kitlib import pipeline, rollouts, tiny_vlm, vlm_models
+from kitlib import rollouts, tiny_vlm, vlm_models
 from kitlib.evaluation import crossval, runs
+from kitlib.pipeline import runner
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -18,7 +19,7 @@ def test_a_published_model_goes_through_the_plan(home, small_sample, tmp_path):
         part.save_pretrained(tmp_path / "published")
     settings = {"DATA": small_sample, "MODEL": f"hf:{tmp_path / 'published'}", "MAX_SIDE": 56, "STEPS": 2, "BATCH": 8}
     settings |= {"REPLY_TOKENS": 8, "SAMPLES": 2, "EVAL_STEPS": 0, "EVAL_PLACES": 4, "FOLDS": 2}
-    pipeline.run_plan("qwen", {name: str(value) for name, value in settings.items()})
+    runner.run_plan("qwen", {name: str(value) for name, value in settings.items()})
     sft, grpo = (runs.open_run(f"qwen-{method}") for method in ("sft", "grpo"))
     assert {sft.settings["rate"], grpo.settings["rate"]} == {1e-4, 1e-5}
     assert all(vlm_models.saved(crossval.folder(run, 0)).name == "adapter" for run in (sft, grpo))

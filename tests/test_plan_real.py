@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from kitlib import pipeline
 from kitlib.evaluation import runs, submission
+from kitlib.pipeline import runner
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -16,7 +16,7 @@ def test_real_photographs_end_with_a_valid_submission_that_beats_the_commonest_s
     # 128 px instead of 224 make the encoder three times faster; the score needs no more here
     settings = {"DATA": real_us, "ENCODER": f"timm:mobilenetv2_100?pad_type=same@{weights}", "IMAGE_SIZE": 128}
     settings |= {"EPOCHS": 10}
-    pipeline.run_plan("real", {name: str(value) for name, value in settings.items()})
+    runner.run_plan("real", {name: str(value) for name, value in settings.items()})
     template = pd.read_csv(real_us / "sample_submission.csv")
     submission.validate(home / "submissions/real.csv", template, real_us / "state_mapping.csv")
     assert len(pd.read_csv(home / "submissions/real.csv")) == len(template) == 135

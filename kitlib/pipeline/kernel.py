@@ -31,7 +31,7 @@ from traitlets import default
 
 from kitlib.core import storage
 from kitlib.core.headline import HEADLINE_MIME
-from kitlib.notebooks import Value, without_machine
+from kitlib.pipeline.notebook import Value, without_machine
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from notebook_helper import code, parameters, prose, write_notebook, write_plan
 
-from kitlib import plans
 from kitlib.core.errors import KitError
-from kitlib.notebooks import read_notebook
+from kitlib.pipeline import plans
+from kitlib.pipeline.notebook import read_notebook
 
 PARAMETERS = """\
 DATA: str = "somewhere"  # a data set

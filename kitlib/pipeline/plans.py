@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from kitlib.core import paths
 from kitlib.core.errors import KitError
-from kitlib.notebooks import Notebook, Value, cast, read_notebook
+from kitlib.pipeline.notebook import Notebook, Value, cast, read_notebook
 
 
 class Step(BaseModel, extra="forbid", frozen=True):

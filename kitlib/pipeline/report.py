@@ -20,10 +20,11 @@ import jinja2
 import nbformat
 from nbconvert import HTMLExporter
 
-from kitlib.core import paths, storage
+from kitlib.core import storage
 from kitlib.core.headline import HEADLINE_MIME
-from kitlib.notebooks import read_notebook
+from kitlib.pipeline.notebook import read_notebook
 
+TEMPLATES = Path(__file__).parent / "templates"
 UNTAGGED_FIGURES = 2  # shown of a notebook without tagged ones
 WIDE = 2.1  # width to height of a figure that gets a row of its own
 
@@ -47,7 +48,7 @@ class Shown:
 
 def write_page(notebook: Path) -> Path:
     """Write an executed notebook as an HTML page beside it."""
-    exporter = HTMLExporter(raw_template=(paths.assets_dir() / "notebook.html.j2").read_text())
+    exporter = HTMLExporter(raw_template=(TEMPLATES / "notebook.html.j2").read_text())
     nb = nbformat.read(notebook, as_version=4)
     heading = ""
     for cell in nb.cells:
@@ -69,7 +70,7 @@ def write(folder: Path, state: dict[str, Any]) -> Path:
         for item in gather((folder / step["page"]).with_suffix(".ipynb"))
     ]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(paths.assets_dir()), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("report.html.j2").render(
         **state,
@@ -127,7 +128,7 @@ def _plain(markdown: str) -> str:
 
 
 def _css() -> str:
-    return (paths.assets_dir() / "page.css").read_text()
+    return (TEMPLATES / "page.css").read_text()
 
 
 def _write(path: Path, page: str) -> Path:

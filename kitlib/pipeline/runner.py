@@ -23,22 +23,15 @@ from typing import Any
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
 from kitlib.evaluation import runs
-from kitlib.notebooks import without_machine
-from kitlib.plans import Ready, check
+from kitlib.pipeline.notebook import without_machine
+from kitlib.pipeline.plans import Ready, check
 
 log = logging.getLogger(__name__)
 
 # Notebooks never reach these files and folders of the package, so a change in them leaves every step as it was.
 ORCHESTRATION = {
     "__main__.py",
-    "kernels.py",
-    "notebooks.py",
-    "pipeline.py",
-    "plans.py",
-    "report.py",
-    "assets/notebook.html.j2",
-    "assets/page.css",
-    "assets/report.html.j2",
+    "pipeline",
     "watch.py",
     "assets/watch.css",
     "assets/watch.html",
@@ -127,11 +120,11 @@ def duration(seconds: float) -> str:
 
 def _run_step(step: Ready, folder: Path, record: dict[str, Any]) -> None:
     """Execute one step, leave its notebook and its page in `folder`, and fill in its record."""
-    from kitlib import kernels, report
+    from kitlib.pipeline import kernel, report
 
     running = folder / f".{step.name}.running.ipynb"
     failed = folder / f"{step.name}.failed.ipynb"
-    outcome = kernels.execute(step.notebook.path, running, step.values)
+    outcome = kernel.execute(step.notebook.path, running, step.values)
     result = folder / f"{step.name}.ipynb" if outcome.status == "done" else failed
     running.replace(result)
     report.write_page(result)
@@ -212,7 +205,7 @@ def _files(step: Ready, record: dict[str, Any]) -> dict[str, str]:
 
 
 def _write_report(folder: Path, state: dict[str, Any]) -> None:
-    from kitlib import report
+    from kitlib.pipeline import report
 
     report.write(folder, state)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from notebook_helper import code, headline, parameters, prose, write_notebook
 
-from kitlib import kernels
 from kitlib.core import paths
-from kitlib.notebooks import without_machine
+from kitlib.pipeline import kernel
+from kitlib.pipeline.notebook import without_machine
 
 
 @pytest.mark.slow
@@ -33,7 +33,7 @@ def test_a_notebook_runs_in_this_very_python_and_its_folders_are_taken_out(home,
         headline("python", "str([sys.executable == os.environ['EXPECTED'], os.environ['OMP_NUM_THREADS'], N])"),
     )
     monkeypatch.setenv("EXPECTED", sys.executable)
-    outcome = kernels.execute(source, home / "out.ipynb", {"N": 7})
+    outcome = kernel.execute(source, home / "out.ipynb", {"N": 7})
     assert (outcome.status, outcome.cell, outcome.headline["value"]) == ("done", 4, "[True, '3', 7]")
     assert "said 7" in capfd.readouterr().err
     written = (home / "out.ipynb").read_text()
@@ -44,12 +44,12 @@ def test_a_notebook_runs_in_this_very_python_and_its_folders_are_taken_out(home,
 
 def test_threads_are_the_physical_cores_unless_told(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert kernels.threads() >= 1
+    assert kernel.threads() >= 1
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert kernels.threads() == 5
+    assert kernel.threads() == 5
 
 
 def test_without_machine(home):
-    text = f"{home}/a.csv, '{paths.checkout()}/notebooks/x', {paths.assets_dir().parent}/geo.py, {Path.home()}/b"
+    text = f"{home}/a.csv, '{paths.checkout()}/notebooks/x', {paths.package_dir()}/geo.py, {Path.home()}/b"
     assert without_machine(text) == "./a.csv, './notebooks/x', kitlib/geo.py, ~/b"
     assert without_machine("data/runs/a/b.npz and https://example.org") == "data/runs/a/b.npz and https://example.org"

@@ -12,9 +12,9 @@ import time
 import pytest
 from notebook_helper import code, headline, parameters, prose, write_notebook, write_plan
 
-from kitlib import pipeline, plans
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.pipeline import plans, runner
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ COUNT = (
 @pytest.fixture
 def plan(home, monkeypatch):
     """Two steps; each leaves an "x" in a tally when it runs, the first writes out.txt, the second obeys MOOD."""
-    monkeypatch.setattr(pipeline, "_code_digest", lambda: "kitlib as it is")
+    monkeypatch.setattr(runner, "_code_digest", lambda: "kitlib as it is")
     first = [
         prose("# 00 · First\n\n*What is there?*"),
         parameters("N: int = 3  # letters"),
@@ -61,7 +61,7 @@ def ran(home):
 
 def test_runs_then_skips_what_is_unchanged(plan, home, capfd, caplog):
     caplog.set_level("INFO", "kitlib")
-    report = pipeline.run_plan(plan, {"N": "5"})
+    report = runner.run_plan(plan, {"N": "5"})
     folder = home / "data/runs/demo"
     assert report == folder / "report.html"
     assert (home / "out.txt").read_text() == "aaaaa"
@@ -76,24 +76,24 @@ def test_runs_then_skips_what_is_unchanged(plan, home, capfd, caplog):
     assert "N = 5" in executed and str(home) not in json.loads(executed)["metadata"]["papermill"].values()
 
     written = report.stat().st_mtime_ns
-    pipeline.run_plan(plan, {"N": "5"})
+    runner.run_plan(plan, {"N": "5"})
     assert ran(home) == (1, 1) and report.stat().st_mtime_ns == written
 
     (home / "out.txt").write_text("spoilt")  # what a step wrote is not as it left it: it and what follows run again
-    pipeline.run_plan(plan, {"N": "5"})
+    runner.run_plan(plan, {"N": "5"})
     assert ran(home) == (2, 2) and (home / "out.txt").read_text() == "aaaaa"
     assert "step 1 of 2 · 00_first · First · changed since: out.txt" in caplog.text
 
-    pipeline.run_plan(plan, {"N": "5", "SECONDS": "0.1"})  # only the second step takes SECONDS
+    runner.run_plan(plan, {"N": "5", "SECONDS": "0.1"})  # only the second step takes SECONDS
     assert ran(home) == (2, 3)
     assert "step 2 of 2 · 01_second · Second · a parameter changed" in caplog.text
-    pipeline.run_plan(plan, {"N": "5", "SECONDS": "0.1"}, start_from="01_second")
+    runner.run_plan(plan, {"N": "5", "SECONDS": "0.1"}, start_from="01_second")
     assert ran(home) == (2, 4)
     write_plan(plan, "01_second")  # what it stands on is another plan's now
-    pipeline.run_plan(plan, {"SECONDS": "0.1"})
+    runner.run_plan(plan, {"SECONDS": "0.1"})
     assert ran(home) == (2, 5)
     with pytest.raises(KitError, match="the plan's steps are 01_second"):
-        pipeline.run_plan(plan, start_from="02_third")
+        runner.run_plan(plan, start_from="02_third")
 
 
 def test_a_step_that_looks_at_runs_follows_them(home):
@@ -104,47 +104,47 @@ def test_a_step_that_looks_at_runs_follows_them(home):
     write_notebook(home / "20_look.ipynb", parameters('RUNS: str = ""  # runs'), headline("runs", "RUNS"))
     step = plans.check(write_plan(home / "look.yaml", "20_look"))[2][0]
     record = {"headline": {"wrote": ["submissions/a.json", "out.csv"]}}
-    seen = pipeline._files(step, record)
+    seen = runner._files(step, record)
     assert list(seen) == ["out.csv", "data/runs/one/metrics.json", "data/runs/other/metrics.json"]
     assert set(seen.values()) == {"missing"}
     metrics.write_text("{}")
-    assert pipeline._files(step, record)["data/runs/one/metrics.json"] != "missing"
+    assert runner._files(step, record)["data/runs/one/metrics.json"] != "missing"
     step = plans.check(home / "look.yaml", {"RUNS": "other, one"})[2][0]
-    assert list(pipeline._files(step, record))[1:] == ["data/runs/other/metrics.json", "data/runs/one/metrics.json"]
+    assert list(runner._files(step, record))[1:] == ["data/runs/other/metrics.json", "data/runs/one/metrics.json"]
 
 
 def test_everything_is_checked_before_anything_runs(plan, home):
     write_notebook(home / "02_third.ipynb", code("N: int = 1"))
     write_plan(plan, "00_first 01_second 02_third")
     with pytest.raises(KitError, match="02_third"):
-        pipeline.run_plan(plan)
+        runner.run_plan(plan)
     write_notebook(home / "02_third.ipynb", parameters('DATA: str = "nowhere"'))
     with pytest.raises(KitError, match="nowhere"):
-        pipeline.run_plan(plan)
+        runner.run_plan(plan)
     assert ran(home) == (0, 0)
 
 
 def test_a_failed_step_is_kept_with_its_traceback_and_the_next_run_goes_on(plan, home):
     folder = home / "data/runs/demo"
     with pytest.raises(KitError) as refused:
-        pipeline.run_plan(plan, {"MOOD": "user"})
+        runner.run_plan(plan, {"MOOD": "user"})
     assert str(refused.value) == "MOOD is user: allowed is none"
     assert "Traceback" in (folder / "01_second.failed.ipynb").read_text()
     assert "MOOD is user" in (folder / "01_second.failed.html").read_text()
     assert "MOOD is user" in (folder / "report.html").read_text()
-    with pytest.raises(pipeline.StepFailed, match=r"ZeroDivisionError.*01_second, cell 6; .*01_second.failed.html"):
-        pipeline.run_plan(plan, {"MOOD": "bug"})
-    with pytest.raises(pipeline.StepFailed, match="kernel died"):
-        pipeline.run_plan(plan, {"MOOD": "dead"})
-    pipeline.run_plan(plan)
+    with pytest.raises(runner.StepFailed, match=r"ZeroDivisionError.*01_second, cell 6; .*01_second.failed.html"):
+        runner.run_plan(plan, {"MOOD": "bug"})
+    with pytest.raises(runner.StepFailed, match="kernel died"):
+        runner.run_plan(plan, {"MOOD": "dead"})
+    runner.run_plan(plan)
     assert ran(home) == (1, 4)
     assert not (folder / "01_second.failed.ipynb").exists()
 
 
 def test_a_file_that_a_step_only_claims_to_have_written_is_an_error(home):
     write_notebook(home / "00_liar.ipynb", parameters(""), headline("truth", "'0'", "['never.txt']"))
-    with pytest.raises(pipeline.StepFailed, match=r"wrote never.txt, which is not there"):
-        pipeline.run_plan(write_plan(home / "lie.yaml", "00_liar"))
+    with pytest.raises(runner.StepFailed, match=r"wrote never.txt, which is not there"):
+        runner.run_plan(write_plan(home / "lie.yaml", "00_liar"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -156,12 +156,12 @@ def test_a_stopped_plan_lets_the_cell_save_and_goes_on_later(plan, home, number)
 
     threading.Thread(target=stop_when_asleep, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        pipeline.run_plan(plan, {"SECONDS": "120"})
+        runner.run_plan(plan, {"SECONDS": "120"})
     assert (home / "saved").read_text() == "saved"
     folder = home / "data/runs/demo"
     assert (folder / "01_second.failed.ipynb").exists() and not (folder / "01_second.ipynb").exists()
     assert 'status interrupted">interrupted' in (folder / "report.html").read_text()
-    pipeline.run_plan(plan)
+    runner.run_plan(plan)
     assert ran(home) == (1, 2)
 
 
@@ -169,28 +169,28 @@ def test_the_key_follows_kitlib_but_not_what_notebooks_cannot_reach(tmp_path, mo
     package = tmp_path / "kitlib"
     shutil.copytree(paths.package_dir(), package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(paths, "package_dir", lambda: package)
-    before = pipeline._code_digest()
-    (package / "report.py").write_text("")
+    before = runner._code_digest()
+    (package / "pipeline/report.py").write_text("")
     (package / "assets/watch.css").write_text("")
     (package / "assets/README.md").write_text("")
     (package / "__pycache__").mkdir()
     (package / "__pycache__/geo.cpython-311.pyc").write_text("")
-    assert pipeline._code_digest() == before
+    assert runner._code_digest() == before
     (package / "deeper/still").mkdir(parents=True)
     for file in ("geo/sphere.py", "assets/divisions.csv", "geo/states-10m.json", "deeper/still/new.py"):
         (package / file).write_text("")
-        assert pipeline._code_digest() != before, file
-        before = pipeline._code_digest()
+        assert runner._code_digest() != before, file
+        before = runner._code_digest()
 
 
 def test_what_is_left_out_of_the_key_is_there():
-    missing = [name for name in pipeline.ORCHESTRATION if not (paths.package_dir() / name).exists()]
+    missing = [name for name in runner.ORCHESTRATION if not (paths.package_dir() / name).exists()]
     assert missing == []
 
 
 def test_two_runs_of_a_plan_at_once_are_refused(plan, home):
-    with pipeline._locked(paths.run_dir("demo")), pytest.raises(KitError, match="being run by another process"):
-        pipeline.run_plan(plan)
+    with runner._locked(paths.run_dir("demo")), pytest.raises(KitError, match="being run by another process"):
+        runner.run_plan(plan)
     assert ran(home) == (0, 0)
 
 
@@ -203,19 +203,19 @@ def test_the_key_follows_the_data_and_the_files_named_in_values(home):
     cell = f'DATA: str = "some"  # data\nENCODER: str = "timm:tiny@{weights}"  # encoder'
     write_notebook(home / "00_read.ipynb", parameters(cell))
     steps = plans.check(write_plan(home / "read.yaml", "00_read"))[2]
-    seen = [pipeline._data_signatures(steps)]
+    seen = [runner._data_signatures(steps)]
     for change in (
         lambda: (data / "table.csv").write_text("a\n2\n"),
         lambda: (data / "pictures/new.jpg").write_text(""),
         lambda: weights.write_text("2"),
     ):
-        assert pipeline._data_signatures(steps) == seen[-1]
+        assert runner._data_signatures(steps) == seen[-1]
         change()
-        seen.append(pipeline._data_signatures(steps))
+        seen.append(runner._data_signatures(steps))
         assert seen[-1] not in seen[:-1]
 
 
 def test_duration():
-    assert [pipeline.duration(s) for s in (0.04, 59.94, 61, 3599, 7325)] == [
+    assert [runner.duration(s) for s in (0.04, 59.94, 61, 3599, 7325)] == [
         "0.0 s", "59.9 s", "1 min 1 s", "59 min 59 s", "2 h 2 min",
     ]  # fmt: skip

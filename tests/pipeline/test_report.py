@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from notebook_helper import code, parameters, prose, write_notebook
 
-from kitlib import report
+from kitlib.pipeline import report
 
 
 def png(width: int, height: int) -> str:

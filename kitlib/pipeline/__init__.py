@@ -1,0 +1,1 @@
+"""Plans: notebooks executed in order, skipped when unchanged, and reported."""
