@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from kitlib import geo
 from kitlib.data import loader
-from kitlib.geolocator import Geolocator, Teaching
-from kitlib.heads import Classes, Heads
+from kitlib.models.multiview.heads import Classes, Heads
+from kitlib.models.multiview.training import Geolocator, Teaching
 from kitlib.training import fit as fitting
 from kitlib.training.learner import Batch
 from kitlib.training.sphere import unit_vectors

@@ -26,13 +26,16 @@ import torch
 import transformers as hf
 from transformers import PrinterCallback, TrainerCallback
 
-from kitlib import tiny_vlm, vlm_data, vlm_guess, vlm_models, vlm_session, vlm_settings, vlm_talk, vlm_trainers
 from kitlib.data import pictures, readers
 from kitlib.data.places import Places
 from kitlib.data.sample import competition as sample
+from kitlib.models.vlm import config as vlm_config
+from kitlib.models.vlm import dataset, guessing, loading, session, tiny_model
+from kitlib.models.vlm import trainer as vlm_trainers
+from kitlib.models.vlm.conversation import dialogue
+from kitlib.models.vlm.conversation.recorder import Recorder
+from kitlib.models.vlm.generation import Sampler
 from kitlib.vision.device import best_device, best_dtype, precision_of
-from kitlib.vlm_record import Recorder
-from kitlib.vlm_sampler import Sampler
 
 TEXT: dict[str, Any] = {
     "vocab_size": 151_936,
@@ -55,7 +58,7 @@ VISION: dict[str, Any] = {
 }
 SMALL = TEXT | {"vocab_size": 2000, "num_hidden_layers": 2, "intermediate_size": 512}
 SHAPES = {"3b": (TEXT, VISION), "small": (SMALL, VISION | {"depth": 2, "fullatt_block_indexes": [1]})}
-CONFIG = vlm_settings.Config(batch=16, device_batch=4, group=8, max_side=448, eval_steps=0, warmup=0.0)
+CONFIG = vlm_config.Config(batch=16, device_batch=4, group=8, max_side=448, eval_steps=0, warmup=0.0)
 SIZES: dict[str, dict[str, int]] = {"3b": {}, "small": {"batch": 8, "max_side": 56, "reply_tokens": 8}}
 GIB = 2**30
 
@@ -76,10 +79,10 @@ class Meter(TrainerCallback):
 def build(shape: str, folder: Path) -> None:
     """Write a model of that shape with random weights, and its processor."""
     text, vision = SHAPES[shape]
-    processor = tiny_vlm.build("qwen2.5")[1]
+    processor = tiny_model.build("qwen2.5")[1]
     processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # as published
     tokenizer = processor.tokenizer
-    ids = tiny_vlm.picture_tokens(tokenizer)
+    ids = tiny_model.picture_tokens(tokenizer)
     text = text | {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
     device = best_device()
@@ -94,11 +97,11 @@ def measure(shape: str, method: str, published: Path, data: Places, steps: int, 
     """A few steps of a method on a fresh adapter, and what they took."""
     config = dataclasses.replace(CONFIG, model=f"hf:{published}", method=method, steps=steps, **SIZES[shape])  # type: ignore[arg-type]
     settings = vars(config) | {"rate": 1e-5, "precision": precision_of(best_dtype(best_device()))}
-    task = vlm_session.task_of(config, data)
-    model, processor = vlm_models.load(config.model, best_dtype(best_device()))
-    model = vlm_models.adapt(model, config.lora_rank)
+    task = session.task_of(config, data)
+    model, processor = loading.load(config.model, best_dtype(best_device()))
+    model = loading.adapt(model, config.lora_rank)
     pack = pictures.pack(data, "train")
-    cases = vlm_data.places_cases(data, pack, np.arange(len(pack.sample_id)), config.max_side)
+    cases = dataset.places_cases(data, pack, np.arange(len(pack.sample_id)), config.max_side)
     lesson = vlm_trainers.Lesson(cases, "", data.views)
     built = (settings, model, processor, task, lesson, folder / method, 1)
     recorder = Recorder(None, config.environment)
@@ -122,19 +125,19 @@ def measure(shape: str, method: str, published: Path, data: Places, steps: int, 
 def guess(shape: str, published: Path, data: Places, n_places: int = 4) -> None:
     """What guesses take, with one reading of the prompt a place and with one a conversation; one round warms up."""
     config = dataclasses.replace(CONFIG, model=f"hf:{published}", **SIZES[shape])  # type: ignore[arg-type]
-    model, processor = vlm_models.load(config.model, best_dtype(best_device()))
+    model, processor = loading.load(config.model, best_dtype(best_device()))
     speaker = Sampler(model.to(best_device()), processor, config.reply_tokens, dtype=best_dtype(best_device()))
-    task, pack = vlm_session.task_of(config, data), pictures.pack(data, "train")
-    cases = vlm_data.places_cases(data, pack, np.arange(n_places), config.max_side)
+    task, pack = session.task_of(config, data), pictures.pack(data, "train")
+    cases = dataset.places_cases(data, pack, np.arange(n_places), config.max_side)
 
     def shared() -> None:
-        vlm_guess.asked(cases, task, speaker, config.samples, n_places * config.samples)
+        guessing.asked(cases, task, speaker, config.samples, n_places * config.samples)
 
     def alone() -> None:
         envs = [task.about(cases.views, truth) for truth in cases.truths for _ in range(config.samples)]
         shown = [cases.show(i) for i in range(n_places) for _ in range(config.samples)]
-        prompts = [vlm_talk.with_pictures(e.messages(), images) for e, images in zip(envs, shown, strict=True)]
-        vlm_talk.converse(envs, speaker.read(prompts), processor)
+        prompts = [dialogue.with_pictures(e.messages(), images) for e, images in zip(envs, shown, strict=True)]
+        dialogue.converse(envs, speaker.read(prompts), processor)
 
     took: dict[str, list[float]] = {"shared": [], "alone": []}
     for _ in range(4):

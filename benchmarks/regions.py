@@ -19,9 +19,9 @@ import torch
 from kitlib import geo
 from kitlib.data.loader import Batches
 from kitlib.geo import projection
-from kitlib.regression import HeadsTraining, Teaching
-from kitlib.regressors import Frames, RegionHeads
-from kitlib.scalers import RegionScaler
+from kitlib.models.regional.heads import Frames, RegionHeads
+from kitlib.models.regional.scalers import RegionScaler
+from kitlib.models.regional.training import HeadsTraining, Teaching
 from kitlib.training import fit as fitting
 
 R, D, EPOCHS, HIDDEN = 33, 768, 10, 128

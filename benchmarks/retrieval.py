@@ -22,9 +22,10 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from kitlib import gallery, geo, neighbours
+from kitlib import geo
 from kitlib.data.sample import competition as sample
 from kitlib.geo import lattice
+from kitlib.models.retrieval import gallery, search
 
 D, K, REPEATS = 512, 10, 3
 N_QUERIES, N_GALLERY = 2_000, 20_000
@@ -105,8 +106,8 @@ def search_against_the_usual(rng: np.random.Generator) -> None:
     ours = "neighbours.search"
     seconds, found = measure(
         {
-            ours: lambda: neighbours.search(queries_32, entries_32, K)[1],
-            "the same from float16": lambda: neighbours.search(queries, entries, K)[1],
+            ours: lambda: search.search(queries_32, entries_32, K)[1],
+            "the same from float16": lambda: search.search(queries, entries, K)[1],
             "scikit-learn NearestNeighbors, brute, cosine": lambda: scikit_learn(queries_32, entries_32),
         }
     )
@@ -115,7 +116,7 @@ def search_against_the_usual(rng: np.random.Generator) -> None:
     print(f"bfloat16 for {CANDIDATES} candidates, float32 for the {K} best of them; {N_BF16} queries")
     some = queries[:N_BF16]
     _, found = measure(
-        {ours: lambda: neighbours.search(some, entries, K)[1], "bfloat16 first": lambda: bfloat16(some, entries)}, 1
+        {ours: lambda: search.search(some, entries, K)[1], "bfloat16 first": lambda: bfloat16(some, entries)}, 1
     )
     print(f"  bfloat16 first finds {recall(found['bfloat16 first'], found[ours]):.4%} of them")
 
@@ -132,12 +133,12 @@ def cached_against_encoded_again(rng: np.random.Generator) -> None:
             return encoder(points).numpy()
 
     def again() -> list[np.ndarray]:
-        return [neighbours.search(image[None], encode(), K)[1] for image in images]
+        return [search.search(image[None], encode(), K)[1] for image in images]
 
     kept = encode()
 
     def cached() -> list[np.ndarray]:
-        return [neighbours.search(image[None], kept, K)[1] for image in images]
+        return [search.search(image[None], kept, K)[1] for image in images]
 
     seconds, _ = measure({"gallery encoded once": cached, "gallery encoded for every image": again})
     once, every = (s / N_IMAGES * N_POINTS_GEOCLIP / N_POINTS for s in seconds.values())
@@ -157,7 +158,7 @@ def a_million(rng: np.random.Generator) -> None:
     )
     for block_mb in (256, 32):
         began = time.process_time()
-        grown = grown_mb(partial(neighbours.search, queries, entries, K, block_mb=block_mb))
+        grown = grown_mb(partial(search.search, queries, entries, K, block_mb=block_mb))
         rate = N_LARGE_QUERIES / (time.process_time() - began)
         print(f"  block_mb={block_mb}: {rate:.0f} queries a second, {grown:.0f} MB at the peak")
 

@@ -30,8 +30,6 @@ import pandas as pd
 import torch
 from matplotlib.ticker import MaxNLocator
 
-from kitlib import environments, vlm, vlm_guess, vlm_models, vlm_settings
-from kitlib.answers import Answer
 from kitlib.data import readers
 from kitlib.data.places import Places
 from kitlib.data.sample import competition as sample
@@ -39,9 +37,14 @@ from kitlib.data.sample import toy
 from kitlib.evaluation import crossval, runs
 from kitlib.evaluation.runs import Run
 from kitlib.figures import style
-from kitlib.vlm_sampler import Sampler
+from kitlib.models.vlm import config as vlm_config
+from kitlib.models.vlm import guessing, loading
+from kitlib.models.vlm import run as vlm
+from kitlib.models.vlm.conversation import environments
+from kitlib.models.vlm.conversation.replies import Answer
+from kitlib.models.vlm.generation import Sampler
 
-TOY = vlm_settings.Config(
+TOY = vlm_config.Config(
     model="tiny",
     lora_rank=0,
     gradient_checkpointing=False,
@@ -80,7 +83,7 @@ def looks(run: Run, method: str) -> pd.DataFrame:
     return history.dropna(subset=["eval_reward"]).set_index("step")
 
 
-def learn(config: vlm_settings.Config, more: dict[str, Any], data: Places, name: str) -> pd.DataFrame:
+def learn(config: vlm_config.Config, more: dict[str, Any], data: Places, name: str) -> pd.DataFrame:
     """One seed: the looks of reinforcement learning after fine-tuning; a run that is there is not repeated."""
     began = time.perf_counter()
     tuned = vlm.train(config, data, f"{name}-sft")
@@ -102,12 +105,12 @@ def replies(run: Run, data: Places) -> dict[str, float]:
     """The mean reward about all held-out places as sampled in training and as for guesses, and what of these parses."""
     session = vlm.session(run, data)
     cases = session.cases("train", session.parts(0)[1])
-    model, processor = vlm_models.reload(run.settings["model"], crossval.folder(run, 0), torch.float32)
+    model, processor = loading.reload(run.settings["model"], crossval.folder(run, 0), torch.float32)
     found = {}
     for kind, temperature, top_p in (("reward", 1.0, 1.0), ("cool", TOY.guess_temperature, TOY.guess_top_p)):
         speaker = Sampler(model, processor, session.config.reply_tokens, temperature, top_p)
         torch.manual_seed(session.config.seed)
-        talks = [talk for row in vlm_guess.asked(cases, session.task, speaker, TOY.samples, 320).talks for talk in row]
+        talks = [talk for row in guessing.asked(cases, session.task, speaker, TOY.samples, 320).talks for talk in row]
         found[kind] = float(np.mean([talk.reward for talk in talks]))
         found["parsed"] = float(np.mean([talk.metrics[-1]["parsed"] for talk in talks]))  # of the cool ones at last
     return found

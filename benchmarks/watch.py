@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kitlib import geo, rewards, rollouts
+from kitlib import geo
 from kitlib.core import paths
 from kitlib.evaluation import runs
 from kitlib.geo import projection
+from kitlib.models.vlm.conversation import rewards, rollouts, schedules
 
 PLACES, GROUPS, ROLLOUTS, STEPS = 40, 4, 8, 313  # 313 steps of 4 places with 8 rollouts: 10,016
 EVAL_EVERY, EVAL_PLACES = 40, 12
@@ -64,7 +65,7 @@ def rows(
     """The rollouts of one step, three turns each, as `rollouts.Writer` takes them."""
     rng = np.random.default_rng([step, phase == "eval"])
     skill = step / max(n_steps - 1, 1)
-    tau = rewards.tau_at(step, n_steps)
+    tau = schedules.tau_at(step, n_steps)
     found: list[dict[str, Any]] = []
     for place in chosen.tolist():
         points = guesses(rng, truth[place], 2500 * 0.06 ** (skill * rng.uniform(0.7, 1.1)))

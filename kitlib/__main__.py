@@ -175,7 +175,7 @@ def merge(
     fold: Annotated[int | None, typer.Option(help="Whose adapter; the first done fold's when left out.")] = None,
 ) -> None:
     """Write a vision-language model with its adapter merged in, as transformers and vLLM load it."""
-    from kitlib import vlm
+    from kitlib.models import vlm
 
     typer.echo(vlm.merge(run, out, fold))
 
@@ -186,7 +186,7 @@ def watch(
     port: Annotated[int, typer.Option(help="Of the page's address; 0 takes a free one.")] = 8765,
 ) -> None:
     """Show a vision-language model learning, live or as a replay, on a page for this machine's browser."""
-    from kitlib import watch as page
+    from kitlib.models import vlm as page
 
     page.serve(run, port, typer.echo)
 
@@ -213,7 +213,7 @@ def trained_by(family: str) -> ModuleType:
     """The module of a family that is trained fold by fold. Raises KitError for any other."""
     if family not in ("multiview", "retrieval", "regional", "vlm"):
         raise KitError(f"family {family!r}: allowed are multiview, retrieval, regional and vlm")
-    return importlib.import_module(f"kitlib.{family}")
+    return importlib.import_module(f"kitlib.models.{family}")
 
 
 def pairs(given: list[str] | None) -> dict[str, str]:

@@ -81,9 +81,9 @@ def test_scores_validates_and_compares_submissions(kitlib, tmp_path):
 
 
 def test_train_makes_a_run_of_each_seed(kitlib, monkeypatch, home):
-    from kitlib import multiview
     from kitlib.data import readers
     from kitlib.data.sample import competition as sample
+    from kitlib.models.multiview import run as multiview
 
     calls = []
 

@@ -78,11 +78,6 @@ def plans_dir() -> Path:
     return notebooks_dir() / "plans"
 
 
-def assets_dir() -> Path:
-    """Small public-domain data files that travel with the package."""
-    return Path(__file__).resolve().parents[1] / "assets"
-
-
 def device_name() -> str:
     """The device asked for by KITLIB_DEVICE, or "" to take the best one there is."""
     device = os.environ.get("KITLIB_DEVICE", "")

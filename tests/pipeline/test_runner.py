@@ -171,13 +171,13 @@ def test_the_key_follows_kitlib_but_not_what_notebooks_cannot_reach(tmp_path, mo
     monkeypatch.setattr(paths, "package_dir", lambda: package)
     before = runner._code_digest()
     (package / "pipeline/report.py").write_text("")
-    (package / "assets/watch.css").write_text("")
-    (package / "assets/README.md").write_text("")
+    (package / "models/vlm/dashboard/watch.css").write_text("")
+    (package / "geo/README.md").write_text("")
     (package / "__pycache__").mkdir()
     (package / "__pycache__/geo.cpython-311.pyc").write_text("")
     assert runner._code_digest() == before
     (package / "deeper/still").mkdir(parents=True)
-    for file in ("geo/sphere.py", "assets/divisions.csv", "geo/states-10m.json", "deeper/still/new.py"):
+    for file in ("geo/sphere.py", "models/regional/divisions.csv", "geo/states-10m.json", "deeper/still/new.py"):
         (package / file).write_text("")
         assert runner._code_digest() != before, file
         before = runner._code_digest()

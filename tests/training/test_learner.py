@@ -10,12 +10,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kitlib import geolocator, gpsmatch, metric
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
-from kitlib.gpsnet import GpsMatch
-from kitlib.heads import Classes, Heads
-from kitlib.metric import Projection
+from kitlib.models.multiview import training
+from kitlib.models.multiview.heads import Classes, Heads
+from kitlib.models.retrieval import gps_training
+from kitlib.models.retrieval import metric_learning as metric
+from kitlib.models.retrieval.gps_network import GpsMatch
+from kitlib.models.retrieval.metric_learning import Projection
 from kitlib.training import fit as fitting
 from kitlib.training.learner import Learner, Teaching, encode, kept_views, varied
 from kitlib.training.sphere import unit_vectors
@@ -31,7 +33,7 @@ PICTURES = torch.randint(0, 256, (N, V, 3, 40, 40), dtype=torch.uint8, generator
 
 def geolocating(encoder, n_features=12, **options) -> Learner:
     heads = Heads(CLASSES, V, n_features, hidden=8)
-    return geolocator.Geolocator(heads, encoder, geolocator.Teaching(layer_decay=0.5), 2, **options)
+    return training.Geolocator(heads, encoder, training.Teaching(layer_decay=0.5), 2, **options)
 
 
 def metric_learning(encoder, n_features=12, **options) -> Learner:
@@ -41,8 +43,8 @@ def metric_learning(encoder, n_features=12, **options) -> Learner:
 
 def matching(encoder, n_features=12, **options) -> Learner:
     match = GpsMatch(n_features, dim=6, hidden=8, sigmas=(2,), n_frequencies=8, location_hidden=8)
-    teaching = gpsmatch.Teaching(layer_decay=0.5)
-    return gpsmatch.MatchTraining(match, encoder, teaching, 2, gallery_points=POINTS, **options)
+    teaching = gps_training.Teaching(layer_decay=0.5)
+    return gps_training.MatchTraining(match, encoder, teaching, 2, gallery_points=POINTS, **options)
 
 
 Make = Callable[..., Learner]
@@ -149,7 +151,7 @@ def test_a_share_of_views_is_left_out_but_never_all():
     assert kept_views(torch.zeros(50, V, 3), 0.0).all() and kept_views(torch.zeros(50, V, 3), 1.0).all()
 
 
-@pytest.mark.parametrize("kind", [Teaching, geolocator.Teaching, metric.Teaching, gpsmatch.Teaching])
+@pytest.mark.parametrize("kind", [Teaching, training.Teaching, metric.Teaching, gps_training.Teaching])
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [

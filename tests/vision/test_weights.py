@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from kitlib.core.errors import KitError
-from kitlib.gpsnet import GpsMatch
-from kitlib.heads import Classes, Heads
-from kitlib.metric import Projection
-from kitlib.regressors import RegionHeads
+from kitlib.models.multiview.heads import Classes, Heads
+from kitlib.models.regional.heads import RegionHeads
+from kitlib.models.retrieval.gps_network import GpsMatch
+from kitlib.models.retrieval.metric_learning import Projection
 from kitlib.vision import encoders, lora, weights
 
 POINTS = np.array([[34.0, -118.0], [41.0, -74.0]])

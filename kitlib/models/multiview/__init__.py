@@ -1,0 +1,15 @@
+"""Multiview: one vision encoder on all views of a place, with a state head, a GPS head and geocells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kitlib.core import lazy
+
+if TYPE_CHECKING:
+    from kitlib.models.multiview.run import Config as Config
+    from kitlib.models.multiview.run import predict as predict
+    from kitlib.models.multiview.run import train as train
+    from kitlib.models.multiview.run import train_fold as train_fold
+
+__getattr__, __dir__ = lazy.face(__name__, __file__)

@@ -1,0 +1,193 @@
+"""Figures of embeddings beside each other: similarity against distance, its spread near and far, and dimensions used.
+
+Every function takes {"frozen": ..., "trained": ...}, as made by `affinity`, and gives a Figure; an embedding has the
+same colour in all of them. As in `figures`, `note` is printed small below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from numpy.typing import ArrayLike
+
+from kitlib.core.errors import KitError
+from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, new
+from kitlib.models.retrieval import analysis
+from kitlib.models.retrieval.analysis import Pairs, Summary
+
+FLOOR_KM = 0.5  # shorter distances are drawn here: a logarithmic axis has no 0
+FEW = 30  # pairs; the mean of fewer is no curve
+COLUMNS = 3  # panels in a row
+
+
+@house
+def against_distance(
+    pairs: Mapping[str, Pairs], summaries: Mapping[str, Summary], most: int = 3000, title: str = "", note: str = ""
+) -> Figure:
+    """Cosine similarity against distance, a panel an embedding: some pairs, the mean and the band of the middle half.
+
+    At most `most` pairs are drawn in a panel, about as many from each bin of distance; mean and band are of all. Raises
+    KitError where an embedding has no summary.
+    """
+    if set(pairs) - set(summaries):
+        raise KitError(f"against_distance: no summary of {', '.join(sorted(set(pairs) - set(summaries)))}")
+    figure, panels = _panels(pairs, 3.3)
+    drawn = 0
+    for (name, found), axes, colour in zip(pairs.items(), panels, PALETTE * len(pairs), strict=False):
+        rows = _thinned(found.km, most)
+        drawn = max(drawn, len(rows))
+        axes.scatter(np.maximum(found.km[rows], FLOOR_KM), found.cosine[rows], s=4, c=GREY, alpha=0.35, lw=0,
+                     rasterized=True)  # fmt: skip
+        table, km = _bins(analysis.curve(found))
+        axes.fill_between(km, table["q25"], table["q75"], color=colour, alpha=0.3, lw=0)
+        axes.plot(km, table["mean"], color=colour)
+        told = summaries[name]
+        axes.set_title(f"{name}\nSpearman {told.spearman:+.2f}, violations {told.violations:.0%}")
+        axes.set_xlabel("distance (km)")
+    _similarity_label(panels)
+    _log_km(panels[0], *(found.km for found in pairs.values()))
+    most_pairs = max(len(found.km) for found in pairs.values())
+    told_drawn = f"dots: {drawn:,} of {most_pairs:,} pairs" if drawn < most_pairs else f"dots: all {drawn:,} pairs"
+    told_line = f"line: mean, band: middle half of the bins with {FEW} pairs and more"
+    return finish(figure, title, join_notes(told_line, told_drawn, note))
+
+
+@house
+def mean_curves(curves: Mapping[str, pd.DataFrame], title: str = "", note: str = "") -> Figure:
+    """The mean cosine similarity by distance of all embeddings, from tables that `affinity.curve` makes."""
+    _check(curves)
+    figure = new(3.8)
+    axes = figure.subplots()
+    drawn = {name: _bins(table) for name, table in curves.items()}
+    for (name, (table, km)), colour in zip(drawn.items(), PALETTE * len(curves), strict=False):
+        axes.plot(km, table["mean"], color=colour, marker="o", ms=4, label=name)
+    _log_km(axes, *(km for _, km in drawn.values()))
+    axes.set(xlabel="distance (km)", ylabel="mean cosine similarity")
+    axes.legend(loc="best")
+    left_out = any(len(drawn[name][0]) < len(table) for name, table in curves.items())
+    return finish(figure, title, join_notes(f"bins with fewer than {FEW} pairs left out" if left_out else "", note))
+
+
+@house
+def distributions(
+    pairs: Mapping[str, Pairs], near_km: Sequence[float] = (100.0, 50.0), bins: int = 40, title: str = "",
+    note: str = "",
+) -> Figure:  # fmt: skip
+    """How alike any two places are, and those within each of near_km, a panel an embedding; the areas are equal.
+
+    The farther the near ones lie to the right of the others, the more an embedding knows of where places are.
+    """
+    figure, panels = _panels(pairs, 3.0, sharey=False)
+    low = min(float(found.cosine.min()) for found in pairs.values())
+    high = max(float(found.cosine.max()) for found in pairs.values())
+    edges = np.linspace(low, max(high, low + 1e-3), bins + 1)
+    for (name, found), axes, colour in zip(pairs.items(), panels, PALETTE * len(pairs), strict=False):
+        _spread(axes, found, found.km >= 0, edges, "any two", color=GREY, alpha=0.35, lw=0, fill=True)
+        for i, km in enumerate(near_km):
+            line = ("-", "--", ":", "-.")[(len(near_km) - 1 - i) % 4]
+            _spread(axes, found, found.km <= km, edges, f"within {km:g} km", color=colour, lw=1.5, ls=line)
+        axes.set(title=name, xlabel="cosine similarity", yticks=[])
+        axes.legend(title="median", alignment="left", loc="upper left", borderaxespad=0)
+        axes.set_ylim(0, (1.3 + 0.11 * len(near_km)) * axes.get_ylim()[1])  # room for the legend
+    panels[0].set_ylabel("density of pairs")
+    return finish(figure, title, note)
+
+
+@house
+def spectra(variances: Mapping[str, ArrayLike], title: str = "", note: str = "") -> Figure:
+    """Cumulative share of the variance over components, a line an embedding, its effective dimension marked.
+
+    `variances` (K,) are those of `affinity.spectrum`; the mark is at their participation ratio.
+    """
+    _check(variances)
+    figure = new(3.6)
+    axes = figure.subplots()
+    longest = 1
+    for (name, values), colour in zip(variances.items(), PALETTE * len(variances), strict=False):
+        values = np.asarray(values, float)
+        if not values.any():
+            axes.plot([], [], color=colour, label=f"{name}: nothing varies")
+            continue
+        component, share = np.arange(1, len(values) + 1), np.cumsum(values) / values.sum()
+        used = analysis.participation(values)
+        longest = max(longest, len(values))
+        axes.plot(component, share, color=colour, label=f"{name}: effective dimension {used:.3g}")
+        at = float(np.interp(used, component, share))
+        axes.vlines(used, 0, at, color=colour, lw=1, ls="--")
+        axes.plot(used, at, "o", color=colour, ms=7, mec="white", zorder=3)
+    axes.set(xscale="log", xlim=(0.95, 1.05 * longest), ylim=(0, 1.03), xlabel="principal components, largest first")
+    axes.set_ylabel("share of the variance")
+    _plain(axes.xaxis)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(loc="lower right", frameon=True, edgecolor="none", framealpha=0.9)
+    return finish(figure, title, note)
+
+
+def _check(embeddings: Mapping[str, Any]) -> None:
+    if not embeddings:
+        raise KitError("figures of embeddings: none was given, wanted is at least one by name")
+
+
+def _panels(embeddings: Mapping[str, Any], height: float, sharey: bool = True) -> tuple[Figure, list[Axes]]:
+    """A panel for each embedding, with shared axes, and labels on all of them."""
+    _check(embeddings)
+    columns = min(len(embeddings), COLUMNS)
+    rows = -(-len(embeddings) // columns)
+    figure = new(0.4 + height * rows)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=sharey).ravel()
+    for axes in grid:
+        axes.tick_params(labelbottom=True)
+    for axes in grid[len(embeddings) :]:
+        axes.remove()
+    return figure, list(grid[: len(embeddings)])
+
+
+def _similarity_label(panels: list[Axes]) -> None:
+    for axes in panels[::COLUMNS]:
+        axes.set_ylabel("cosine similarity")
+
+
+def _bins(table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """The bins of a curve that have enough pairs, or all where none has, and where on the axis they are."""
+    enough = table["count"] >= FEW
+    table = table[enough] if enough.any() else table
+    return table, np.maximum(table["km"].to_numpy(), FLOOR_KM)
+
+
+def _thinned(km: np.ndarray, most: int) -> np.ndarray:
+    """Rows of at most `most` pairs, in random order, about as many from each bin of distance as there are."""
+    order = np.random.default_rng(0).permutation(len(km))
+    bin_of = np.searchsorted(analysis.EDGES_KM, km[order])
+    by_bin = np.argsort(bin_of, kind="stable")
+    count = np.bincount(bin_of)
+    turn = np.empty(len(km), int)
+    turn[by_bin] = np.arange(len(km)) - np.repeat(np.cumsum(count) - count, count)
+    return np.random.default_rng(1).permutation(order[np.argsort(turn, kind="stable")[:most]])
+
+
+def _spread(axes: Axes, found: Pairs, some: np.ndarray, edges: np.ndarray, label: str, **style) -> None:
+    """The distribution of some pairs' similarity as a density, its median told in the legend."""
+    cosine, weight = found.cosine[some].astype(float), found.weight[some]
+    if not len(cosine):
+        axes.stairs([], [0], label=f"{label}: no pair", **style)
+        return
+    density, _ = np.histogram(cosine, edges, weights=weight, density=True)
+    axes.stairs(density, edges, label=f"{label}: {analysis.quantiles(cosine, weight, 0.5)[0]:.2f}", **style)
+
+
+def _log_km(axes: Axes, *km: np.ndarray) -> None:
+    """A logarithmic axis over some distances, with plain numbers."""
+    low, high = min(float(a.min()) for a in km), max(float(a.max()) for a in km)
+    axes.set(xscale="log", xlim=(0.85 * max(low, FLOOR_KM), 1.15 * max(high, FLOOR_KM)))
+    _plain(axes.xaxis)
+
+
+def _plain(axis) -> None:
+    axis.set_major_locator(LogLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,204 @@
+"""Metric learning on embeddings of places: what is near on the globe becomes near in the embedding.
+
+    projection = Projection(n_features, dim=512)
+    projection.fit_scale(pool(features))                      # (N, V, D) of the training places
+    module = MetricTraining(projection, None, teaching, steps, rate=1e-4)
+    fit(module, near_batches(points, 128, seed, load), folder, epochs=30, config=...)
+    projection(pool(features))                                # (N, dim), whose dot products are similarities
+
+A batch is learned from as a whole, so a larger one has more pairs: gathering gradients over several does not add any
+between them, and neither do several devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.spatial import cKDTree
+from torch import nn
+
+from kitlib import geo
+from kitlib.core.errors import KitError
+from kitlib.data.loader import Batches
+from kitlib.models.retrieval import mining
+from kitlib.training import learner, sphere
+from kitlib.training.learner import Batch, Learner, encode
+from kitlib.vision.encoders import Encoder
+from kitlib.vision.weights import Saved
+
+LOSSES = ("cosent", "infonce", "both")
+
+
+@dataclass(frozen=True)
+class Teaching(learner.Teaching):
+    """What a projection is taught, and how; see `mining` for the losses."""
+
+    loss: str = "both"  # cosent, infonce, or both: their sum
+    scale: float = 5.0  # of similarities in CoSENT; at 20 the worst outliers of a batch are all that it learns from
+    budget: int = 2048  # pairs of pairs that CoSENT sees in a batch
+    momentum: float = 0.9  # of the mean curve
+    temperature: float = 0.07  # of similarities in InfoNCE
+    near_km: float = 100.0  # km at which an InfoNCE target falls to 1/e
+    min_km: float = 0.0  # closer pairs are left out
+
+    CHOICES: ClassVar = {"loss": LOSSES}
+
+
+class Projection(Saved):
+    """Pooled features (B, D) to embeddings (B, dim) of length 1; give it the training features with `fit_scale`.
+
+    It starts from the standardised features along their `dim` principal directions, so that similarities begin as
+    those of the frozen features as far as `dim` allows, and learns a linear change of that. hidden: units of one
+    hidden layer that adds to it, 0 for none.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    start: torch.Tensor
+
+    def __init__(self, n_features: int, dim: int = 512, hidden: int = 0, dropout: float = 0.3) -> None:
+        super().__init__()
+        if not 1 <= dim <= n_features or hidden < 0 or not 0 <= dropout < 1:
+            raise KitError(
+                f"dim {dim}, hidden {hidden}, dropout {dropout} for {n_features} features: allowed are a dim from 1 to "
+                f"{n_features}, hidden from 0, and a dropout from 0 to below 1"
+            )
+        self.settings: dict[str, Any] = {"n_features": n_features, "dim": dim, "hidden": hidden, "dropout": dropout}
+        self.dropout = nn.Dropout(dropout)
+        self.change = nn.Linear(n_features, dim)
+        nn.init.zeros_(self.change.weight)
+        nn.init.zeros_(self.change.bias)
+        self.hidden = nn.Linear(n_features, hidden) if hidden else None
+        if hidden:
+            self.out = nn.Linear(hidden, dim, bias=False)
+            nn.init.zeros_(self.out.weight)
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
+        self.register_buffer("start", torch.eye(dim, n_features))
+
+    @torch.no_grad()
+    def fit_scale(self, features: torch.Tensor) -> None:
+        """Take over mean, spread and principal directions of the training places' pooled features (..., D)."""
+        flat = features.detach().float().reshape(-1, features.shape[-1])
+        if flat.shape[1] != len(self.mean) or len(flat) < 2 or not flat.isfinite().all():
+            raise KitError(
+                f"features of shape {tuple(features.shape)} set no scale: allowed are at least 2 rows of "
+                f"{len(self.mean)} finite numbers"
+            )
+        self.mean.copy_(flat.mean(0))
+        self.scale.copy_(1 / (flat.std(0) + 1e-3 * flat.std() + 1e-12))
+        standard = (flat - flat.mean(0)) * self.scale.to(flat)
+        directions = torch.linalg.eigh((standard.T @ standard).double()).eigenvectors.T.flip(0)  # largest first
+        self.start.copy_(directions[: len(self.start)])
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, dim) float32 of pooled features (B, D)."""
+        standard = self.dropout((features.float() - self.mean) * self.scale)
+        out = F.linear(standard, self.start + self.change.weight, self.change.bias)
+        if self.hidden is not None:
+            out = out + self.out(F.gelu(self.hidden(standard)))
+        return F.normalize(out.float(), dim=1)
+
+
+def pool(features: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean (B, D) float32 of views (B, V, D), or of those that keep (B, V) bool says, at least one a place."""
+    if keep is None:
+        return features.float().mean(1)
+    return (features.float() * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
+
+
+class MetricTraining(Learner):
+    """A projection, and the encoder below it when it learns too, with the losses.
+
+    Batches hold of each place `place` (B, 3), its unit vector, and `group` (B,), its group of near-duplicates.
+    options: those of `Learner`, as everything else.
+    """
+
+    teaching: Teaching
+
+    def __init__(
+        self, projection: Projection, encoder: Encoder | None, teaching: Teaching, total_steps: int, **options: Any
+    ) -> None:
+        super().__init__(encoder, teaching, total_steps, **options)
+        self.projection, self.curve = projection, mining.MeanCurve(momentum=teaching.momentum)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """The loss of the batch; its parts, the share of violations and of places without a near one are logged."""
+        teaching = self.teaching
+        similarity, km, mask = self._compare(self.projection(pool(*self.seen(batch))), batch)
+        self.curve.update(similarity, km, mask)
+        parts = {}
+        if teaching.loss in ("cosent", "both"):
+            pairs = mining.mine(similarity, km, mask, self.curve, teaching.budget)
+            parts["cosent"] = mining.cosent(similarity, *pairs, scale=teaching.scale)
+        if teaching.loss in ("infonce", "both"):
+            parts["infonce"] = mining.info_nce(similarity, km, mask, teaching.temperature, teaching.near_km)
+        wrong, compared = mining.violations(similarity, km, mask, self.curve)
+        alone = ~mining.has_near(km, mask, teaching.near_km)
+        self.log_dict(parts | {"violations": wrong / compared.clamp(min=1), "without_near": alone.float().mean()})
+        return torch.stack(list(parts.values())).sum()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log how held-out places fare within their batch: the share of violations, and how far the most alike is.
+
+        Each is a mean over all batches: over pairs of pairs, and over places that have another to be compared with.
+        """
+        similarity, km, mask = self._compare(self.projection(pool(encode(batch, self.encoder))), batch)
+        wrong, compared = (int(number) for number in mining.violations(similarity, km, mask, self.curve))
+        self.log("val_violations", wrong / max(1, compared), batch_size=compared, sync_dist=True)
+        has = mask.any(1)
+        nearest = similarity.masked_fill(~mask, -torch.inf).argmax(1, keepdim=True)
+        nearest_km = (km.gather(1, nearest)[:, 0] * has).sum() / has.sum().clamp(min=1)
+        self.log("val_nearest_km", nearest_km, batch_size=int(has.sum()), sync_dist=True)
+
+    def _compare(self, embeddings: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Similarity, km and mask (B, B) of a batch's places."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            similarity = embeddings @ embeddings.T
+        km = sphere.haversine_km(batch["place"][:, None], batch["place"])
+        return similarity, km, mining.pair_mask(km, batch["group"], self.teaching.min_km)
+
+
+class _NearBatches(Batches):
+    """Batches whose order lets neighbours on the globe follow each other."""
+
+    together: int
+    vectors: np.ndarray  # (N, 3) of the rows
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The rows by the nearest of some random ones among them, these in random order."""
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        seeds = shuffled[: max(1, len(shuffled) // self.together)]
+        cell = cKDTree(self.vectors[seeds]).query(self.vectors[shuffled])[1]
+        return self.rows[shuffled[np.argsort(cell, kind="stable")]]
+
+
+def near_batches(
+    points: np.ndarray,
+    batch_size: int,
+    seed: int,
+    load: Callable[[np.ndarray], dict[str, Any]],
+    *,
+    rows: np.ndarray | None = None,
+    together: int = 4,
+    prefetch: bool = False,
+) -> Batches:
+    """`Batches` in which a place comes with neighbours on the globe: some `together` places at a time, on average.
+
+    points (N, 2) of all places; rows: those to go through, all when None. In each epoch one row in `together` becomes
+    a seed, and every row goes with the seed nearest to it; seeds come in random order, as does what goes with them.
+    All else is as for `Batches`: each row once an epoch, whose order depends on (seed, epoch) alone. Several processes
+    share such a group among them, which makes it smaller by their number.
+    """
+    if together < 1:
+        raise KitError(f"together {together}: allowed is a whole number from 1")
+    rows = np.arange(len(points)) if rows is None else rows
+    batches = _NearBatches(rows, batch_size, seed, load, prefetch=prefetch)
+    batches.together = together
+    batches.vectors = geo.unit_vectors(geo.check_points(np.asarray(points)[batches.rows], "near_batches"))
+    return batches

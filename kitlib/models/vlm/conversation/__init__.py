@@ -1,0 +1,1 @@
+"""What is said to a vision-language model and how its replies are read and rewarded; without torch."""

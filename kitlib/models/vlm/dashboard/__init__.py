@@ -1,0 +1,1 @@
+"""A page that shows rollouts, live or as a replay."""

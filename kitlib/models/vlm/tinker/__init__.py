@@ -1,0 +1,1 @@
+"""Training on Tinker's machines instead of with TRL."""

@@ -1,0 +1,157 @@
+"""The small vision-language model that is made here: Qwen's architecture, random weights, no download.
+
+It knows nothing, not even how to write; `vlm.train` with method "sft" teaches it, as it teaches a real one. Its
+vocabulary has the words of the kit's questions, and like Qwen's a token for every digit, so that all that is read,
+suppressed, masked or merged is as with the real model. Both generations are there: Qwen2.5-VL and Qwen3-VL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from kitlib.core.errors import KitError
+from kitlib.geo import outlines
+from kitlib.models.vlm.conversation import prompts
+
+KINDS = ("qwen2.5", "qwen3")
+NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
+SPECIAL = [f"<|{name}|>" for name in NAMES]
+VOCABULARY = 1200
+PATCH = {"qwen2.5": 14, "qwen3": 16}
+PATCHES = 16  # of a picture at most; the model sees a token for four of them
+SPREAD = 0.06  # of new weights: with the usual 0.02 a picture's colour hardly reaches the first answers
+MROPE = [4, 2, 2]  # of a head's 8 pairs of numbers: for order, height, width
+# Messages as Qwen writes them: each part in its place, a picture as one token that the processor multiplies.
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build(kind: str = "qwen2.5", seed: int = 0, hidden: int = 128, layers: int = 2) -> tuple[Any, Any]:
+    """A model of about half a million weights and its processor; the same seed makes the same weights.
+
+    kind: qwen2.5 or qwen3. hidden: width of the language model, a multiple of 16. Raises KitError for another kind.
+    """
+    if kind not in KINDS:
+        raise KitError(f"a tiny vision-language model {kind!r}: allowed are {', '.join(KINDS)}")
+    processor = _processor(kind)
+    tokenizer = processor.tokenizer
+    model = _model(kind, tokenizer, seed, hidden, layers)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model, processor
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = Tokenizer(models.BPE())
+    pieces = Regex(r"\p{N}|[^\s\p{L}\p{N}]+| ?\p{L}+|\s+")  # one digit a piece, words with the space before them
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pieces, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "vision_bos_token": "<|vision_start|>",
+            "vision_eos_token": "<|vision_end|>",
+        },
+        padding_side="left",
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def _corpus() -> Iterable[str]:
+    """What the kit asks and what states are called, so that words are single tokens."""
+    for form in (prompts.WORLD, prompts.COMPETITION):
+        yield from [form.question(), prompts.REASONING] * 4
+    yield from ["system user assistant\n", "Facing north: east: south: west:", "Geohash: characters"] * 4
+    yield from ["You said. Look again and refine it, within 200 km, in the same lines."] * 4
+    yield from ["A first guess is enough. Go on from, or correct it. Allowed for State Region"] * 4
+    yield from [f" {name}" for name in outlines.state_shapes()] * 4
+
+
+def _processor(kind: str) -> Any:
+    import transformers as hf
+
+    tokenizer, patch = _tokenizer(), PATCH[kind]
+    images = hf.Qwen2VLImageProcessor(
+        patch_size=patch,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": (2 * patch) ** 2, "longest_edge": PATCHES * patch**2 + 1},
+    )
+    if kind == "qwen3":
+        videos: Any = hf.Qwen3VLVideoProcessor()
+        return hf.Qwen3VLProcessor(images, tokenizer, videos, chat_template=TEMPLATE)
+    videos = hf.Qwen2VLVideoProcessor()
+    return hf.Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=TEMPLATE)
+
+
+def picture_tokens(tokenizer: Any) -> dict[str, Any]:
+    """The tokens that stand for pictures, by the names that Qwen's configs have for them."""
+    names = {"image_pad": "image", "video_pad": "video", "vision_start": "vision_start", "vision_end": "vision_end"}
+    return {f"{key}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name, key in names.items()}
+
+
+def _model(kind: str, tokenizer: Any, seed: int, hidden: int, layers: int) -> Any:
+    import transformers as hf
+
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": MROPE}
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 16,
+        "num_key_value_heads": max(1, hidden // 32),
+        "max_position_embeddings": 4096,
+        "initializer_range": SPREAD,
+        "rope_parameters": rope,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    vision: dict[str, Any] = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": hidden,
+    }
+    vision |= {"patch_size": PATCH[kind], "initializer_range": SPREAD}
+    ids = picture_tokens(tokenizer)
+    if kind == "qwen3":
+        text |= {"head_dim": 16, "rope_parameters": rope | {"mrope_interleaved": True}}
+        more = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+        config: Any = hf.Qwen3VLConfig(text_config=text, vision_config=vision | more, tie_word_embeddings=False, **ids)
+        build: Any = hf.Qwen3VLForConditionalGeneration
+    else:
+        more = {"window_size": 4 * PATCH[kind], "fullatt_block_indexes": [1]}
+        config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision | more, tie_word_embeddings=False, **ids)
+        build = hf.Qwen2_5_VLForConditionalGeneration
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(config)

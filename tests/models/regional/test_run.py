@@ -1,0 +1,291 @@
+"""The regional family: out of fold with a router, and the published pipeline on a table of regions."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+
+from kitlib import geo
+from kitlib.core.errors import KitError
+from kitlib.data import folds, readers
+from kitlib.evaluation import crossval, metrics, runs
+from kitlib.geo import projection
+from kitlib.models.regional import analysis
+from kitlib.models.regional import fold as regional_fold
+from kitlib.models.regional import run as regional
+from kitlib.models.regional.run import Config
+from kitlib.models.regional.scalers import RegionScaler
+
+HEADS = Config(encoder="tiny", finetune=False, hidden=8, epochs=4, min_places=4, regions="division", scaler="standard")
+ENCODERS = Config(encoder="tiny", epochs=2, batch=8, rate=1e-4, router="known", min_places=8, mirror=False)
+CITIES = {"1": [14.6, 121.0], "2": [-17.8, 179.9], "10": [-1.3, 36.8]}
+
+pytestmark = pytest.mark.usefixtures("shared_home")
+
+
+@pytest.fixture(scope="module")
+def cities(tmp_path_factory):
+    """A region table of three cities, the third with few pictures; how red a picture is tells how far east it lies."""
+    folder, rng = tmp_path_factory.mktemp("cities"), np.random.default_rng(0)
+    for split, count in (("train", (14, 14, 5)), ("val", (5, 5, 2))):
+        rows = []
+        (folder / f"images_{split}/images_{split}").mkdir(parents=True)
+        for (city, centre), n in zip(CITIES.items(), count, strict=True):
+            for local in rng.normal(0, 10, (n, 2)):
+                name = f"img_{len(rows):04d}.jpg"
+                colour = np.array([120 + 4 * local[0], 120, 120 + 4 * local[1]])
+                picture = np.clip(rng.normal(colour, 20, (96, 96, 3)), 0, 255)
+                path = folder / f"images_{split}/images_{split}" / name
+                Image.fromarray(picture.astype(np.uint8)).save(path)
+                rows.append([name, *projection.from_local_km(local, centre), city])
+        if split == "train":
+            rows[0][1], rows[0][2] = 0.0, 0.0  # a place whose coordinates were lost
+        table = pd.DataFrame(rows, columns=["filename", "latitude", "longitude", "Region_ID"])
+        table.to_csv(folder / f"labels_{split}.csv", index=False)
+    return readers.read(folder)
+
+
+@pytest.fixture(scope="module")
+def routed(world):
+    """A run out of fold with heads on frozen features and a logistic router."""
+    return regional.train(HEADS, world, "routed", n_folds=3)
+
+
+def test_a_run_guesses_every_place_out_of_fold_and_the_test(routed, world):
+    oof, test = routed.guesses("oof"), routed.guesses("test")
+    assert sorted(oof.sample_id) == sorted(world.sample_id("train"))
+    assert sorted(test.sample_id) == sorted(world.sample_id("test"))
+    assert np.allclose(oof.weights.sum(1), 1, atol=1e-5) and oof.answered.all()
+    assert routed.metrics["oof"] == metrics.score_guesses(oof, world).as_dict()
+    assert routed.metrics["oof"]["n"] == 60
+
+
+def test_points_lie_in_the_regions_that_the_router_thinks_likely(routed, world):
+    session = regional.Session(routed, world)
+    part = session.part(0)
+    rows = part.held[1]
+    guess = session.guess(part, "train", rows)
+    likely = part.regions.probabilities(session.router["train"].at(guess.sample_id).state_probs)
+    assert np.allclose(guess.weights[:, 0], likely.max(1) / np.sort(likely, 1)[:, -guess.weights.shape[1] :].sum(1))
+    nearest = geo.nearest(guess.points[:, 0], part.regions.medians)[1][:, 0]
+    assert (nearest == likely.argmax(1)).mean() > 0.5
+
+
+def test_what_is_said_of_a_place_comes_from_models_that_have_not_seen_it(routed, world):
+    table = folds.load_or_make(world, n_folds=3)
+    for fold in range(3):
+        part = regional.Session(routed, world).part(fold)
+        out = np.flatnonzero(table["stratified"] == fold)
+        assert part.held[1].tolist() == out.tolist()
+        assert (
+            not set(part.rows) & set(out) and not set(part.val[1]) & set(out) and not set(part.rows) & set(part.val[1])
+        )
+        groups = table["group"].to_numpy()
+        assert not set(groups[part.rows]) & set(groups[part.val[1]])
+
+
+def test_the_evaluation_adds_up(routed):
+    table, each = analysis.evaluation(routed), analysis.held_out(routed)
+    assert table.loc["all", "held_out"] == len(each) == table.drop("all")["held_out"].sum()
+    assert np.isclose(table.loc["all", "mean_km"], each["km"].mean())
+    said = projection.to_local_km(
+        each[["said_latitude", "said_longitude"]].to_numpy(), each[["latitude", "longitude"]].to_numpy()
+    )
+    assert np.allclose(np.hypot(*said.T), each["km"])
+    in_units = np.hypot(each["said_east"] - each["east"], each["said_north"] - each["north"]) * each["unit_km"]
+    known = in_units.notna()
+    assert known.sum() > 40 and np.allclose(
+        in_units[known], each["km"][known], rtol=0.2
+    )  # a map has its distortions across a division
+    assert set(pd.read_csv(routed.dir / "regions.csv")["region"]) == set(table.index)
+
+
+def test_the_scalers_are_beside_the_models(routed, world):
+    part = regional.Session(routed, world).part(1)
+    for scaler, name in zip(part.scalers, part.regions.names, strict=True):
+        loaded = RegionScaler.load(crossval.folder(routed, 1), name)
+        assert np.array_equal(loaded.transform([[40.0, -90.0]]), scaler.transform([[40.0, -90.0]]))
+    assert (crossval.folder(routed, 1) / "heads.safetensors").is_file()
+
+
+def test_a_finished_run_is_opened_and_its_models_say_the_same_again(routed, world):
+    again = regional.train(HEADS, world, "routed", n_folds=3)
+    assert again.finished
+    said = regional.predict("routed", world)
+    assert np.allclose(said.points, routed.guesses("test").points, atol=1e-4)
+
+
+def test_a_run_can_be_the_router(routed, world):
+    run = regional.train(
+        dataclasses.replace(HEADS, router="routed", epochs=1), world, "second", n_folds=3, only_folds=[2]
+    )
+    assert np.allclose(
+        run.guesses("oof").state_probs, routed.guesses("oof").at(run.guesses("oof").sample_id).state_probs, atol=1e-6
+    )
+    with pytest.raises(KitError, match="in the same folds"):
+        regional.train(dataclasses.replace(HEADS, router="routed"), world, "third", n_folds=3, folds_column="spatial")
+    assert "third" not in runs.list_runs()
+
+
+def test_the_published_pipeline_with_heads(cities):
+    config = dataclasses.replace(
+        HEADS, regions="state", router="known", min_places=8, mad_threshold=6.0, eps_km=30.0, min_samples=3
+    )
+    run = regional.train(config, cities, "cities", folds_column="given")
+    table = analysis.evaluation(run)
+    assert table.loc[["1", "2", "10"], "model"].tolist() == ["own", "own", "pooled"]
+    assert table.loc["all", "held_out"] == 12  # nothing of the validation is dropped
+    dropped = pd.read_csv(run.dir / "dropped.csv")
+    assert dropped[["sample_id", "reason"]].to_numpy().tolist() == [["img_0000.jpg", "mad"]]
+    guesses = run.guesses("test")
+    truth = dict(zip(cities.sample_id("test"), cities.points("test"), strict=True))
+    assert geo.distance_km(guesses.points[:, 0], np.array([truth[i] for i in guesses.sample_id])).max() < 200
+    assert run.metrics["within_regions"]["n"] == 12 and not run.metrics["failed"]
+
+
+@pytest.fixture(scope="module")
+def finetuned(cities):
+    return regional.train(ENCODERS, cities, "finetuned", folds_column="given")
+
+
+def test_the_published_pipeline_with_encoders(finetuned):
+    folder = crossval.folder(finetuned, 0)
+    for name in ("region_1", "region_2", "pooled"):
+        assert (folder / name / "finished.ckpt").is_file()
+        history = pd.read_csv(folder / name / "history.csv")
+        assert history["val_loss"].notna().sum() == 2
+    table = analysis.evaluation(finetuned)
+    assert table.loc[["1", "2", "10"], "model"].tolist() == ["own", "own", "pooled"]
+    assert table.loc["all", "mean_km"] < 40
+
+
+def test_regions_can_be_trained_one_after_the_other_on_any_machine(finetuned, cities):
+    for region in ("pooled", "2"):
+        run = regional.train(ENCODERS, cities, "spread", folds_column="given", only_regions=[region])
+        assert not run.finished
+    run = regional.train(ENCODERS, cities, "spread", folds_column="given", only_regions=["1"])
+    assert run.finished
+    assert np.array_equal(run.guesses("test").points, finetuned.guesses("test").points)
+    with pytest.raises(KitError, match="allowed are 1, 2, pooled"):
+        regional.train_fold("spread", 0, str(cities.folder), region="10")
+    with pytest.raises(KitError, match="with a model of their own are 1, 2, pooled"):
+        regional.train(ENCODERS, cities, "other", folds_column="given", only_regions=["10"])
+
+
+def test_one_bad_region_does_not_stop_the_others(cities, monkeypatch):
+    fit = regional_fold.Part.train_encoder
+
+    def train(self, name, *args, **how):
+        if name == "2":
+            raise RuntimeError("out of memory\nand more")
+        return fit(self, name, *args, **how)
+
+    monkeypatch.setattr(regional_fold.Part, "train_encoder", train)
+    run = regional.train(ENCODERS, cities, "bad", folds_column="given")
+    table = analysis.evaluation(run)
+    assert table.loc["2", "model"] == "failed: out of memory" and table.loc["1", "model"] == "own"
+    assert np.isclose(table.loc["2", "mean_km"], table.loc["2", "median_point_km"])
+    assert run.metrics["failed"] == {"2": "failed: out of memory"}
+
+
+def test_a_failure_in_one_fold_only_is_named_too(routed, world):
+    part = regional.Session(routed, world).part(2)
+    (part.folder / "failed_Mountain.txt").write_text("no luck\n")
+    try:
+        assert part.model_of[part.regions.names.tolist().index("Mountain")] == "failed: no luck"
+        assert regional_fold.failures(part.folder) == {"Mountain": "failed: no luck"}
+    finally:
+        part.forget_failure("Mountain")
+
+
+def test_a_router_that_was_trained_anew_makes_another_run(routed, world):
+    config = dataclasses.replace(HEADS, router="routed", epochs=1)
+    how = {"n_folds": 3, "only_folds": [2]}
+    regional.train(config, world, "chained", **how)
+    nested = dataclasses.replace(config, router="chained")  # a router may have a router itself
+    assert regional.train(nested, world, "nested", **how).finished
+    guesses = routed.guesses("oof")
+    routed.save_guesses("oof", dataclasses.replace(guesses, state_probs=guesses.state_probs[:, ::-1]))
+    try:
+        with pytest.raises(KitError, match="router was"):
+            regional.train(config, world, "chained", **how)
+    finally:
+        routed.save_guesses("oof", guesses)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_region(cities):
+    run = regional.train(
+        dataclasses.replace(ENCODERS, epochs=1), cities, "two", folds_column="given", only_regions=["1"], devices=2
+    )
+    assert (crossval.folder(run, 0) / "region_1/finished.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_a_region_table(cities):
+    words = ["train", "cli", "--family", "regional", "--data", str(cities.folder), "--folds-column", "given"]
+    settings = ["encoder=tiny", "finetune=false", "epochs=2", "router=known"]
+    command = [sys.executable, "-m", "kitlib", *words, *(word for setting in settings for word in ("-p", setting))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "within the known regions" in done.stdout
+
+
+def test_clusters_as_regions(world):
+    run = regional.train(
+        dataclasses.replace(HEADS, regions="cluster:4", epochs=1), world, "clusters", n_folds=3, only_folds=[0]
+    )
+    assert set(analysis.evaluation(run).index) <= {f"cluster {k}" for k in range(1, 5)} | {"all"}
+
+
+@pytest.mark.parametrize(
+    ("change", "how", "told"),
+    [
+        ({"router": "known"}, {}, "router 'known' needs folds_column 'given'"),
+        ({"router": "nobody"}, {}, "there is no run 'nobody'"),
+        ({}, {"folds_column": "given"}, "no second table whose coordinates are known"),
+        ({}, {"folds_column": "random"}, "allowed are stratified, spatial"),
+        ({"regions": "county"}, {}, "allowed are state"),
+        ({}, {"only_regions": ["Mountain"]}, "only_regions needs finetune=True"),
+        ({"exclude": "nothing.jpg"}, {}, "nothing.jpg"),
+        ({"encoder": "timm:nothing_at_all"}, {}, "timm knows no model"),
+    ],
+)
+def test_bad_input_is_refused_before_a_run_begins(world, change, how, told):
+    with pytest.raises(KitError, match=told):
+        regional.train(dataclasses.replace(HEADS, **change), world, "refused", **({"n_folds": 3} | how))
+    assert "refused" not in runs.list_runs()
+
+
+def test_settings_are_checked():
+    for wrong in ({"scaler": "normal"}, {"loss": "l1"}, {"epochs": 0}, {"val_share": 2.0}, {"t_0": 0}):
+        with pytest.raises(KitError, match=next(iter(wrong))):
+            Config(**wrong)
+    published = {"batch": 32, "rate": 1e-5, "weight_decay": 1e-4, "epochs": 60, "patience": 10, "t_0": 10, "t_mult": 1}
+    assert {name: getattr(Config(), name) for name in published} == published
+    assert Config().encoder == "timm:convnext_small"
+
+
+def test_a_region_without_training_places_is_told_not_dropped(cities):
+    lost = ",".join(cities.sample_id("train")[cities.rows("train")["state"] == "10"])
+    config = dataclasses.replace(HEADS, regions="state", router="known", exclude=lost, epochs=1)
+    run = regional.train(config, cities, "lost", folds_column="given")
+    table = analysis.evaluation(run)
+    assert table.loc["10", "model"] == "failed: no training place is left" and table.loc["10", "held_out"] == 2
+    assert table.loc["all", "held_out"] == 12 and list(run.metrics["failed"]) == ["10"]
+    assert len(pd.read_csv(run.dir / "dropped.csv")) == 5
+
+
+def test_too_few_places_to_keep_any_back_still_train(cities, caplog):
+    part = regional.Session(runs.open_run("cities"), cities).part(0)
+    rows = part.rows[:3]
+    alone = regional_fold.Part(part.inputs, part.config, part.folder, rows, ("train", rows[:0]), part.held)
+    assert "too few places to keep any back" in caplog.text
+    assert alone.val[0] == "train" and alone.val[1].tolist() == rows.tolist()

@@ -1,0 +1,282 @@
+"""gpsmatch and gpsnet: both sides learn, exact resume with the queue, validation, guesses, files, published weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import cache
+
+import geoclip_reference as reference
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kitlib import geo
+from kitlib.core.errors import KitError
+from kitlib.data.loader import Batches
+from kitlib.models.retrieval.geoclip import ImageProjection
+from kitlib.models.retrieval.gps_network import GpsMatch, embed_images
+from kitlib.models.retrieval.gps_training import MatchTraining, Teaching, guess
+from kitlib.training import fit as fitting
+
+N, V, D = 300, 2, 12
+HELD_OUT = np.arange(N) % 5 == 0
+TRAIN = np.flatnonzero(~HELD_OUT)
+TEACHING = Teaching(queue=100, noise_m=2000.0, queue_noise_m=5000.0, view_dropout=0.2)
+SMALL = {"dim": 16, "hidden": 32, "dropout": 0.1, "sigmas": (2, 8), "n_frequencies": 16, "location_hidden": 32}
+
+
+@cache
+def toy() -> dict[str, torch.Tensor]:
+    """Places on both sides of the date line; features tell where they are, noisily, among other things."""
+    rng = np.random.default_rng(0)
+    points = np.stack([rng.uniform(-20, 20, N), (rng.uniform(160, 200, N) + 180) % 360 - 180], axis=1)
+    vectors = geo.unit_vectors(points)
+    told = (vectors - vectors.mean(0)) / vectors.std(0) @ rng.normal(size=(3, D // 2))
+    features = np.concatenate([told, rng.normal(size=(N, D - D // 2))], axis=1)[:, None, None]
+    features = features + 0.2 * rng.normal(size=(N, 2, V, D))
+    return {"features": torch.from_numpy(features).half(), "point": torch.from_numpy(points)}
+
+
+def load(rows: np.ndarray) -> dict[str, torch.Tensor]:
+    return {name: tensor[torch.from_numpy(rows)] for name, tensor in toy().items()}
+
+
+def small(**changed) -> GpsMatch:
+    torch.manual_seed(0)
+    match = GpsMatch(D, **SMALL | changed)
+    match.fit_scale(toy()["features"][TRAIN])
+    return match
+
+
+def fit(folder, epochs=2, teaching=TEACHING, rate=1e-2, gallery_points=None, before_step=None, **options):
+    """A training that has run on the toy, and what `fitting.fit` gives."""
+    steps = fitting.total_steps(len(TRAIN), 48, 1, epochs)
+    gallery_points = toy()["point"].numpy()[TRAIN] if gallery_points is None else gallery_points
+    module = MatchTraining(small(), None, teaching, steps, rate=rate, gallery_points=gallery_points)
+    if before_step:
+        step = module.training_step
+
+        def watched(batch, batch_idx):
+            before_step(module, batch_idx)
+            return step(batch, batch_idx)
+
+        module.training_step = watched
+    held_out = Batches(np.flatnonzero(HELD_OUT), 25, 0, load, shuffle=False)
+    options = {"epochs": epochs, "config": dataclasses.asdict(teaching), "val_batches": held_out} | options
+    return module, fitting.fit(module, Batches(TRAIN, 48, 3, load), folder, **options)
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    states = a.state_dict(), b.state_dict()
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(t, states[1][name]) for name, t in states[0].items()
+    )
+
+
+def alone(teaching=TEACHING, **options) -> MatchTraining:
+    """A training without a Trainer, whose logs go nowhere."""
+    module = MatchTraining(small(), None, teaching, 10, rate=1e-3, **options)
+    module.log_dict = lambda metrics, **_: None
+    return module
+
+
+def test_training_finds_held_out_places(tmp_path):
+    module, fitted = fit(tmp_path, epochs=12, rate=3e-2)
+    points = toy()["point"].numpy()
+    chance_km = geo.distance_matrix_km(points[HELD_OUT], points[TRAIN]).mean()
+    history = fitted.history
+    assert history["val_km"].iloc[-1] < 0.4 * chance_km
+    assert {"loss", "logit_scale", "top1", "val_km"} <= set(history.columns)
+    assert history["loss"].iloc[-1] < 0.7 * history["loss"].iloc[0]
+    assert history["top1"].iloc[-1] > 2 * history["top1"].iloc[0]
+
+    match = module.match.eval()
+    features = toy()["features"].numpy()[HELD_OUT]
+    index, similarity = guess(match, features[:, 0], points[TRAIN], 5)
+    assert index.shape == similarity.shape == (HELD_OUT.sum(), 5)
+    assert (np.diff(similarity, axis=1) <= 0).all() and similarity.max() <= 1.0001
+    km = geo.distance_km(points[TRAIN][index[:, 0]], points[HELD_OUT]).mean()
+    assert km == pytest.approx(history["val_km"].iloc[-1], rel=1e-4)  # validation looks for the same best places
+
+
+@pytest.mark.parametrize("how", ["crash", "in pieces"])
+def test_a_fit_cut_short_ends_with_the_same_weights_and_queue(tmp_path, how):
+    whole, fitted = fit(tmp_path / "whole", checkpoint_steps=3)
+    seen = []
+
+    def note(module, batch_idx):
+        seen.append(int(module.queue.count))
+        if how == "crash" and len(seen) == 8:  # step 8 of 10; the last checkpoint is of step 6
+            raise InterruptedError
+
+    if how == "crash":
+        with pytest.raises(InterruptedError):
+            fit(tmp_path / "cut", checkpoint_steps=3, before_step=note)
+        again, refitted = fit(tmp_path / "cut", checkpoint_steps=3, before_step=note)
+        assert seen[8] == 240 + 48 and len(seen) == 8 + 4  # it has pushed what the first 6 steps had
+    else:
+        while not (last := fit(tmp_path / "cut", checkpoint_steps=3, before_step=note, max_hours=0))[1].finished:
+            pass
+        again, refitted = last
+        assert len(seen) == 10
+    assert same(whole, again) and len(again.queue()) == 100
+    assert fitted.history.drop(columns="seconds").equals(refitted.history.drop(columns="seconds"))
+
+
+def test_gradients_reach_both_sides_the_scale_and_the_queue():
+    module = alone()
+    batch = load(TRAIN[:20])
+    module.training_step(batch, 0)
+    moved = []
+    module.match.location.register_forward_hook(lambda _, given, out: moved.append(len(given[0])))
+    module.training_step(load(TRAIN[20:40]), 0).backward()
+    assert moved == [20 + 20]  # the batch's places, then those that the queue kept
+    for name, parameter in module.match.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_an_image_is_not_told_apart_from_its_own_place_in_the_queue():
+    quiet = dataclasses.replace(TEACHING, noise_m=0.0, queue_noise_m=0.0, view_dropout=0.0)
+    for same_km, expected in {1.0: 0.0, 0.0: math.log(2)}.items():
+        module = alone(dataclasses.replace(quiet, same_km=same_km)).eval()
+        assert module.training_step(load(TRAIN[:1]), 0).item() == 0  # nothing to be told apart from yet
+        assert module.training_step(load(TRAIN[:1]), 0).item() == pytest.approx(expected)
+
+
+def test_noise_and_views_are_drawn_under_the_seed():
+    module, batch = alone(), load(TRAIN[:20])
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(module.training_step(batch, 0).item())
+        module.queue.count.zero_()
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_location_encoder_waits_while_it_is_frozen(tmp_path):
+    module, _ = fit(tmp_path / "all", epochs=1, teaching=dataclasses.replace(TEACHING, freeze=1.0))
+    begin = small()
+    assert same(module.match.location, begin.location) and not same(module.match.image, begin.image)
+    seen = []
+
+    def note(module, batch_idx):
+        seen.append(same(module.match.location, begin.location))
+
+    fit(tmp_path / "half", epochs=1, teaching=dataclasses.replace(TEACHING, freeze=0.6), before_step=note)
+    assert seen == [True, True, True, True, False]  # 3 of 5 steps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_location_side_in_float32(dtype):
+    match, points = small().eval(), toy()["point"].float()
+    features = toy()["features"][:, 0]
+    plain = match.places(points)
+    with torch.autocast("cpu", dtype):
+        places, images = match.places(points), match.images(features)
+        assert torch.equal(places, plain)
+        assert match.logits(images, places).dtype == images.dtype == torch.float32
+    assert torch.allclose(images, match.images(features), atol=0.02)
+    assert torch.allclose(plain.norm(dim=1), torch.ones(N), atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_it_learns_in_half_precision_too(tmp_path, precision):
+    module, fitted = fit(tmp_path, epochs=8, rate=3e-2, precision=precision)
+    assert fitted.history["val_km"].iloc[-1] < 0.6 * fitted.history["val_km"].iloc[0]
+    assert module.queue.points.dtype == torch.float32
+
+
+def test_the_image_side_sees_the_kept_views_alone_standardised():
+    match = small().eval()
+    features = toy()["features"][:3, 0].float()
+    keep = torch.tensor([[True, False], [True, True], [False, True]])
+    by_hand = torch.stack([features[0, 0], features[1].mean(0), features[2, 1]])
+    flat = toy()["features"][TRAIN].float().flatten(0, -2)
+    by_hand = match.image((by_hand - flat.mean(0)) / (flat.std(0) + 1e-3 * flat.std()))
+    expected = torch.nn.functional.normalize(by_hand, dim=1)
+    assert torch.allclose(match.images(features, keep), expected, atol=1e-5)
+
+
+def test_the_logit_scale_stops_at_100_and_can_come_back():
+    match = small()
+    with torch.no_grad():
+        match.log_scale.fill_(9.0)
+    ones = torch.nn.functional.normalize(torch.ones(1, 16), dim=1)
+    logits = match.logits(ones, ones)
+    logits.sum().backward()
+    assert logits.item() == pytest.approx(100, rel=1e-4)
+    assert match.log_scale.item() == pytest.approx(math.log(100)) and match.log_scale.grad > 0
+
+
+def test_guesses_come_from_any_gallery_without_dropout_and_heed_groups():
+    match = small(dropout=0.9).train()
+    features, points = toy()["features"].numpy(), toy()["point"].numpy()
+    index, similarity = guess(match, features, points, N)
+    assert match.training and np.allclose(guess(match, features, points, N, batch=7)[1], similarity, atol=1e-5)
+    sides = embed_images(match, features[:, 0]), embed_images(match, features[:, 1])
+    assert np.allclose(embed_images(match, features), np.mean(sides, axis=0), atol=1e-6)
+    assert np.array_equal(np.sort(index[0]), np.arange(N)) and np.isfinite(similarity).all()
+    own = np.arange(N)
+    index, _ = guess(match, features, points, 1, query_group=own, gallery_group=own)
+    assert (index[:, 0] != own).all()
+
+
+@pytest.mark.parametrize("image", ["mlp", "geoclip"])
+def test_to_a_file_and_back(tmp_path, image):
+    torch.manual_seed(1)
+    match = GpsMatch(D, **SMALL | {"image": image})
+    match.save(tmp_path / "match.safetensors")
+    again = GpsMatch.load(tmp_path / "match.safetensors")
+    assert same(match, again) and again.settings == match.settings and not again.training
+    features = toy()["features"][:5, 0]
+    assert torch.equal(again.images(features), match.eval().images(features))
+
+
+def test_the_published_weights(tmp_path):
+    torch.manual_seed(0)
+    projection = ImageProjection()
+    for name, content in {
+        "location": reference.weights(), "image": projection.state_dict(), "logit_scale": torch.tensor(3.681)
+    }.items():  # fmt: skip
+        torch.save(content, tmp_path / f"{name}.pth")
+    match = GpsMatch(768, image="geoclip")
+    match.load_published(*(tmp_path / f"{name}.pth" for name in ("location", "image", "logit_scale")))
+    assert match.log_scale.exp().item() == pytest.approx(39.69, abs=0.01)
+    features = torch.randn(3, 4, 768)
+    expected = torch.nn.functional.normalize(projection(features.mean(1)), dim=1)
+    assert torch.allclose(match.images(features), expected, atol=1e-6)
+    table = np.load(reference.TABLE)
+    embedded = match.location(torch.from_numpy(table["points"])).detach()
+    assert np.abs(embedded.numpy()[:, ::8] - table["embeddings"]).max() < 1e-5
+    places = match.places(torch.from_numpy(table["points"]))
+    assert torch.allclose(places, torch.nn.functional.normalize(embedded, dim=1), atol=1e-6)
+    with pytest.raises(KitError, match=r"do not fit .*'sigmas': \[2.0, 4.0\].*allowed are .*256"):
+        GpsMatch(768, sigmas=(2, 4)).load_published(tmp_path / "location.pth")
+    with pytest.raises(KitError, match=r"do not fit {'image': 'mlp'}"):
+        GpsMatch(768).load_published(tmp_path / "location.pth", tmp_path / "image.pth")
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: GpsMatch(D, image="clip"), "allowed are mlp or geoclip"),
+        (lambda: GpsMatch(D, dropout=1.0), "a dropout from 0 to below 1"),
+        (lambda: GpsMatch(D, sigmas=()), "at least one sigma"),
+        (lambda: small().fit_scale(torch.zeros(4, D + 1)), f"at least 2 rows of {D}"),
+        (lambda: small().fit_scale(torch.full((4, D), torch.nan)), "not all finite"),
+        (lambda: Teaching(queue=-1), "queue=-1: must be finite and not negative"),
+        (lambda: Teaching(noise_m=math.nan), "noise_m=nan: must be finite"),
+        (lambda: Teaching(freeze=1.5), "freeze=1.5: allowed is from 0 to 1"),
+        (lambda: alone(gallery_points=[[95.0, 0.0]]), "the gallery: 1 of 1 points are not on Earth"),
+        (lambda: alone(gallery_points=[5.0, 0.0]), r"wanted is \(M, 2\)"),
+        (lambda: alone().on_validation_epoch_start(), "give gallery_points"),
+        (lambda: guess(small(), np.zeros((4, V, D + 1)), [[0.0, 0.0]], 1), rf"wanted are \(N, V, {D}\)"),
+        (lambda: guess(small(), np.zeros((4, V, D)), [[0.0, 200.0]], 1), "not on Earth"),
+        (lambda: guess(small(), np.zeros((4, V, D)), np.zeros((0, 2)), 1), "the gallery is empty"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_sentence(call, told):
+    with pytest.raises(KitError, match=told):
+        call()

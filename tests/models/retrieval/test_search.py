@@ -1,0 +1,277 @@
+"""Search against brute force and scikit-learn, with ties, exclusions, blocks of every size, and views."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import NearestNeighbors
+
+from kitlib.core.errors import KitError
+from kitlib.models.retrieval import search
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("KITLIB_DEVICE", "cpu")
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 64 entries and 16 queries, as small as they get."""
+    monkeypatch.setattr(search, "COLUMNS", 64)
+    monkeypatch.setattr(search, "CPU_ROWS", 16)
+
+
+def drawn(n: int, m: int, d: int = 48, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(1, 3, (n, d)).astype(np.float32), rng.normal(1, 3, (m, d)).astype(np.float32)
+
+
+def cosines(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    def unit(x: np.ndarray) -> np.ndarray:
+        length = np.linalg.norm(x, axis=-1, keepdims=True)
+        return x / np.where(length > 0, length, 1)
+
+    return unit(queries.astype(float)) @ unit(gallery.astype(float)).T
+
+
+def ranked(cosine: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of each row by sorting all of them."""
+    index = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(cosine, index, axis=1), index
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("k", [1, 7, 200])
+def test_the_same_as_sorting_everything_and_as_scikit_learn(small_blocks, dtype, k):
+    queries, gallery = (x.astype(dtype) for x in drawn(50, 333))
+    similarity, index = search.search(queries, gallery, k)
+    assert similarity.dtype == np.float32 and index.dtype == np.int64
+    expected, rows = ranked(cosines(queries, gallery), k)
+    np.testing.assert_array_equal(index, rows)
+    np.testing.assert_allclose(similarity, expected, atol=1e-6)
+    away, rows = NearestNeighbors(metric="cosine", algorithm="brute").fit(gallery.astype(float)).kneighbors(queries, k)
+    np.testing.assert_array_equal(index, rows)
+    np.testing.assert_allclose(similarity, 1 - away, atol=1e-6)
+
+
+@pytest.mark.parametrize("m", [1, 63, 64, 65, 128, 129])
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17])
+def test_every_block_is_searched(small_blocks, n, m):
+    queries, gallery = drawn(n, m, 8)
+    similarity, index = search.search(queries, gallery, 3)
+    expected, rows = ranked(cosines(queries, gallery), 3)
+    np.testing.assert_array_equal(index[:, : min(3, m)], rows)
+    np.testing.assert_allclose(similarity[:, : min(3, m)], expected, atol=1e-6)
+    assert (index[:, m:] == -1).all() and (similarity[:, m:] == -np.inf).all()
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_ties_exclusions_and_zeros_as_by_sorting(small_blocks, data):
+    """Embeddings along the axes have cosines of exactly -1, 0 and 1: ties everywhere."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    n, m = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 150))
+    k, n_exclusions = data.draw(st.integers(1, 160)), data.draw(st.integers(0, 2))
+
+    def axes(n: int) -> np.ndarray:
+        return np.eye(3)[rng.integers(0, 3, n)] * rng.choice([-1, 0, 0.5, 2, 3], (n, 1))
+
+    queries, gallery = axes(n), axes(m)
+    own, theirs = rng.integers(-1, 4, (n_exclusions, n)), rng.integers(-1, 4, (n_exclusions, m))
+    groups = {"query_group": own, "gallery_group": theirs} if n_exclusions else {}
+    cosine = cosines(queries, gallery)
+    for a, b in zip(own, theirs, strict=True):
+        cosine[(a[:, None] == b) & (a >= 0)[:, None]] = -np.inf
+    expected, rows = ranked(cosine, k)
+    similarity, index = search.search(queries, gallery, k, **groups)
+    there = min(k, m)
+    np.testing.assert_array_equal(similarity[:, :there], expected)
+    np.testing.assert_array_equal(index[:, :there], np.where(expected == -np.inf, -1, rows))
+    assert (index[:, there:] == -1).all()
+
+
+@pytest.mark.parametrize("m", [7, 77, search.COLUMNS + 1])
+def test_equal_entries_come_in_their_order_wherever_they_stand(m):
+    """All alike, in blocks of different and odd widths: equal to the last bit."""
+    queries, gallery = drawn(64, 1, 512)
+    similarity, index = search.search(queries, np.repeat(gallery, m, axis=0), 7)
+    np.testing.assert_array_equal(index, np.tile(np.arange(7), (64, 1)))
+    assert (similarity == similarity[:, :1]).all()
+
+
+def test_a_place_meets_neither_its_fold_nor_its_near_duplicates():
+    features, _ = drawn(90, 1, 16)
+    features[1] = features[0]
+    fold, twin = np.arange(90) % 3, np.where(np.arange(90) < 2, 7, -1)
+    _, index = search.search(features, features, 40, query_group=fold, gallery_group=fold)
+    assert (fold[index] != fold[:, None]).all() and index[0, 0] == 1
+    _, index = search.search(features, features, 40, query_group=[fold, twin], gallery_group=[fold, twin])
+    assert (fold[index] != fold[:, None]).all() and 1 not in index[0] and 0 not in index[1]
+    assert (index >= 0).all()
+    alone, rows = search.search(features[:2], features[:2], 2, query_group=[0, 1], gallery_group=[0, 0])
+    assert rows.tolist() == [[-1, -1], [0, 1]] and (alone[0] == -np.inf).all()
+
+
+def test_maps_on_the_disk_and_small_memory_give_the_same(tmp_path):
+    queries, gallery = (x.astype(np.float16) for x in drawn(300, 5000, 1000))
+    np.save(tmp_path / "gallery.npy", gallery)
+    mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
+    expected = search.search(queries, gallery, 5)
+    found = search.search(queries, mapped, 5, block_mb=1)
+    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
+
+
+def test_precision_is_full_whatever_training_had_set():
+    queries, gallery = drawn(20, 500)
+    expected = search.search(queries, gallery, 5)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = search.search(queries, gallery, 5)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    np.testing.assert_array_equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("block_mb", [1, 16, 256])
+@pytest.mark.parametrize("m, d, versions", [(10**6, 512, 1), (10**6, 4096, 4), (100, 16, 1), (10**5, 768, 2)])
+def test_blocks_fit_into_what_is_allowed(m, d, versions, block_mb):
+    for device in (CPU, torch.device("cuda")):
+        rows, columns = search._block(10**5, m, versions, d, block_mb, device)
+        used = rows * columns * (4 * min(2, versions) + 1) + 8 * d * (columns + rows * versions)
+        least = 64 * (4 * min(2, versions) + 1) + 8 * d * (64 + versions)
+        assert rows >= 1 and columns >= 64 and columns % 64 == 0
+        assert used <= max(block_mb * 2**20, least)
+
+
+def grown_mb(work: Callable[[], object]) -> float:
+    """How much more of the memory this process takes at most while it works."""
+
+    def status(name: str) -> float:
+        return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = status("VmRSS")
+    work()
+    return status("VmHWM") - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
+def test_memory_stays_within_the_block():
+    """The gallery in float32 takes 78 MB, all similarities 152 MB: what is measured sees them."""
+    gallery = np.random.default_rng(0).integers(-99, 99, (40_000, 512), np.int8).astype(np.float16)
+    queries = gallery[::40]
+    assert grown_mb(lambda: search.search(queries, gallery, 5, block_mb=16)) < 1.5 * 16
+    assert grown_mb(lambda: torch.from_numpy(queries).float() @ torch.from_numpy(gallery).float().T) > 150
+
+
+def brute_views(queries: np.ndarray, gallery: np.ndarray, by: str) -> np.ndarray:
+    """Similarities (N, M) of views (N, V, D) and (M, V, D), written as they are defined."""
+    queries, gallery = (x / np.linalg.norm(x, axis=2, keepdims=True) for x in (queries, gallery))
+    if by == "mean":
+        return cosines(queries.mean(axis=1), gallery.mean(axis=1))
+    n_views = queries.shape[1]
+    turns = range(n_views) if by == "rotation" else [0]
+    per_turn = [np.einsum("nvd,mvd->nm", np.roll(queries, -t, axis=1), gallery) / n_views for t in turns]
+    return np.max(per_turn, axis=0)
+
+
+@pytest.mark.parametrize("by", search.BY)
+@pytest.mark.parametrize("n_views", [1, 4])
+def test_views_are_matched_as_defined(small_blocks, by, n_views):
+    rng = np.random.default_rng(0)
+    queries, gallery = rng.normal(0.3, 1, (40, n_views, 12)), rng.normal(0.3, 1, (150, n_views, 12))
+    own = search.features_for(queries, by)
+    theirs = search.features_for(gallery, "heading" if by == "rotation" else by)
+    assert own.dtype == np.float32
+    similarity, index = search.search(own, theirs, 6)
+    expected, rows = ranked(brute_views(queries, gallery, by), 6)
+    np.testing.assert_array_equal(index, rows)
+    np.testing.assert_allclose(similarity, expected, atol=1e-6)
+
+
+def test_a_turned_camera_is_found_by_rotation_alone():
+    rng = np.random.default_rng(1)
+    gallery = rng.normal(size=(60, 4, 16)).astype(np.float16)
+    turned = np.roll(gallery, 1, axis=1)
+    entries = search.features_for(gallery, "heading")
+    similarity, index = search.search(search.features_for(turned, "rotation"), entries, 1)
+    assert index[:, 0].tolist() == list(range(60))
+    np.testing.assert_allclose(similarity, 1, atol=1e-6)
+    _, straight = search.search(search.features_for(turned, "heading"), entries, 1)
+    assert (straight[:, 0] == np.arange(60)).mean() < 0.3
+
+
+def test_a_missing_view_counts_for_nothing():
+    rng = np.random.default_rng(2)
+    gallery = rng.normal(size=(30, 4, 16))
+    queries = gallery.copy()
+    queries[:, 2] = 0
+    for by in search.BY:
+        own = search.features_for(queries, by)
+        assert np.isfinite(own).all()
+        theirs = search.features_for(gallery, "heading" if by == "rotation" else by)
+        assert search.search(own, theirs, 1)[1][:, 0].tolist() == list(range(30))
+
+
+def bad_row(value: float) -> np.ndarray:
+    features = np.ones((5, 4), np.float32)
+    features[3, 1] = value
+    return features
+
+
+ONES = np.ones((5, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    "queries, gallery, k, told",
+    [
+        (ONES, ONES[:0], 1, "the gallery is empty"),
+        (ONES, ONES[:, :3], 1, "queries have 4 features and the gallery has 3.*same encoder"),
+        (ONES, ONES, 0, "k=0"),
+        (bad_row(np.nan), ONES, 1, "queries: embeddings of 1 of 5 rows are not finite, rows 3"),
+        (ONES, bad_row(np.inf), 1, "gallery: embeddings of 1 of 5 rows are not finite, rows 3"),
+        (ONES[0], ONES, 1, "wanted are"),
+        (ONES, np.ones((5, 4, 4)), 1, "features_for"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(queries, gallery, k, told):
+    with pytest.raises(KitError, match=told):
+        search.search(queries, gallery, k)
+
+
+@pytest.mark.parametrize(
+    "groups, told",
+    [
+        ({"query_group": np.zeros(5, int)}, "go together"),
+        ({"query_group": np.zeros(5, int), "gallery_group": np.zeros(4, int)}, r"wanted are as many of \(5,\)"),
+        ({"query_group": np.zeros((2, 5), int), "gallery_group": np.zeros(5, int)}, "wanted are as many"),
+        ({"query_group": np.zeros(5), "gallery_group": np.zeros(5, int)}, "allowed are integers"),
+        ({"query_group": [0] * 5, "gallery_group": [0] * 5, "block_mb": 0}, "block_mb=0"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(groups, told):
+    with pytest.raises(KitError, match=told):
+        search.search(ONES, ONES, 1, **groups)
+
+
+def test_views_that_cannot_be_compared_are_refused():
+    with pytest.raises(KitError, match="allowed are mean, heading, rotation"):
+        search.features_for(np.ones((2, 4, 3)), "best")
+    with pytest.raises(KitError, match=r"\(2, 3\), wanted is \(N, V, D\)"):
+        search.features_for(np.ones((2, 3)), "mean")
+    broken = np.ones((2, 4, 3))
+    broken[1, 2, 0] = np.nan
+    with pytest.raises(KitError, match="rows 1"):
+        search.features_for(broken, "heading")

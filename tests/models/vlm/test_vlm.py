@@ -1,0 +1,490 @@
+"""The vision-language family: conversations token by token, what learns, what resumes, what is guessed and refused.
+
+One file, as transformers and trl take twenty seconds to import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+hf = pytest.importorskip("transformers")
+pytest.importorskip("trl")
+
+from kitlib import __main__ as cli
+from kitlib.core.errors import KitError
+from kitlib.data import pictures, readers
+from kitlib.data.sample import toy
+from kitlib.evaluation import crossval, metrics
+from kitlib.models.vlm import dataset, guessing, loading, reply_cache, tiny_model
+from kitlib.models.vlm import run as vlm
+from kitlib.models.vlm.config import Config
+from kitlib.models.vlm.conversation import dialogue, prompts, rollouts
+from kitlib.models.vlm.conversation.replies import Answer
+from kitlib.models.vlm.conversation.rewards import Weights, turn_advantages
+from kitlib.models.vlm.conversation.tasks import Task
+from kitlib.models.vlm.conversation.vocabulary import Labels
+from kitlib.models.vlm.generation import Sampler
+from kitlib.models.vlm.grpo import PlaceTrainer
+from kitlib.vision import device
+
+TYPES = (torch.float32, torch.bfloat16)
+VIEWS = ("north", "east", "south", "west")
+STATES = Labels(["Iowa", "New Mexico", "Ohio"])
+TRUTH = Answer((40.0, -83.0), region="Ohio")
+SFT = Config(
+    model="tiny",
+    lora_rank=0,
+    gradient_checkpointing=False,
+    max_side=28,
+    digits=1,
+    steps=80,
+    batch=16,
+    device_batch=16,
+    rate=3e-3,
+    radii_km="3000,500",
+    reply_tokens=20,
+    samples=2,
+    eval_steps=0,
+    eval_places=6,
+    tau_last_km=2000.0,
+    checkpoint_steps=1000,
+)
+GRPO = dataclasses.replace(
+    SFT, method="grpo", start_from="sft", steps=4, batch=8, device_batch=8, group=4, rate=1e-3, tau_first_km=8000.0
+)
+
+pytestmark = pytest.mark.usefixtures("shared_home")
+
+
+@pytest.fixture(scope="module", params=tiny_model.KINDS)
+def tiny(request):
+    return tiny_model.build(request.param)
+
+
+@pytest.fixture(scope="module")
+def data(shared_home, tmp_path_factory):
+    return readers.read(toy.draw(tmp_path_factory.mktemp("toy") / "toy", n_train=60, n_test=6))
+
+
+@pytest.fixture(scope="module")
+def sft(data):
+    return vlm.train(SFT, data, "sft")
+
+
+def shown(seed: int, n: int = 4) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 255, (40, 40, 3)).astype(np.uint8)) for _ in range(n)]
+
+
+def task(environment: str = "single") -> Task:
+    return Task(prompts.COMPETITION, {"region": STATES}, Weights(region=0.5), environment, radii_km=(2000.0, 200.0))
+
+
+def learned(run) -> dict[str, torch.Tensor]:
+    return loading.reload(run.settings["model"], crossval.folder(run, 0), torch.float32)[0].state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_conversation_is_what_the_chat_template_makes_of_its_messages(tiny):
+    model, processor = tiny
+    envs = [task("telescoping").last(VIEWS, TRUTH) for _ in range(2)]
+    asked = [dialogue.with_pictures(env.messages(), shown(i)) for i, env in enumerate(envs)]
+    talks = dialogue.converse(envs, Sampler(model, processor, 6).read(asked), processor)
+    tokenizer = processor.tokenizer
+    silent = set(loading.silent_tokens(tokenizer))
+    for talk, env in zip(talks, envs, strict=True):
+        own = [token for token, mine in zip(talk.said, talk.own, strict=True) if mine]
+        assert len(talk.replies) == env.turns == 2 and 2 <= len(own) <= 12 and not silent & set(own)
+        told = "Your reply did not say where. Look again and refine it, within 200 km, in the same lines."
+        messages = [*env.messages(), prompts.assistant("@1"), prompts.user(told)]
+        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).split("@1")[1]
+        rest = [token for token, mine in zip(talk.said, talk.own, strict=True) if not mine]
+        assert tokenizer.decode(rest) in (text, text.removeprefix("<|im_end|>"))  # where the model said the end itself
+        assert talk.prompt.count(processor.image_token_id) >= 4 and processor.image_token_id not in talk.said
+
+
+def test_what_goes_on_from_a_prompt_that_was_read_once_is_what_the_whole_text_leads_to(tiny):
+    model, processor = tiny
+    sampler = Sampler(model.eval(), processor, 5, 0.0)
+    wide = [image.resize((120, 60)) for image in shown(1)]  # more tokens, so that the others are padded
+    asked = [[dialogue.with_pictures(prompts.chat(VIEWS, "?"), images)] for images in (shown(0), wide, shown(2))]
+    read = sampler.read([messages for (messages,) in asked], copies=2)
+    said = [[41, 42, 43], [], [44], [45, 46], [47], []]
+    found, _ = read.speak(said)
+    for i, reply in enumerate(found):
+        inputs = sampler.inputs(asked[i // 2])
+        assert inputs["input_ids"][0].tolist() == read.tokens[i]
+        more = {"input_ids": said[i], "attention_mask": [1] * len(said[i]), "mm_token_type_ids": [0] * len(said[i])}
+        whole = {
+            name: torch.cat([inputs[name], torch.tensor([tail], dtype=torch.long)], dim=1)
+            for name, tail in more.items()
+        }
+        [alone] = sampler.generate(**inputs | whole)
+        assert reply == alone
+    assert len({*map(tuple, found)}) > 1
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_likelihood_of_names_is_that_of_whole_replies(tiny, dtype):
+    model, processor = tiny
+    cases = dataset.Cases(["a"], [TRUTH], VIEWS, shown)
+    speaker = Sampler(model, processor, 8, dtype=dtype)
+    found = guessing.asked(cases, task(), speaker, 1, 1, STATES, "region").log_likelihood[0]
+    prompt = speaker.inputs([dialogue.with_pictures(task().last(VIEWS, TRUTH).messages(), shown(0))])
+    length = prompt["input_ids"].shape[1]
+    for name, score in zip(STATES.names, found, strict=True):
+        reply = processor.tokenizer.encode(f"State: {name}\n", add_special_tokens=False)
+        more = {"input_ids": reply, "attention_mask": [1] * len(reply), "mm_token_type_ids": [0] * len(reply)}
+        whole = {name: torch.cat([prompt[name], torch.tensor([tail])], dim=1) for name, tail in more.items()}
+        with torch.no_grad(), device.autocast(torch.device("cpu"), dtype):
+            logits = model.eval()(**prompt | whole).logits.float().log_softmax(-1)[0]
+        direct = sum(logits[length - 1 + i, token].item() for i, token in enumerate(reply))
+        assert score == pytest.approx(direct, abs=max(1e-4, 2 * torch.finfo(dtype).eps * len(reply)))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_lora_is_kept_merged_and_never_on_the_head_or_the_eyes(tmp_path, dtype):
+    model, processor = loading.load("tiny", dtype)
+    plain = {name: value.clone() for name, value in model.state_dict().items()}
+    model = loading.adapt(model, 2)
+    learns = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert learns and all("language_model" in name and "lora_" in name for name in learns)
+    assert loading.n_learning(model)[0] < loading.n_learning(model)[1] / 10
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.3)
+    loading.save(model, processor, tmp_path)
+    assert loading.saved(tmp_path) == tmp_path / "adapter"
+    inputs = Sampler(model, processor, 4).inputs([dialogue.with_pictures(prompts.chat(VIEWS, "?"), shown(0))])
+    again, _ = loading.reload("tiny", tmp_path, dtype)
+    merged = loading.merge("tiny", tmp_path, tmp_path / "merged")
+    whole, _ = loading.load(f"hf:{merged}", "auto")
+    assert whole.dtype == torch.float32  # as it was published, whatever this machine computes in
+    with torch.no_grad(), device.autocast(torch.device("cpu"), dtype):
+        logits = [one.eval()(**inputs).logits.float() for one in (model, again, whole)]
+    close = 16 * torch.finfo(dtype).eps * logits[0].abs().max().item()
+    assert torch.equal(logits[0], logits[1]) and torch.allclose(logits[0], logits[2], atol=close)
+    changed = [name for name, value in whole.state_dict().items() if not torch.equal(value, plain[name])]
+    assert changed and all("language_model" in name for name in changed)
+    with pytest.raises(KitError, match="exists"):
+        loading.merge("tiny", tmp_path, merged)
+
+
+def test_pictures_are_capped_and_places_say_what_is_known(data, tmp_path):
+    pack = pictures.pack(data, "train")
+    cases = dataset.places_cases(data, pack, np.array([3, 5]), 20)
+    row = cases.row(1)
+    assert row["images"][0].size == (20, 20) and row["sample_id"] == "5"
+    true = data.rows("train").iloc[5]
+    assert row["truth"] == Answer((true.latitude, true.longitude), region=true.state)
+    folder = toy.draw(tmp_path / "named", 4, 1)
+    table = pd.read_csv(folder / "metadata.csv").assign(country=["Chad", "", "Peru", "", ""], city="Lima")
+    table.to_csv(folder / "metadata.csv", index=False)
+    named = dataset.truths_of(readers.read(folder, "state"), "train")
+    assert [truth.country for truth in named] == ["Chad", None, "Peru", None] and named[0].city == "Lima"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_rest():
+    """datasets rests 5 seconds at the end of every pass over a stream, for the sake of slow networks."""
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05)
+        yield
+
+
+def shards(folder, columns, n=30):
+    """Local parquet shards as the hub serves them."""
+    import datasets
+
+    def picture(i: int) -> bytes:
+        out = io.BytesIO()
+        Image.new("RGB", (64, 32), (i, 2 * i, 3 * i)).save(out, "PNG")
+        return out.getvalue() if i != 7 else b"no picture"
+
+    rows = {"image": [{"bytes": picture(i), "path": None} for i in range(n)]}
+    rows |= {columns[0]: [float(i) for i in range(n)], columns[1]: [None if i == 3 else float(-i) for i in range(n)]}
+    rows |= {"country": [f"C{i}" if i % 2 else "" for i in range(n)]}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
+    folder.mkdir()
+    for part in range(3):
+        table.shard(3, part).to_parquet(str(folder / f"train-{part}.parquet"))
+    return str(folder)
+
+
+def test_a_stream_comes_mixed_capped_and_without_what_is_broken(tmp_path):
+    source = shards(tmp_path / "world", ("lat", "lon"))
+
+    def taken(seed: int, n: int) -> list:
+        stream = iter(dataset.streamed(source, max_side=16, buffer=8, seed=seed))
+        return [next(stream) for _ in range(n)]
+
+    rows = taken(0, 28)
+    lats = [row["truth"].point[0] for row in rows]
+    assert sorted(lats) == [i for i in range(30) if i not in (3, 7)] and lats != sorted(lats)
+    assert rows[0]["images"][0].size == (16, 8) and dataset.stream_views(source) == ("only",)
+    assert {row["truth"].country for row in rows} >= {None, "C1"}
+    assert [row["sample_id"] for row in taken(0, 5)] == [row["sample_id"] for row in rows[:5]]
+    assert [row["truth"] for row in taken(1, 5)] != [row["truth"] for row in rows[:5]]
+    assert len(taken(0, 60)) == 60  # goes round
+    with pytest.raises(KitError, match="needed: an image column, and latitude and longitude"):
+        dataset.streamed(shards(tmp_path / "none", ("north", "east")), max_side=16)
+    for wrong, split, told in ((tmp_path / "nowhere", "train", "cannot be streamed"), (source, "best", "best")):
+        with pytest.raises(KitError, match=told):
+            dataset.streamed(str(wrong), split, max_side=16)
+
+
+def test_fine_tuning_guesses_what_it_did_not_see_and_records_it(sft, data):
+    oof, test = sft.guesses("oof"), sft.guesses("test")
+    assert len(oof) == 12 and sorted(test.sample_id) == sorted(data.sample_id("test"))
+    assert sft.metrics["oof"] == metrics.score_guesses(oof, data).as_dict()
+    chosen = sft.metrics["states_by"]["0"]
+    assert chosen["state_scores"][chosen["chosen"]] == max(chosen["state_scores"].values())
+    assert np.array_equal(vlm.predict("sft", data).points, test.points)
+    history = crossval.history(sft)
+    assert history["loss"].iloc[1] > 2 * history["loss"].dropna().iloc[-1]
+    looks = history.dropna(subset=["eval_reward"])
+    assert looks["step"].tolist() == [0, 80] and looks["eval_parsed"].iloc[0] == 0 < looks["eval_parsed"].iloc[1]
+    said = rollouts.read(sft.dir / "rollouts")
+    assert set(said["phase"]) == {"eval"} and len(said) == 2 * 6 * 2
+    assert not list(crossval.folder(sft, 0).glob("sft/checkpoint-*"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fine_tuning_goes_on_to_the_same_weights(data, precision, monkeypatch):
+    monkeypatch.setenv("KITLIB_PRECISION", precision)
+    config = dataclasses.replace(SFT, steps=3, checkpoint_steps=1, eval_steps=2)
+    whole = vlm.train(config, data, f"whole-{precision}")
+    for _ in range(3):
+        run = vlm.train(config, data, f"parts-{precision}", max_hours=1e-9)
+    assert run.settings["precision"] == precision
+    assert run.finished and same(learned(whole), learned(run))
+    assert len(crossval.history(run)) == len(crossval.history(whole))
+
+
+def test_guessing_goes_on_where_it_was_stopped(sft, data, monkeypatch):
+    monkeypatch.setattr(reply_cache, "PLACES", 5)
+    config = dataclasses.replace(SFT, method="grpo", start_from="sft", steps=1, batch=4, device_batch=4, group=4)
+    whole = vlm.train(config, data, "said-whole")
+    asked, ask = [], guessing.asked
+
+    def counted(cases, *rest):
+        asked.append(len(cases))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return ask(cases, *rest)
+
+    def learn(max_hours=None):
+        return vlm.train(config, data, "said-parts", max_hours=max_hours)
+
+    learn(1e-9)  # the step, and the first part of 12 held-out places
+    monkeypatch.setattr("kitlib.models.vlm.session.asked", counted)
+    learn(1e-9)  # the second
+    assert asked == [5]
+    with pytest.raises(KeyboardInterrupt):
+        learn()
+    run = learn()
+    assert asked == [5, 2, 5, 5, 1] and run.finished  # of 6 test places the first part was stopped
+    for split in ("oof", "test"):
+        a, b = whole.guesses(split), run.guesses(split)
+        assert np.array_equal(a.points, b.points, equal_nan=True) and np.array_equal(a.state_probs, b.state_probs)
+
+
+@pytest.fixture(scope="module")
+def grpo(sft, data):
+    return vlm.train(GRPO, data, "grpo")
+
+
+def test_groups_are_centred_tau_follows_the_steps_and_constant_groups_are_counted(grpo):
+    said = rollouts.read(grpo.dir / "rollouts")
+    train = said[said["phase"] == "train"]
+    assert len(train) == 4 * 8 and train["rollout"].tolist() == [0, 1, 2, 3] * 8
+    assert train.groupby("step")["tau_km"].first().round().tolist() == [8000, 5040, 3175, 2000]
+    constant = 0
+    for _, group in train.groupby(["step", "sample_id"]):
+        assert abs(group["advantage"].sum()) < 1e-3
+        assert (group["advantage"].rank() == group["reward"].rank()).all()
+        constant += int(group["reward"].nunique() == 1)
+    history = crossval.history(grpo)
+    assert history["groups/constant"].sum() == constant
+    assert history["tau_km"].dropna().round().tolist() == [8000, 5040, 3175, 2000]
+    assert all((grpo.dir / "rollouts/pictures" / name).is_file() for names in train["pictures"] for name in names)
+
+
+def test_reinforcement_learning_goes_on_to_the_same_weights_and_tau(grpo, data):
+    for _ in range(4):
+        run = vlm.train(GRPO, data, "grpo-parts", max_hours=1e-9)
+    assert run.finished and same(learned(grpo), learned(run))
+    a, b = (rollouts.read(one.dir / "rollouts") for one in (grpo, run))
+    assert a.drop(columns="pictures").equals(b.drop(columns="pictures"))
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(data):
+    config = dataclasses.replace(GRPO, checkpoint_steps=1)
+    run = vlm.train(config, data, "cut", max_hours=1e-9)
+    inner = crossval.folder(run, 0) / "grpo"
+    shutil.copytree(inner / "checkpoint-1", inner / "checkpoint-2")
+    (inner / "checkpoint-2/trainer_state.json").write_text('{"epoch":')
+    vlm.train(config, data, "cut", max_hours=1e-9)
+    assert sorted(path.name for path in inner.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+@pytest.mark.parametrize("environment", ["telescoping", "hierarchical", "geohash"])
+def test_several_turns_with_lora_on_the_other_generation(data, environment):
+    config = dataclasses.replace(
+        GRPO, model="tiny:qwen3", start_from="", lora_rank=2, environment=environment, steps=2, lengths="2,3"
+    )
+    run = vlm.train(config, data, environment)
+    said = rollouts.read(run.dir / "rollouts")
+    assert {len(replies) for replies in said["replies"]} <= {1, 2} and set(said["environment"]) == {environment}
+    assert loading.saved(crossval.folder(run, 0)).name == "adapter"
+    assert len(run.guesses("oof")) == 12
+
+
+def test_an_adapter_is_merged_by_command(data, tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(SFT, model="tiny:qwen3", lora_rank=2, steps=2)
+    run, out = vlm.train(config, data, "adapted"), tmp_path / "merged"
+    monkeypatch.setattr("sys.argv", ["kitlib", "merge", "adapted", str(out)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0 and capsys.readouterr().out == f"{out}\n"
+    model, processor = loading.load(f"hf:{out}", torch.float32)
+    adapted, _ = loading.reload("tiny:qwen3", crossval.folder(run, 0), torch.float32)
+    asked = [dialogue.with_pictures(task().last(VIEWS, TRUTH).messages(), shown(0))]
+    said = [Sampler(m, processor, 8, 0.0).read(asked).speak([[]])[0] for m in (model, adapted)]
+    assert said[0] == said[1]
+    with pytest.raises(KitError, match="merged exists"):
+        vlm.merge("adapted", out)
+    with pytest.raises(KitError, match="fold 3 is not trained"):
+        vlm.merge("adapted", tmp_path / "other", 3)
+
+
+def test_words_are_credited_turn_by_turn(sft, data, monkeypatch):
+    seen, score = [], PlaceTrainer._generate_and_score_completions
+
+    def look(trainer, inputs):
+        output = score(trainer, inputs)
+        seen.append((output["advantages"].numpy(), list(trainer.talks)))
+        return output
+
+    monkeypatch.setattr(PlaceTrainer, "_generate_and_score_completions", look)
+    run = vlm.train(dataclasses.replace(GRPO, environment="telescoping", steps=2), data, "credited")
+    said = rollouts.read(run.dir / "rollouts").query("phase == 'train'")
+    for step, (of_tokens, talks) in enumerate(seen):
+        earned = np.array([talk.rewards for talk in talks]).reshape(2, 4, 2)
+        expected = turn_advantages(earned).reshape(8, 2)
+        expected[np.repeat(np.ptp(earned.sum(2), axis=1) < 1e-6, 4)] = 0.0
+        assert np.allclose(said.loc[said["step"] == step, "advantage"].astype(float), expected[:, 0], atol=1e-4)
+        for row, talk, of_turns in zip(of_tokens, talks, expected, strict=True):
+            own = np.array(talk.own, bool)
+            assert np.allclose(row[: len(own)][own], of_turns[talk.turn_of[own]], atol=1e-5)
+            assert sorted(set(talk.turn_of[own])) == [0, 1] and not row[len(own) :].any()
+    assert len(seen) == 2 and any(row.any() for row, _ in seen)
+
+
+def test_an_adapter_is_learned_on_and_goes_on_to_the_same_weights(sft, data):
+    taught = f"hf:{crossval.folder(sft, 0) / 'model'}"  # a folder as any published model's
+    lora = dataclasses.replace(SFT, model=taught, lora_rank=2, steps=2)
+    before = vlm.train(lora, data, "lora")
+    # With a KL term trl keeps a second adapter, of what it began with.
+    config = dataclasses.replace(GRPO, model=taught, start_from="lora", lora_rank=2, kl=0.1, steps=3, rate=1e-2)
+    whole = vlm.train(config, data, "lora-whole")
+    for _ in range(3):
+        run = vlm.train(config, data, "lora-parts", max_hours=1e-9)
+    assert run.finished and same(learned(whole), learned(run)) and not same(learned(before), learned(run))
+    assert not (crossval.folder(run, 0) / "adapter/ref").exists()
+
+
+@pytest.mark.parametrize(("precision", "packs"), [("float32", False), ("bfloat16", True)])
+def test_weights_in_4_bits_are_adapted_rewarded_and_merged(sft, data, tmp_path, precision, packs, monkeypatch):
+    """packs: as on a CPU with AVX512-BF16, where bitsandbytes would pack weights."""
+    monkeypatch.setenv("KITLIB_PRECISION", precision)
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: packs)
+    bits = f"bits-{precision}-{packs}"
+    taught = f"hf:{crossval.folder(sft, 0) / 'model'}"
+    config = dataclasses.replace(SFT, model=taught, four_bit=True, lora_rank=2, steps=3, gradient_checkpointing=True)
+    vlm.train(config, data, bits)
+    rewarded = dataclasses.replace(GRPO, model=taught, four_bit=True, lora_rank=2, start_from=bits, steps=2)
+    run = vlm.train(rewarded, data, f"{bits}-grpo")
+    model, _ = loading.reload(taught, crossval.folder(run, 0), torch.float32, four_bit=True)
+    kinds = {name.split(".")[-2]: type(part).__name__ for name, part in model.named_modules() if "base_layer" in name}
+    assert kinds["q_proj"] == kinds["down_proj"] == "Linear4bit"
+    assert crossval.history(run)["loss"].notna().sum() == 2 and run.guesses("oof").answered.any()
+    merged, _ = loading.load(f"hf:{vlm.merge(f'{bits}-grpo', tmp_path / 'merged')}", "auto")
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
+
+
+def test_a_group_that_earned_nothing_teaches_nothing(data):
+    config = dataclasses.replace(GRPO, start_from="", steps=1)
+    run = vlm.train(config, data, "nothing")
+    plain = loading.load("tiny", torch.float32)[0].state_dict()
+    assert crossval.history(run)["groups/constant"].sum() == 2
+    assert all(torch.equal(plain[name], value) for name, value in learned(run).items())
+
+
+def test_a_stream_is_learned_from_instead_of_the_places(data, tmp_path):
+    source = shards(tmp_path / "world", ("latitude", "longitude"))
+    config = dataclasses.replace(SFT, stream=source, shuffle_buffer=4, steps=2, batch=4, device_batch=4)
+    assert vlm.train(config, data, "streamed").finished
+    rewarded = dataclasses.replace(GRPO, stream=source, start_from="", steps=1)
+    said = rollouts.read(vlm.train(rewarded, data, "streamed-grpo").dir / "rollouts")
+    assert set(said.loc[said["phase"] == "train", "truth"].str[1].round(4) <= 0) == {True}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"model": "gpt"}, "allowed are tiny, tiny:qwen3, hf:"),
+        ({"model": "tiny:llama"}, "allowed are tiny"),
+        ({"method": "grpo", "group": 5}, "wanted is a multiple of a group"),
+        ({"batch": 10}, "wanted is a multiple"),
+        ({"four_bit": True}, "allowed is a rank above 0"),
+        ({"vllm": True}, "nothing is generated"),
+        ({"fields": "point,region"}, "in this order"),
+        ({"kl": 0.1}, "kl with lora_rank 0"),
+        ({"radii_km": "far"}, "wanted are numbers"),
+        ({"environment": "dance"}, "allowed are single"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong, told):
+    with pytest.raises(KitError, match=told):
+        dataclasses.replace(SFT, **wrong)
+
+
+def test_what_is_not_installed_or_does_not_fit_is_refused_before_a_run_begins(sft, data):
+    for wrong, told in (
+        ({"four_bit": True, "lora_rank": 4}, "four_bit with tiny: allowed is False"),
+        ({"vllm": True}, "vllm needs the library vllm"),
+        ({"lora_rank": 4}, "start_from='sft' has lora_rank=0"),
+        ({"start_from": "nobody"}, "there is no run 'nobody'"),
+    ):
+        with pytest.raises(KitError, match=told):
+            vlm.train(dataclasses.replace(GRPO, **wrong), data, "refused")
+    with pytest.raises(KitError, match="it has seen places that are held out here"):
+        vlm.train(GRPO, data, "refused", folds_column="spatial")
+    with pytest.raises(KitError, match="has no fold 1"):
+        vlm.train(GRPO, data, "refused", only_folds=[1])
+    with pytest.raises(KitError, match="cannot be had"):
+        loading.load("hf:/nowhere/at-all", torch.float32)
+
+
+def test_a_model_that_is_built_otherwise_is_refused(tmp_path):
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text, eyes = hf.LlamaConfig(vocab_size=1200, **small), hf.CLIPVisionConfig(image_size=28, patch_size=14, **small)
+    hf.LlavaForConditionalGeneration(hf.LlavaConfig(text_config=text, vision_config=eyes)).save_pretrained(tmp_path)
+    tiny_model.build("qwen2.5")[1].save_pretrained(tmp_path)
+    with pytest.raises(KitError, match=r"is a LlavaForConditionalGeneration: allowed are models built as Qwen2.5-VL"):
+        loading.load(f"hf:{tmp_path}", torch.float32)
