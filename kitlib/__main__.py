@@ -194,7 +194,7 @@ def watch(
 @app.command()
 def doctor() -> None:
     """Show what this machine offers: versions, device, threads, memory, disk."""
-    from kitlib import doctor as machine
+    from kitlib.platforms import doctor as machine
 
     for name, fact in machine.facts().items():
         typer.echo(f"{name:<18} {fact}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import socket
 
-from kitlib import doctor
+from kitlib.platforms import doctor
 
 
 def test_facts_are_there_and_tell_nothing_of_the_owner(home, monkeypatch):

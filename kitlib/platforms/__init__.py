@@ -1,0 +1,1 @@
+"""Other machines and what this one offers."""
