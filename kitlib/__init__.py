@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from kitlib.core import lazy
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from kitlib.core.errors import KitError as KitError
     from kitlib.core.headline import headline as headline
-
-__version__ = "0.1.0"
-
-__getattr__, __dir__ = lazy.face(__name__, __file__)
+else:
+    __getattr__, __dir__ = lazy.face(__name__, __file__)

@@ -1,8 +1,9 @@
 """Faces of packages: names that are imported when they are first used.
 
-A package's __init__.py imports what it offers under `if TYPE_CHECKING:`, where editors and mypy see it, and says
+A package's __init__.py imports what it offers under `if TYPE_CHECKING:`, where editors and mypy see it, and goes on
 
-    __getattr__, __dir__ = lazy.face(__name__, __file__)
+    else:
+        __getattr__, __dir__ = lazy.face(__name__, __file__)
 
 so that `import kitlib.data` costs nothing and `kitlib.data.load` imports the one module that it lies in.
 """

@@ -25,5 +25,5 @@ if TYPE_CHECKING:
     from kitlib.geo.sphere import nearest as nearest
     from kitlib.geo.sphere import pairs_within_km as pairs_within_km
     from kitlib.geo.sphere import unit_vectors as unit_vectors
-
-__getattr__, __dir__ = lazy.face(__name__, __file__)
+else:
+    __getattr__, __dir__ = lazy.face(__name__, __file__)

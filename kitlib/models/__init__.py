@@ -12,5 +12,5 @@ if TYPE_CHECKING:
     from kitlib.models import regional as regional
     from kitlib.models import retrieval as retrieval
     from kitlib.models import vlm as vlm
-
-__getattr__, __dir__ = lazy.face(__name__, __file__)
+else:
+    __getattr__, __dir__ = lazy.face(__name__, __file__)

@@ -27,7 +27,7 @@ def test_a_notebook_runs_in_this_very_python_and_its_folders_are_taken_out(home,
         parameters("N: int = 1  # a number"),
         prose("## Which Python\n\nLook."),
         code(
-            "import os, sys, logging\nfrom kitlib import paths\nprint(paths.home() / 'x')\n"
+            "import os, sys, logging\nfrom kitlib.core import paths\nprint(paths.home() / 'x')\n"
             "logging.getLogger('kitlib.any').info('said %d', N)"
         ),
         headline("python", "str([sys.executable == os.environ['EXPECTED'], os.environ['OMP_NUM_THREADS'], N])"),

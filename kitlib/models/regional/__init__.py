@@ -14,5 +14,5 @@ if TYPE_CHECKING:
     from kitlib.models.regional.run import predict as predict
     from kitlib.models.regional.run import train as train
     from kitlib.models.regional.run import train_fold as train_fold
-
-__getattr__, __dir__ = lazy.face(__name__, __file__)
+else:
+    __getattr__, __dir__ = lazy.face(__name__, __file__)

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike
 
 from kitlib import geo
 from kitlib.core.errors import KitError
-from kitlib.geo import Array
 from kitlib.geo.clustering import check_min_samples, check_places, dbscan
+from kitlib.geo.sphere import Array
 
 SMALLEST_GROUP = 5  # places; the spread of fewer says nothing
 SAME_DEG = 1e-9  # 0.1 mm: a spread below it is rounding

@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike
 from kitlib import geo
 from kitlib.core import storage
 from kitlib.core.errors import KitError
-from kitlib.geo import Array, projection
+from kitlib.geo import projection
+from kitlib.geo.sphere import Array
 
 KINDS = ("robust", "standard", "minmax")
 

@@ -13,5 +13,5 @@ if TYPE_CHECKING:
     from kitlib.models.retrieval.run import predict as predict
     from kitlib.models.retrieval.run import train as train
     from kitlib.models.retrieval.run import train_fold as train_fold
-
-__getattr__, __dir__ = lazy.face(__name__, __file__)
+else:
+    __getattr__, __dir__ = lazy.face(__name__, __file__)

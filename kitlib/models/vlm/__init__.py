@@ -17,5 +17,5 @@ if TYPE_CHECKING:
     from kitlib.models.vlm.run import train as train
     from kitlib.models.vlm.run import train_fold as train_fold
     from kitlib.models.vlm.session import task_of as task_of
-
-__getattr__, __dir__ = lazy.face(__name__, __file__)
+else:
+    __getattr__, __dir__ = lazy.face(__name__, __file__)
