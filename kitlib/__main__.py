@@ -186,9 +186,9 @@ def watch(
     port: Annotated[int, typer.Option(help="Of the page's address; 0 takes a free one.")] = 8765,
 ) -> None:
     """Show a vision-language model learning, live or as a replay, on a page for this machine's browser."""
-    from kitlib.models import vlm as page
+    from kitlib.models import vlm
 
-    page.serve(run, port, typer.echo)
+    vlm.watch(run, port, typer.echo)
 
 
 @app.command()

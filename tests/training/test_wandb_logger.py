@@ -67,9 +67,9 @@ def test_a_run_has_the_metrics_and_nothing_personal(tmp_path):
     known |= {"PYTHONPATH": os.pathsep.join([str(paths.checkout()), str(Path(helper.__file__).parent)])}
     given = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     program = (
-        "import sys, pathlib, fitting_helper\nfrom kitlib.training import fit as fitting\n"
+        "import sys, pathlib, fitting_helper\nfrom kitlib.training import wandb_logger\n"
         "folder = pathlib.Path(sys.argv[1])\n"
-        "logger = fitting.tracker('a project', 'a run', folder / 'wandb')\n"
+        "logger = wandb_logger.tracker('a project', 'a run', folder / 'wandb')\n"
         "fitting_helper.fit(folder, checkpoint_steps=4, logger=logger)\n"
     )
     command = [sys.executable, "-c", program, folder, f"--password={SECRET}"]
