@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kitlib.core import lazy
+from kitlib.core import lazy, threads
 
 __version__ = "0.1.0"
+
+threads.settle()
 
 if TYPE_CHECKING:
     from kitlib.core.errors import KitError as KitError

@@ -86,7 +86,7 @@ def test_prose_comes_before_code(nb):
 
 def test_ends_with_a_headline(nb):
     last = ast.parse(code(nb)[-1]).body[-1]
-    assert isinstance(last, ast.Expr) and ast.unparse(last).startswith("runs.headline(")
+    assert isinstance(last, ast.Expr) and ast.unparse(last).startswith("headline(")
 
 
 def test_is_committed_without_outputs_for_any_python_3(nb):

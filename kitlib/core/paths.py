@@ -2,7 +2,8 @@
 
 The machine is described by environment variables, and they are read here only:
 
-KITLIB_HOME     folder that holds data/ and submissions/ (default: the checkout; on Kaggle /kaggle/working)
+KITLIB_HOME     folder that holds data/ and submissions/ (default: the checkout; on Kaggle /kaggle/working;
+                of an installed wheel the current folder)
 KITLIB_DEVICE   cpu, cuda or mps (default: the best one there is)
 KITLIB_PRECISION  number type of matrix products: float32, bfloat16, float16 or auto (default: what is fast here)
 KITLIB_WORKERS  threads that decode pictures (default: the number of cores, at most 8)
@@ -32,13 +33,18 @@ def package_dir() -> Path:
     return checkout() / "kitlib"
 
 
+def is_checkout() -> bool:
+    """Whether the kit runs from its checkout, and not from an installed wheel."""
+    return (checkout() / "pyproject.toml").is_file()
+
+
 def home() -> Path:
     """The folder that holds data/ and submissions/."""
     if named := os.environ.get("KITLIB_HOME"):
         return Path(named).expanduser().resolve()
     if KAGGLE_WORKING.is_dir():
         return KAGGLE_WORKING
-    return checkout()
+    return checkout() if is_checkout() else Path.cwd()
 
 
 def raw_dir() -> Path:
@@ -70,7 +76,7 @@ def submissions_dir() -> Path:
 
 def notebooks_dir() -> Path:
     """The numbered notebooks."""
-    return checkout() / "notebooks"
+    return (checkout() if is_checkout() else package_dir()) / "notebooks"
 
 
 def plans_dir() -> Path:

@@ -1,1 +1,15 @@
 """Figures that all families share; they take arrays and read no files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kitlib.core import lazy
+
+if TYPE_CHECKING:
+    from kitlib.figures import charts as charts
+    from kitlib.figures import maps as maps
+    from kitlib.figures import scores as scores
+    from kitlib.figures.style import save as save
+else:
+    __getattr__, __dir__ = lazy.face(__name__, __file__)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import papermill
-import psutil
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -53,22 +52,12 @@ class Outcome:
     user_error: bool = False  # a KitError: `error` is its one sentence
 
 
-def threads() -> int:
-    """Threads a kernel computes with: OMP_NUM_THREADS if it is set, else the physical cores this process may use."""
-    if asked := os.environ.get("OMP_NUM_THREADS"):
-        return int(asked)
-    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return min(psutil.cpu_count(logical=False) or allowed, allowed)
-
-
 class ThisPython(KernelSpecManager):
     """Offers one kernel, this interpreter, whatever kernels are installed under the same name."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         """The kernel's command and environment."""
         environment = {
-            "OMP_NUM_THREADS": str(threads()),
-            "OMP_WAIT_POLICY": "PASSIVE",  # a waiting thread gives its core away: on a busy machine spinning costs most
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # or every kernel starts with a warning
             "TQDM_MININTERVAL": os.environ.get("TQDM_MININTERVAL", "1"),  # ten bars a second fill a notebook
         }

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -274,9 +275,14 @@ def _code_digest() -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Installed versions of everything that kitlib requires."""
+    """Installed versions of everything that kitlib requires; without metadata, of what its pyproject.toml names."""
     versions = {}
-    for requirement in importlib.metadata.requires("kitlib") or []:
+    try:
+        requirements = importlib.metadata.requires("kitlib") or []
+    except importlib.metadata.PackageNotFoundError:
+        file = paths.checkout() / "pyproject.toml"
+        requirements = tomllib.loads(file.read_text())["project"]["dependencies"] if file.is_file() else []
+    for requirement in requirements:
         name = re.split(r"[^A-Za-z0-9_.-]", requirement, maxsplit=1)[0]
         if "extra ==" not in requirement:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):

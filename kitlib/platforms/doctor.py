@@ -9,9 +9,8 @@ import psutil
 import torch
 
 from kitlib import __version__
-from kitlib.core import paths
+from kitlib.core import paths, threads
 from kitlib.evaluation import runs
-from kitlib.pipeline import kernel
 from kitlib.vision.device import best_device, best_dtype, precision_of
 
 GIB = 2**30
@@ -29,7 +28,7 @@ def facts() -> dict[str, str]:
         "device": ", ".join([best_device().type, *gpus]),
         "precision": precision_of(best_dtype(best_device())),
         "cores": str(psutil.cpu_count()),
-        "kernel threads": str(kernel.threads()),
+        "threads": str(threads.count()),
         "memory": f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free",
         "disk": f"{shutil.disk_usage(paths.home()).free / GIB:.1f} GiB free where data/ is",
     }

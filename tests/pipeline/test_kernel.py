@@ -42,13 +42,6 @@ def test_a_notebook_runs_in_this_very_python_and_its_folders_are_taken_out(home,
     assert json.loads(source.read_text())["cells"][3]["outputs"] == []
 
 
-def test_threads_are_the_physical_cores_unless_told(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert kernel.threads() >= 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert kernel.threads() == 5
-
-
 def test_without_machine(home):
     text = f"{home}/a.csv, '{paths.checkout()}/notebooks/x', {paths.package_dir()}/geo.py, {Path.home()}/b"
     assert without_machine(text) == "./a.csv, './notebooks/x', kitlib/geo.py, ~/b"

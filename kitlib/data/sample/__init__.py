@@ -1,1 +1,14 @@
 """The drawn competition: a small world in exactly the file format of the real one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kitlib.core import lazy
+
+if TYPE_CHECKING:
+    from kitlib.data.sample.competition import draw as draw
+    from kitlib.data.sample.competition import ensure as ensure
+    from kitlib.data.sample.competition import note as note
+else:
+    __getattr__, __dir__ = lazy.face(__name__, __file__)
