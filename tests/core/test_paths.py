@@ -14,7 +14,7 @@ from kitlib.core.errors import KitError
 def test_home_is_the_checkout_unless_named(home, monkeypatch):
     assert paths.home() == home.resolve()
     monkeypatch.delenv("KITLIB_HOME")
-    assert (paths.home() / "kitlib/paths.py").is_file()
+    assert (paths.home() / "kitlib/core/paths.py").is_file()
 
 
 def test_data_is_found_by_path_and_by_name(home):

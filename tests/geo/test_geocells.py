@@ -100,7 +100,7 @@ def test_cells_are_kept_and_keyed_by_what_made_them(drawn, tmp_path, home, monke
     assert cells["count"].sum() == len(points)
     fold = data_cells.load_or_make(places, 30, rows=np.arange(len(points)) % 5 > 0)
     assert fold["count"].sum() == (np.arange(len(points)) % 5 > 0).sum()
-    monkeypatch.setattr(geocells, "make", None)  # from here on only files can answer
+    monkeypatch.setattr(data_cells, "make", None)  # from here on only files can answer
     pd.testing.assert_frame_equal(data_cells.load_or_make(places, 30), cells)
     pd.testing.assert_frame_equal(
         data_cells.load_or_make(places, 30, rows=np.flatnonzero(np.arange(len(points)) % 5)), fold

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from kitlib import geo
 from kitlib.core.errors import KitError
-from kitlib.geo import sphere
+from kitlib.geo import median, sphere
 
 HALF_WAY_ROUND = np.pi * geo.EARTH_RADIUS_KM
 METRE = 1e-3
@@ -76,7 +76,7 @@ def test_matrix_is_chunked_and_agrees_with_pairs(monkeypatch):
     rng = np.random.default_rng(0)
     a, b = (np.stack([rng.uniform(-90, 90, n), rng.uniform(-180, 180, n)], 1) for n in (37, 23))
     pairs = geo.distance_km(a[:, None], b)
-    monkeypatch.setattr(geo, "BLOCK", 50)
+    monkeypatch.setattr(sphere, "BLOCK", 50)
     matrix = geo.distance_matrix_km(a, b)
     assert matrix.dtype == np.float32
     np.testing.assert_allclose(matrix, pairs, atol=2 * METRE)
@@ -169,7 +169,7 @@ def test_medians_of_many_rows_are_those_of_single_rows(monkeypatch):
     cloud = np.stack([rng.uniform(20, 60, (40, 7)), rng.uniform(-130, -60, (40, 7))], -1)
     weights = rng.random((40, 7))
     single = np.stack([geo.geometric_median(c, w) for c, w in zip(cloud, weights, strict=True)])
-    monkeypatch.setattr(geo, "BLOCK", 70)
+    monkeypatch.setattr(median, "BLOCK", 70)
     assert geo.distance_km(geo.geometric_median(cloud, weights), single).max() < METRE
     assert geo.geometric_median(cloud.reshape(8, 5, 7, 2)).shape == (8, 5, 2)
 

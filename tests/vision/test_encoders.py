@@ -44,8 +44,7 @@ def test_loading_leaves_the_global_random_state_alone():
 def test_tiny_needs_neither_timm_nor_transformers():
     program = """if True:
         import sys
-        from kitlib.vision import embeddings
-from kitlib.vision import encoders
+        from kitlib.vision import embeddings, encoders
         encoders.load("tiny")
         print(*{"timm", "transformers", "torchvision", "pytorch_lightning"} & set(sys.modules))"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -59,13 +59,13 @@ def test_it_goes_to_a_folder_and_back(known, frozen, tmp_path):
 def asked_and_met(known, frozen, monkeypatch) -> dict[str, Any]:
     """What `search` was told: how many ask among how many entries, and the groups that keep them apart."""
     seen = {}
-    real = retriever.neighbours.search
+    real = retriever.search.search
 
     def search(queries, gallery, k, **options):
         seen.update(options, asks=len(queries), entries=len(gallery))
         return real(queries, gallery, k, **options)
 
-    monkeypatch.setattr(retriever.neighbours, "search", search)
+    monkeypatch.setattr(retriever.search, "search", search)
     known.lookup(frozen)
     return seen
 

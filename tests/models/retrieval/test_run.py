@@ -17,7 +17,7 @@ from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data import folds, readers
 from kitlib.evaluation import crossval, metrics, runs
-from kitlib.models.retrieval import analysis, embedders, geoclip, voting
+from kitlib.models.retrieval import analysis, embedders, geoclip, search, voting
 from kitlib.models.retrieval import run as retrieval
 from kitlib.models.retrieval.run import Config, Session
 from kitlib.vision import weights
@@ -89,7 +89,7 @@ def test_rotation_does_not_mind_where_the_camera_points():
     turned = features.roll(1, dims=2)
     frozen = embedders.Frozen.fit(features, "rotation")
     entries = frozen.entries(features, np.zeros((10, 2)))
-    similarity, index = retrieval.neighbours.search(frozen.queries(turned), entries, 1)
+    similarity, index = search.search(frozen.queries(turned), entries, 1)
     assert index[:, 0].tolist() == list(range(10)) and np.allclose(similarity, 1, atol=1e-5)
 
 
