@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from kitlib import geo
 from kitlib.data import loader
 from kitlib.models.multiview.heads import Classes, Heads
-from kitlib.models.multiview.training import Geolocator, Teaching
+from kitlib.models.multiview.training import Geolocator, GeolocatorOptions
 from kitlib.training import fit as fitting
 from kitlib.training.learner import Batch
 from kitlib.training.sphere import unit_vectors
@@ -60,7 +60,7 @@ def drawn(n: int) -> tuple[Batch, Heads]:
 
 def epoch(batches: Iterable[Batch], heads: Heads, fused: bool) -> None:
     """One pass in a plain loop."""
-    module = Geolocator(heads, None, Teaching(), 1, rate=1e-3)
+    module = Geolocator(heads, None, GeolocatorOptions(), 1, rate=1e-3)
     module.log_dict = lambda *_: None  # type: ignore[method-assign]
     optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-3, fused=fused, foreach=False if not fused else None)
     for batch in batches:
@@ -77,7 +77,7 @@ def sliced(batch: Batch) -> loader.Batches:
 def fit(batch: Batch, heads: Heads) -> None:
     """The same through the kit's Lightning Trainer, its checkpoint included."""
     n = len(batch["state"])
-    module = Geolocator(heads, None, Teaching(), fitting.total_steps(n, BATCH, 1, 1), rate=1e-3)
+    module = Geolocator(heads, None, GeolocatorOptions(), fitting.total_steps(n, BATCH, 1, 1), rate=1e-3)
     with TemporaryDirectory() as folder:
         fitting.fit(module, sliced(batch), Path(folder) / "heads", epochs=1, config={})
 

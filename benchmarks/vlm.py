@@ -43,6 +43,7 @@ from kitlib.models.vlm import run as vlm
 from kitlib.models.vlm.conversation import environments
 from kitlib.models.vlm.conversation.replies import Answer
 from kitlib.models.vlm.generation import Sampler
+from kitlib.models.vlm.session import Session
 
 TOY = vlm_config.Config(
     model="tiny",
@@ -103,7 +104,7 @@ def learn(config: vlm_config.Config, more: dict[str, Any], data: Places, name: s
 
 def replies(run: Run, data: Places) -> dict[str, float]:
     """The mean reward about all held-out places as sampled in training and as for guesses, and what of these parses."""
-    session = vlm.session(run, data)
+    session = Session.open(run, data)
     cases = session.cases("train", session.parts(0)[1])
     model, processor = loading.reload(run.settings["model"], crossval.folder(run, 0), torch.float32)
     found = {}
@@ -118,7 +119,7 @@ def replies(run: Run, data: Places) -> dict[str, float]:
 
 def constant(data: Places, run: str) -> float:
     """The mean reward of one reply to all held-out places: the commonest region, the middle of the training places."""
-    session = vlm.session(runs.open_run(run), data)
+    session = Session.open(runs.open_run(run), data)
     prior, held_out = session.prior(0), session.parts(0)[1]
     region = prior.states.names[int(prior.common.argmax())]
     reply = session.task.form.write(Answer(tuple(prior.middle.tolist()), region=region))

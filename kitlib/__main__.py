@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kitlib.core.errors import KitError
-from kitlib.pipeline.notebook import Parameter, cast
 
 if TYPE_CHECKING:
     from kitlib.evaluation.runs import Run
@@ -126,28 +125,29 @@ def train(
     regions: Annotated[str, typer.Option(help="Of regional: whose encoders to train here, commas between.")] = "",
 ) -> None:
     """Train a family without a notebook; goes on where an earlier call was cut short."""
-    began = time.monotonic()
-    numbers, only = integers("--seeds", seeds), integers("--folds", folds) if folds else None
-    given = pairs(parameter)
     from kitlib.data import readers
-    from kitlib.data.sample import competition as world
+    from kitlib.evaluation.crossval import whole_numbers
 
+    began, given = time.monotonic(), pairs(parameter)
+    numbers = whole_numbers("--seeds", seeds)
+    whole_numbers("--folds", folds)
     module = trained_by(family)
-    config = module.Config.from_dict(typed(module.Config, given))
-    read = readers.read(world.ensure(data))
+    settings = module.Config.typed(given)
+    places = readers.load(data)
+    config = module.Config.from_dict(settings, places.preset)
     for seed in numbers:
         hours = None if max_hours is None else max_hours - (time.monotonic() - began) / 3600
         with stoppable():
             trained = module.train(
                 dataclasses.replace(config, seed=seed),
-                read,
+                places,
                 run if len(numbers) == 1 else f"{run}-seed{seed}",
                 folds_column=folds_column,
-                only_folds=only,
+                only_folds=folds,
                 devices=devices,
                 max_hours=hours,
                 overwrite=overwrite,
-                **({"only_regions": [name.strip() for name in regions.split(",")]} if regions else {}),
+                **({"only_regions": regions} if regions else {}),
             )
         typer.echo(f"{trained.name}: {outcome(trained)}")
 
@@ -165,7 +165,7 @@ def train_fold(
     from kitlib.evaluation import runs
 
     module = trained_by(runs.open_run(run).settings["family"])
-    module.train_fold(run, fold, data, devices, max_hours, **({"region": region} if region else {}))
+    module.train_fold(run, fold, data, devices, max_hours, **({"only_regions": region} if region else {}))
 
 
 @app.command()
@@ -231,28 +231,6 @@ def pairs(given: list[str] | None) -> dict[str, str]:
             raise KitError(f"-p {name} is given twice: {named[name]!r} and {value!r}")
         named[name] = value
     return named
-
-
-def typed(config: type, given: dict[str, str]) -> dict[str, Any]:
-    """Texts as the types of a Config's defaults, by its field names, which may be in upper case as in notebooks."""
-    defaults = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    settings: dict[str, Any] = {name.lower(): text for name, text in given.items()}
-    for name in settings.keys() & defaults.keys():
-        parameter = Parameter(name, type(defaults[name]).__name__, defaults[name])
-        settings[name] = cast(settings[name], parameter, "the run", from_text=True)
-    return settings
-
-
-def integers(option: str, text: str) -> list[int]:
-    """Whole numbers between commas. Raises KitError for anything else, and for a number given twice.
-
-    >>> integers("--seeds", "0,3")
-    [0, 3]
-    """
-    numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
-    if len(set(numbers)) != text.count(",") + 1:
-        raise KitError(f"{option} {text!r}: allowed are different whole numbers from 0 with commas between them")
-    return numbers
 
 
 @contextmanager

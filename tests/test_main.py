@@ -82,24 +82,23 @@ def test_scores_validates_and_compares_submissions(kitlib, tmp_path):
 
 def test_train_makes_a_run_of_each_seed(kitlib, monkeypatch, home):
     from kitlib.data import readers
-    from kitlib.data.sample import competition as sample
     from kitlib.models.multiview import run as multiview
 
     calls = []
 
-    def train(config, data, run, **how):
-        calls.append((run, config.seed, config.heads_epochs, config.mirror, how["only_folds"], how["overwrite"]))
+    def train(config, places, run, **options):
+        made = config.seed, config.heads_epochs, config.mirror, config.encoder
+        calls.append((run, *made, options["only_folds"], options["overwrite"]))
         return SimpleNamespace(name=run, finished=config.seed == 3, metrics={"oof": {"final": 0.5}})
 
     monkeypatch.setattr(multiview, "train", train)
-    monkeypatch.setattr(sample, "ensure", lambda data: data)
-    monkeypatch.setattr(readers, "read", lambda data: data)
+    monkeypatch.setattr(readers, "load", lambda data: SimpleNamespace(preset="sample"))
     words = ("train", "mv", "--seeds", "0,3", "--folds", "1", "-p", "HEADS_EPOCHS=7", "-p", "mirror=false")
     code, out, _ = kitlib(*words)
-    assert calls == [("mv-seed0", 0, 7, False, [1], False), ("mv-seed3", 3, 7, False, [1], False)]
+    assert calls == [(f"mv-seed{seed}", seed, 7, False, "tiny", "1", False) for seed in (0, 3)]
     assert (code, out) == (0, "mv-seed0: time is over; the same command goes on\nmv-seed3: 0.5000 out of fold\n")
-    assert "unknown setting epochs; allowed are encoder" in kitlib("train", "mv", "-p", "EPOCHS=7")[2]
-    assert "heads_epochs of the run must be a whole number" in kitlib("train", "mv", "-p", "HEADS_EPOCHS=x")[2]
+    assert "unknown setting epochs; expected: encoder" in kitlib("train", "mv", "-p", "EPOCHS=7")[2]
+    assert "heads_epochs: expected a whole number (int); got 'x'" in kitlib("train", "mv", "-p", "HEADS_EPOCHS=x")[2]
     assert "allowed are multiview, retrieval, regional and vlm" in kitlib("train", "mv", "--family", "dance")[2]
     assert kitlib("train", "mv", "--seeds", "0,0")[0] == kitlib("train", "mv", "--folds", "a")[0] == 2
     assert len(calls) == 2

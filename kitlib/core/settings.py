@@ -1,50 +1,159 @@
-"""What Configs and Teachings share: every setting typed and within what is allowed, unknown names refused."""
+"""What Configs share: every setting typed and within what is allowed, presets, unknown names refused."""
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, Self
 
+import yaml
+
 from kitlib.core.errors import KitError
+
+MEANING = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+Names = Collection[str]  # of fields
 
 
 class Settings:
-    """Base of a frozen dataclass whose fields all have a default, which tells their type."""
+    """Base of a frozen dataclass whose fields all have a default, which gives their type.
+
+    The defaults are right for real data. PRESETS holds other values by name: "sample" those for drawn places.
+    """
 
     CHOICES: ClassVar[Mapping[str, Collection[str]]] = {}  # what a text may be
-    POSITIVE: ClassVar[Collection[str]] = ()  # more than 0
-    SHARES: ClassVar[Collection[str]] = ()  # from 0 to 1
-    MINUS_ONE: ClassVar[Collection[str]] = ()  # -1 has a meaning; all other numbers are at least 0
+    POSITIVE: ClassVar[Names] = ()  # more than 0
+    SHARES: ClassVar[Names] = ()  # from 0 to 1
+    MINUS_ONE: ClassVar[Names] = ()  # -1 has a meaning; all other numbers are at least 0
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    _sources: ClassVar[Mapping[str, str]] = {}  # field -> where its value comes from, unless it is the default
+
+    def __init_subclass__(cls) -> None:
+        """A subclass adds to what its bases declare."""
+        bases = [vars(base) for base in reversed(cls.__mro__)]
+        for name in ("POSITIVE", "SHARES", "MINUS_ONE"):
+            setattr(cls, name, {field for base in bases for field in base.get(name, ())})
+        cls.CHOICES = {field: choices for base in bases for field, choices in base.get("CHOICES", {}).items()}
+        presets = [item for base in bases for item in base.get("PRESETS", {}).items()]
+        cls.PRESETS = {
+            name: {k: v for key, some in presets if key == name for k, v in some.items()} for name, _ in presets
+        }
 
     def __post_init__(self) -> None:
         """Check every field. Raises KitError naming the first that is wrong, and what is allowed."""
-        for field in fields(self):  # type: ignore[arg-type]
-            name, value = field.name, getattr(self, field.name)
-            kind: Any = type(field.default)
+        for name, default in self.defaults().items():
+            value, kind = getattr(self, name), type(default)
             if type(value) is not kind and not (kind is float and type(value) is int):
-                raise KitError(f"{name}={value!r}: wanted is {kind.__name__}")
+                raise KitError(f"{name}: expected {MEANING[kind]} ({kind.__name__}); got {value!r}")
             if name in self.CHOICES and value not in self.CHOICES[name]:
-                raise KitError(f"{name}={value!r}: allowed are {', '.join(self.CHOICES[name])}")
+                raise KitError(f"{name}: expected one of {', '.join(self.CHOICES[name])}; got {value!r}")
             if name in self.POSITIVE and not value > 0:
-                raise KitError(f"{name}={value}: allowed is more than 0")
+                raise KitError(f"{name}: expected more than 0; got {value}")
             if name in self.SHARES and not 0 <= value <= 1:
-                raise KitError(f"{name}={value}: allowed is from 0 to 1")
+                raise KitError(f"{name}: expected a number from 0 to 1; got {value}")
             if kind in (int, float) and not (-1 if name in self.MINUS_ONE else 0) <= value < math.inf:
-                raise KitError(f"{name}={value}: must be finite and not negative")
+                raise KitError(f"{name}: expected a finite number that is not negative; got {value}")
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """Settings by name. Raises KitError for a name that is none of them."""
-        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-        if unknown := sorted(set(settings) - set(names)):
-            raise KitError(f"unknown setting {', '.join(unknown)}; allowed are {', '.join(names)}")
-        return cls(**settings)
+    def defaults(cls) -> dict[str, Any]:
+        """The default of each field, by its name."""
+        return {field.name: field.default for field in fields(cls)}  # type: ignore[arg-type]
 
     @classmethod
-    def of_run(cls, settings: Mapping[str, Any]) -> Self:
+    def preset(cls, name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The values of a preset, none of an unknown one; they may depend on the other settings."""
+        return cls.PRESETS.get(name, {})
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any], preset: str = "") -> Self:
+        """Settings by name, on top of a preset's. Raises KitError for a name that is not a field.
+
+        A whole number stands for a float, and so does a text that reads as one: YAML takes 1e-3 for a text.
+        """
+        defaults = cls.defaults()
+        cls._refuse_unknown(settings)
+        chosen = cls.preset(preset, settings)
+        values = dict(chosen) | dict(settings)
+        for name, value in values.items():
+            if type(defaults[name]) is float and isinstance(value, str):
+                values[name] = cast(value, float, name)
+        config = cls(**values)
+        sources = dict.fromkeys(chosen, f"preset {preset}") | dict.fromkeys(settings, "given")
+        object.__setattr__(config, "_sources", sources)
+        return config
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any], more: str = "", preset: str = "", **fixed: Any) -> Self:
+        """The settings of a notebook: `Config.from_parameters(globals(), MORE, places.preset)`.
+
+        parameters: variables; one named like a field in upper case sets that field unless it has the field's default,
+        so that a preset only gives way to what somebody changed. more: further fields as YAML; these, and `fixed`,
+        always count. Raises KitError for what is not the YAML of a mapping, and for unknown fields.
+        """
+        named = {name: parameters[name.upper()] for name in cls.defaults() if name.upper() in parameters}
+        changed = {name: value for name, value in named.items() if value != cls.defaults()[name]}
+        return cls.from_dict(changed | mapping(more) | fixed, preset)
+
+    @classmethod
+    def typed(cls, texts: Mapping[str, str]) -> dict[str, Any]:
+        """NAME=text pairs of a command line as typed settings; names may be in upper case. Raises KitError."""
+        defaults = cls.defaults()
+        named = {name.lower(): text for name, text in texts.items()}
+        cls._refuse_unknown(named)
+        return {name: cast(text, type(defaults[name]), name) for name, text in named.items()}
+
+    @classmethod
+    def from_run(cls, settings: Mapping[str, Any]) -> Self:
         """Those of a run, whose params.json holds more than them. Raises KitError for a run without one of them."""
-        if missing := [field.name for field in fields(cls) if field.name not in settings]:  # type: ignore[arg-type]
+        if missing := [name for name in cls.defaults() if name not in settings]:
             raise KitError(f"a run of an earlier kit, without {', '.join(missing)}: train it again under a new name")
-        return cls(**{field.name: settings[field.name] for field in fields(cls)})  # type: ignore[arg-type]
+        return cls(**{name: settings[name] for name in cls.defaults()})
+
+    @classmethod
+    def _refuse_unknown(cls, names: Collection[str]) -> None:
+        if unknown := sorted(set(names) - set(cls.defaults())):
+            raise KitError(f"unknown setting {', '.join(unknown)}; expected: {', '.join(cls.defaults())}")
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: each setting, its value, and where that comes from."""
+        rows = [(name, getattr(self, name), self._sources.get(name, "default")) for name in self.defaults()]
+        cells = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+            for row in rows
+        )
+        return (
+            f"<table><thead><tr><th>setting</th><th>value</th><th>from</th></tr></thead><tbody>{cells}</tbody></table>"
+        )
+
+
+def cast(text: str, kind: type, name: str) -> Any:
+    """A text as a bool, int, float or str. Raises KitError where it does not read as one.
+
+    >>> cast("1e-3", float, "rate"), cast("true", bool, "mirror")
+    (0.001, True)
+    """
+    truths = {"true": True, "false": False, "1": True, "0": False}
+    try:
+        return truths[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        raise KitError(f"{name}: expected {MEANING[kind]} ({kind.__name__}); got {text!r}") from None
+
+
+def mapping(text: str) -> dict[str, Any]:
+    """The YAML of a mapping from field names, such as `{vary: 0, layer_decay: 1}`. Raises KitError for other text.
+
+    >>> mapping("{vary: 0}"), mapping("")
+    ({'vary': 0}, {})
+    """
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise KitError(
+            f"MORE: expected YAML of a mapping such as {{vary: 0}}; got {text!r} ({' '.join(str(error).split())})"
+        ) from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise KitError(f"MORE: expected YAML of a mapping such as {{vary: 0}}; got {text!r}")
+    return {name.lower(): value for name, value in values.items()}

@@ -24,6 +24,7 @@ from kitlib.core.errors import KitError, shorten
 from kitlib.data.files import Files
 
 SPLITS = ("train", "test")
+DRAWN = "drawn sample, not photographs"
 # A place looks far from its state (of a few places at least) when no other of the state is within LONELY_KM, or none
 # within STRANGE_KM while a place of another state is several times closer: a swapped sign is far, Perth is not.
 FEW_PLACES, LONELY_KM, STRANGE_KM, STRANGE_TIMES = 5, 2000.0, 300.0, 4.0
@@ -72,6 +73,21 @@ class Places:
     def derived(self) -> Path:
         """The folder of everything derived from these places."""
         return paths.derived_dir(self.key)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the pictures are drawn by `data.sample`, not photographed."""
+        return (self.folder.parent / "sample.json").is_file()
+
+    @property
+    def note(self) -> str:
+        """What figures of these places say at their bottom."""
+        return DRAWN if self.is_drawn else ""
+
+    @property
+    def preset(self) -> str:
+        """The preset of a Config that fits these places, "" for the defaults."""
+        return "sample" if self.is_drawn else ""
 
     def rows(self, split: str) -> pd.DataFrame:
         """The places of "train" or "test", numbered from 0 in the order of their file."""

@@ -28,6 +28,13 @@ PREDICTED = [f"predicted_state_idx_{rank}" for rank in range(1, 6)] + ["predicte
 REGION_COLUMNS = ("state", "region", "country", "Region_ID")  # the order in which a label column is looked for
 
 
+def load(data: str | Path, region_column: str | None = None, **tables: str | None) -> Places:
+    """Like `read`; the data set "sample" is drawn into data/raw/sample when it is missing."""
+    from kitlib.data.sample import competition  # it imports this module for the names of files and views
+
+    return read(competition.ensure(str(data)), region_column, **{name: path for name, path in tables.items() if path})
+
+
 def read(
     data: str | Path,
     region_column: str | None = None,

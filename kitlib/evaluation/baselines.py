@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.data.folds import load_or_make
 from kitlib.data.places import Places
 from kitlib.evaluation.guesses import Guesses, stack
+from kitlib.evaluation.metrics import Score, score_arrays
+from kitlib.evaluation.runs import Run
 
 # Standardised features outnumber the places of a small set, so that only strong regularisation generalises: on 395
 # real places with 1,280 features 0.01 scored best in both kinds of folds, 0.001 to 0.1 nearly the same. The loss is a
@@ -50,6 +55,24 @@ def commonest_out_of_fold(places: Places, folds: ArrayLike) -> Guesses:
     folds, sample_id = _checked_folds(places, folds), places.sample_id("train")
     parts = [commonest(places, folds != fold, sample_id[folds == fold]) for fold in np.unique(folds)]
     return stack(parts).at(sample_id)
+
+
+def beside(run: Run, places: Places, others: Sequence[Run] = ()) -> dict[str, Guesses]:
+    """Out-of-fold guesses of the places that a run held out, by the commonest states, by other runs, and by the run."""
+    own = run.guesses("oof")
+    fold = load_or_make(places, run.settings["n_folds"])[run.settings["folds_column"]]
+    members = {"commonest": commonest_out_of_fold(places, fold)}
+    members |= {other.name: other.guesses("oof") for other in [*others, run]}
+    return {name: guesses.at(own.sample_id) for name, guesses in members.items()}
+
+
+def chance(places: Places, sample_id: ArrayLike, seed: int = 0) -> Score:
+    """The score of states in random order and of somebody else's place, on the training places with these ids (N,)."""
+    rng = np.random.default_rng(seed)
+    rows = places.rows("train").set_index("sample_id").loc[np.asarray(sample_id)]
+    ranked = rng.permuted(np.tile(places.states["state_idx"], (len(rows), 1)), axis=1)[:, :5]
+    points = rows[["latitude", "longitude"]].to_numpy()
+    return score_arrays(rows["state_idx"], points, ranked, rng.permutation(points))
 
 
 def logistic(

@@ -1,89 +1,286 @@
-"""The folds of a run: each one's guesses are kept when it is done, never made again, and joined at the end.
+"""Cross-validation, written once for all families: train each fold, keep its guesses, join them at the end.
 
-A model that was trained without fold k guesses the places of fold k (together: the out-of-fold guesses, which are
-scored) and the test places (averaged over the folds).
+A model trained without fold k guesses the places of fold k (together the out-of-fold guesses, which are scored) and the
+test places (averaged over the folds). A family gives a Config and a `Session`; `train`, `train_fold` and `predict` are
+the Session's:
+
+    train, train_fold, predict = Session.train, Session.train_fold, Session.predict
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from kitlib import geo
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.core.settings import Settings
 from kitlib.data import folds
 from kitlib.data.places import Places
 from kitlib.data.readers import read
-from kitlib.evaluation import guesses, metrics
+from kitlib.evaluation import guesses, metrics, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 
 log = logging.getLogger(__name__)
 
+C = TypeVar("C", bound=Settings)
 
-def chosen(places: Places, column: str, n_folds: int, only: Sequence[int] | None = None) -> list[int]:
-    """The folds to train, all when `only` is None; the saved folds are made where there are none yet.
 
-    Raises KitError for an unknown fold or column.
+class Unfinished(Exception):
+    """Leaves a fold that is not at its end, as the hours are over or parts are left to others; everything is saved."""
+
+
+class Session(ABC, Generic[C]):
+    """A run of a family with its data at hand; subclasses define what is family-specific.
+
+    devices: GPUs, or processes on a CPU. max_hours: from now on; 0 or None for no limit. options: those of OPTIONS.
     """
-    table = folds.load_or_make(places, n_folds)
-    if column not in folds.KINDS:
-        raise KitError(f"folds_column {column!r}: allowed are {', '.join(folds.KINDS)}")
-    todo = list(range(n_folds)) if only is None else list(only)
-    if not todo or not set(todo) <= set(range(n_folds)):
-        raise KitError(f"folds {todo}: allowed are {', '.join(map(str, sorted(table[column].unique())))}")
-    return todo
+
+    family: ClassVar[str]
+    config_type: ClassVar[type[Settings]]
+    FOLDS: ClassVar[tuple[str, ...]] = folds.KINDS  # what folds_column may be
+    OPTIONS: ClassVar[tuple[str, ...]] = ()  # further arguments of `train`, which do not change the result
+    ONE_FOLD: ClassVar[bool] = False  # whether only the first fold is trained unless others are asked for
+
+    def __init__(
+        self, run: Run, places: Places, devices: int = 1, max_hours: float | None = None, **options: Any
+    ) -> None:
+        self.run, self.places, self.devices, self.options = run, places, devices, options
+        self.config: C = self.config_type.from_run(run.settings)  # type: ignore[assignment]
+        self.deadline = time.monotonic() + max_hours * 3600 if max_hours else math.inf
+
+    @classmethod
+    def open(cls, run: Run, places: Places, *args: Any, **options: Any) -> Session[C]:
+        """The session of a run."""
+        return cls(run, places, *args, **options)
+
+    @classmethod
+    def check(
+        cls,
+        config: C,
+        places: Places,
+        folds_column: str,
+        todo: Sequence[int],
+        recorded: Mapping[str, Any] | None,
+        **options: Any,
+    ) -> dict[str, str]:
+        """Refuse what cannot work before a run begins; checksums of what decides the result besides the settings.
+
+        todo: the folds to train. recorded: the settings of the run, when it has begun before. Raises KitError.
+        """
+        return {}
+
+    @classmethod
+    def resolve(cls, config: C, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Settings of the run besides the Config's, such as what an "auto" has become on this machine."""
+        return {}
+
+    @property
+    def spawns(self) -> bool:
+        """Whether a fold is trained by one process a device, started here, when there are several devices."""
+        return self.devices > 1 and not launched()
+
+    def prepare(self) -> None:
+        """Compute once what each of several processes would otherwise compute for itself."""
+
+    @abstractmethod
+    def fit_fold(self, fold: int) -> None:
+        """Train the models of one fold, or go on training them. Raises Unfinished before they are done."""
+
+    @abstractmethod
+    def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
+        """What the trained models of a fold guess of the places of `split` in `rows`, of all when None."""
+
+    def guess_held_out(self, fold: int) -> Guesses:
+        """What the models of a fold guess of the places that it holds out."""
+        return self.guess(fold, "train", np.flatnonzero(self.held_out(fold)))
+
+    def guess_test(self, fold: int) -> Guesses | None:
+        """What the models of a fold guess of the test places, None where there are none."""
+        return self.guess(fold, "test") if len(self.places.rows("test")) else None
+
+    def metrics(self) -> dict[str, Any]:
+        """What metrics.json holds besides the scores."""
+        return {}
+
+    @property
+    def hours_left(self) -> float | None:
+        """Hours until the deadline, None without one."""
+        return None if math.isinf(self.deadline) else (self.deadline - time.monotonic()) / 3600
+
+    def held_out(self, fold: int) -> np.ndarray:
+        """Which training places (N,) bool a fold holds out."""
+        return self.fold_table[self.run.settings["folds_column"]].to_numpy() == fold
+
+    @cached_property
+    def fold_table(self) -> pd.DataFrame:
+        """The saved folds, with the groups of near-duplicates."""
+        return folds.load_or_make(self.places, self.run.settings["n_folds"])
+
+    def folder(self, fold: int) -> Path:
+        """Where a fold's weights and guesses are."""
+        return folder(self.run, fold)
+
+    @classmethod
+    def train(
+        cls,
+        config: C,
+        places: Places,
+        run_name: str,
+        *,
+        folds_column: str = "stratified",
+        n_folds: int = 5,
+        only_folds: Sequence[int] | str | None = None,
+        devices: int = 1,
+        max_hours: float | None = None,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Run:
+        """Train the models of each fold and write what they guess; continue where an earlier call was cut short.
+
+        folds_column: stratified, spatial, or what else the family's FOLDS name. only_folds: train these alone, also as
+        text such as "0,1" (one is enough for a submission, and is scored on its own held-out places). devices: more
+        than one starts `torch.distributed.run` for each fold. max_hours: stop in time with everything saved; the run is
+        then unfinished, and the same call continues. options: those of the family's OPTIONS.
+        Raises KitError for an unknown fold or column, and for a run of that name that was started otherwise.
+        """
+        if unknown := sorted(set(options) - set(cls.OPTIONS)):
+            raise KitError(f"{cls.family}: unknown option {', '.join(unknown)}; expected: {', '.join(cls.OPTIONS)}")
+        if folds_column not in cls.FOLDS:
+            raise KitError(f"folds_column: expected one of {', '.join(cls.FOLDS)}; got {folds_column!r}")
+        began = time.monotonic()
+        todo = cls.select_folds(places, folds_column, n_folds, only_folds)
+        begun = run_name in runs.list_runs() and not overwrite
+        recorded = runs.open_run(run_name).settings if begun else None
+        checksums = data_checksums(places, folds_column)
+        checksums |= cls.check(config, places, folds_column, todo, recorded, **options)
+        settings = asdict(config) | {"family": cls.family, "folds_column": folds_column, "n_folds": n_folds}  # type: ignore[call-overload]
+        settings |= cls.resolve(config, recorded) | data_reference(places)
+        run = runs.start(run_name, settings, data=checksums, overwrite=overwrite)
+        hours = max_hours - (time.monotonic() - began) / 3600 if max_hours else None
+        session = cls.open(run, places, devices, hours, **options)
+        for fold in todo:
+            if not is_done(run, fold):
+                session.complete_fold(fold)
+            if not is_done(run, fold):
+                log.warning("run %s: fold %d is not done yet; the same call continues", run.name, fold)
+                return run
+        session.finish()
+        return run
+
+    @classmethod
+    def train_fold(cls, run_name: str, fold: int, data: str = "", devices: int = 1, max_hours: float | None = None,
+                   **options: Any) -> bool:  # fmt: skip
+        """Train one fold of a run that `train` has started, in this process or as one of several; True when it is done.
+
+        data: where the data set is now, when it is not where the run says.
+        """
+        run = runs.open_run(run_name)
+        cls.open(run, reload_places(run, data), devices, max_hours, **options).complete_fold(fold)
+        return is_done(run, fold)
+
+    @classmethod
+    def predict(cls, run_name: str, places: Places, split: str = "test") -> Guesses:
+        """What the run's models, averaged, guess of the places of `split`; all settings are the run's own."""
+        session = cls.open(runs.open_run(run_name), places)
+        return guesses.average([session.guess(fold, split) for fold in done_folds(session.run)])
+
+    @classmethod
+    def select_folds(
+        cls, places: Places, folds_column: str, n_folds: int, only_folds: Sequence[int] | str | None
+    ) -> list[int]:
+        """The folds to train; the saved folds are made where there are none yet. Raises KitError for an unknown one."""
+        folds.load_or_make(places, n_folds)
+        only = whole_numbers("folds", only_folds) if isinstance(only_folds, str) else only_folds
+        todo = list(only or ([0] if cls.ONE_FOLD else range(n_folds)))
+        if not set(todo) <= set(range(n_folds)):
+            raise KitError(f"folds: expected numbers from 0 to {n_folds - 1}; got {', '.join(map(str, todo))}")
+        return todo
+
+    def complete_fold(self, fold: int) -> None:
+        """Train a fold and write its guesses, which makes it done; returns early when it stays unfinished."""
+        try:
+            if self.spawns:
+                self.prepare()
+                self.launch(fold)
+                return
+            self.fit_fold(fold)
+            if is_first_process():
+                held_out, test = self.guess_held_out(fold), self.guess_test(fold)
+                if test is not None:
+                    test.save(self.folder(fold) / "test.npz")
+                held_out.save(self.folder(fold) / "oof.npz")
+        except Unfinished:
+            return
+
+    def launch(self, fold: int, *more: str) -> None:
+        """Run `kitlib train-fold` with one process a device, as a kernel that has touched a GPU cannot be forked.
+
+        more: further options of the command. Raises KitError when a process fails.
+        """
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={self.devices}", "-m", "kitlib"]
+        command += ["train-fold", self.run.name, str(fold), "--devices", str(self.devices)]
+        command += ["--data", str(self.places.folder), *more]
+        command += ["--max-hours", str(self.hours_left)] if self.hours_left else []
+        if code := subprocess.run(command, check=False).returncode:
+            raise KitError(f"fold {fold} of run {self.run.name} ended with code {code}: its log above says why")
+
+    def finish(self) -> None:
+        """Join the guesses of the done folds into oof.npz, test.npz and metrics.json, which ends the run."""
+        run, places, finished = self.run, self.places, done_folds(self.run)
+        held_out = [Guesses.load(folder(run, fold) / "oof.npz") for fold in finished]
+        oof = guesses.stack(held_out)
+        run.save_guesses("oof", oof)
+        tests = [folder(run, fold) / "test.npz" for fold in finished]
+        if all(path.is_file() for path in tests):
+            run.save_guesses("test", guesses.average([Guesses.load(path) for path in tests]))
+        score = metrics.score_guesses(oof, places)
+        by_fold = {str(k): metrics.score_guesses(g, places).as_dict() for k, g in zip(finished, held_out, strict=True)}
+        truth = places.rows("train").set_index("sample_id").loc[oof.sample_id, ["latitude", "longitude"]].to_numpy()
+        accuracy = metrics.report(geo.distance_km(truth, oof.point())).as_dict()
+        result = {"oof": score.as_dict(), "folds": by_fold, "accuracy": accuracy}
+        run.finish(result | {"unanswered": int(np.sum(~oof.answered))} | self.metrics())
+        log.info("run %s, folds %s, out of fold: %s", run.name, finished, score)
 
 
-def checksums(places: Places, column: str) -> dict[str, str]:
-    """What stands for the places and, unless these are "given", for their saved folds."""
-    return {"places": places.checksum} | ({} if column == "given" else {"folds": folds.folds_checksum(places)})
+def launched() -> bool:
+    """Whether this process is one of several that `torch.distributed.run` has started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def source(places: Places) -> dict[str, Any]:
+def is_first_process() -> bool:
+    """Whether this process is the one of several that writes the results, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def data_checksums(places: Places, folds_column: str) -> dict[str, str]:
+    """Checksums of the places and, unless these are "given", of their saved folds."""
+    return {"places": places.checksum} | ({} if folds_column == "given" else {"folds": folds.folds_checksum(places)})
+
+
+def data_reference(places: Places) -> dict[str, Any]:
     """What a run's settings say about where its places come from, so that another process finds them."""
     return {"data": paths.relative(places.folder)} | ({"read": places.options} if places.options else {})
 
 
-def reread(run: Run, data: str = "") -> Places:
+def reload_places(run: Run, data: str = "") -> Places:
     """The places of a run, from where its settings say or, when they are elsewhere now, from `data`."""
     return read(data or run.settings["data"], **run.settings.get("read", {}))
-
-
-def train_folds(
-    run: Run, todo: Sequence[int], train: Callable[[int, float | None], None], max_hours: float | None = None
-) -> bool:
-    """Train the folds of `todo` that are not done, by train(fold, hours left); False when one stays unfinished."""
-    began = time.monotonic()
-    for fold in todo:
-        if not is_done(run, fold):
-            train(fold, max_hours and max_hours - (time.monotonic() - began) / 3600)
-        if not is_done(run, fold):
-            log.warning("run %s: fold %d is not done yet; the same call goes on", run.name, fold)
-            return False
-    return True
-
-
-def train_in_processes(
-    run: Run, fold: int, data: Path, devices: int, max_hours: float | None, more: Sequence[str] = ()
-) -> None:
-    """`python -m kitlib train-fold` with one process a device, as a kernel that has touched a GPU cannot be forked.
-
-    data: where the data set is; more: further options. Raises KitError when a process fails.
-    """
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={devices}", "-m", "kitlib"]
-    command += ["train-fold", run.name, str(fold), "--devices", str(devices), "--data", str(data), *more]
-    command += ["--max-hours", str(max_hours)] if max_hours else []
-    if code := subprocess.run(command, check=False).returncode:
-        raise KitError(f"fold {fold} of run {run.name} ended with code {code}: its log above says why")
 
 
 def folder(run: Run, fold: int) -> Path:
@@ -96,36 +293,25 @@ def is_done(run: Run, fold: int) -> bool:
     return (folder(run, fold) / "oof.npz").is_file()
 
 
-def keep(run: Run, fold: int, held_out: Guesses, test: Guesses | None) -> None:
-    """Write a fold's guesses, which makes it done."""
-    if test is not None:
-        test.save(folder(run, fold) / "test.npz")
-    held_out.save(folder(run, fold) / "oof.npz")
-
-
-def done(run: Run) -> list[int]:
+def done_folds(run: Run) -> list[int]:
     """The folds that are done, in ascending order."""
     return sorted(int(path.parent.name.removeprefix("fold_")) for path in run.checkpoints.glob("fold_*/oof.npz"))
 
 
 def history(run: Run) -> pd.DataFrame:
-    """What the fits of a run logged, with the columns fold and phase (the fit's folder)."""
+    """What the fits of a run logged, with the columns fold and phase (the fit's folder); empty where none did."""
     files = sorted(run.checkpoints.glob("fold_*/*/history.csv"))
     parts = [pd.read_csv(f).assign(fold=int(f.parts[-3].removeprefix("fold_")), phase=f.parts[-2]) for f in files]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"fold": [], "phase": []})
 
 
-def finish(run: Run, places: Places, more: dict[str, object] | None = None) -> metrics.Score:
-    """Join the done folds into oof.npz, test.npz and metrics.json (with `more`), and return the out-of-fold score."""
-    finished = done(run)
-    held_out = [Guesses.load(folder(run, fold) / "oof.npz") for fold in finished]
-    oof = guesses.stack(held_out)
-    run.save_guesses("oof", oof)
-    if all((folder(run, fold) / "test.npz").is_file() for fold in finished):
-        run.save_guesses("test", guesses.average([Guesses.load(folder(run, fold) / "test.npz") for fold in finished]))
-    score = metrics.score_guesses(oof, places)
-    by_fold = {str(k): metrics.score_guesses(g, places).as_dict() for k, g in zip(finished, held_out, strict=True)}
-    unanswered = int(np.sum(~oof.answered))
-    run.finish({"oof": score.as_dict(), "folds": by_fold, "unanswered": unanswered} | (more or {}))
-    log.info("run %s, folds %s, out of fold: %s", run.name, finished, score)
-    return score
+def whole_numbers(name: str, text: str) -> list[int]:
+    """Different whole numbers between commas; none in an empty text. Raises KitError for anything else.
+
+    >>> whole_numbers("folds", "0,3")
+    [0, 3]
+    """
+    numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if text.strip() and len(set(numbers)) != text.count(",") + 1:
+        raise KitError(f"{name}: expected different whole numbers from 0 with commas between; got {text!r}")
+    return numbers

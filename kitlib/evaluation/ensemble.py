@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
@@ -19,11 +18,6 @@ log = logging.getLogger(__name__)
 
 STEPS = (0.4, 0.2, 0.1, 0.05)  # shares moved to or from a member, coarse to fine
 FLOOR = 1e-9  # a probability of 0 would make one wrong certainty infinitely bad
-
-
-def blend(members: Sequence[Guesses], weights: ArrayLike) -> Guesses:
-    """The members' weighted average: probabilities averaged, points concatenated; KitErrors are `guesses.average`'s."""
-    return average(members, np.asarray(weights, float).tolist())
 
 
 def on_common_places(members: Mapping[str, Guesses]) -> dict[str, Guesses]:
@@ -54,7 +48,7 @@ def fit_weights(members: Sequence[Guesses], places: Places, rows: int = 3000, se
 
     def score(weights: np.ndarray) -> float:
         used = np.flatnonzero(weights)  # points that weigh nothing only cost time
-        return metrics.score_guesses(blend([members[m] for m in used], weights[used]), places).final
+        return metrics.score_guesses(average([members[m] for m in used], weights[used]), places).final
 
     corners = np.eye(len(members))
     starts = [np.full(len(members), 1 / len(members)), *corners]

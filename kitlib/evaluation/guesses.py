@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kitlib import geo
 from kitlib.core.errors import KitError
@@ -151,7 +152,7 @@ def stack(parts: Sequence[Guesses]) -> Guesses:
     return Guesses(state_idx=parts[0].state_idx, **{n: np.concatenate([getattr(p, n) for p in parts]) for n in names})
 
 
-def average(members: Sequence[Guesses], weights: Sequence[float] | None = None) -> Guesses:
+def average(members: Sequence[Guesses], weights: ArrayLike | None = None) -> Guesses:
     """One guess from several for the same places: probabilities averaged, points concatenated.
 
     `weights` (M,) are the members' shares (equal when None); they are normalised. A row counts as answered when any

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 from kitlib import geo
@@ -182,6 +184,29 @@ def score_arrays(true_state: ArrayLike, true_points: ArrayLike, ranked_states: A
     )
 
 
+def error_table(guesses: Guesses, places: Places) -> pd.DataFrame:
+    """A row for each guess of a training place, in the order of the guesses, with the truth beside it.
+
+    sample_id; row, its number among the training places; state and guess, the true and the most probable state;
+    probability of that guess; right, whether the state is; latitude, longitude, guess_latitude, guess_longitude; km.
+    Raises KitError for a guess of no training place.
+    """
+    train, states = places.rows("train"), places.states
+    row = train.set_index("sample_id").index.get_indexer(pd.Index(guesses.sample_id))
+    if (row < 0).any():
+        raise KitError(f"guesses: expected sample_ids of training places; got {shorten(guesses.sample_id[row < 0])}")
+    truth, point = train.iloc[row].reset_index(drop=True), guesses.point()
+    guess = states.set_index("state_idx")["state"].loc[guesses.top_states(1)[:, 0]].to_numpy()
+    table = truth[["sample_id", "state", "latitude", "longitude"]].assign(row=row, guess=guess)
+    return table.assign(
+        probability=guesses.state_probs.max(axis=1),
+        right=truth["state"].to_numpy() == guess,
+        guess_latitude=point[:, 0],
+        guess_longitude=point[:, 1],
+        km=geo.distance_km(truth[["latitude", "longitude"]].to_numpy(), point),
+    )
+
+
 def score_guesses(guesses: Guesses, places: Places) -> Score:
     """The score of guesses for training places, as out-of-fold ones are; every guessed row counts, answered or not.
 
@@ -190,6 +215,11 @@ def score_guesses(guesses: Guesses, places: Places) -> Score:
     truth = places.rows("train").set_index("sample_id")
     strange = ~np.isin(guesses.sample_id, truth.index)
     if strange.any():
-        raise KitError(f"guesses to score: sample_id {shorten(guesses.sample_id[strange])} are no training places")
+        raise KitError(f"guesses: expected sample_ids of training places; got {shorten(guesses.sample_id[strange])}")
     truth = truth.loc[guesses.sample_id, TRUTH]
     return score_arrays(truth[TRUTH[0]], truth[TRUTH[1:]], guesses.top_states(len(WEIGHTS)), guesses.point())
+
+
+def score_members(members: Mapping[str, Guesses], places: Places) -> dict[str, Score]:
+    """`score_guesses` of several members by name."""
+    return {name: score_guesses(guesses, places) for name, guesses in members.items()}

@@ -69,6 +69,11 @@ class Run:
             raise KitError(f"run {self.name} is not finished: it has no metrics.json; run its training again to go on")
         return json.loads((self.dir / "metrics.json").read_text())
 
+    def files(self, pattern: str = "*.*") -> list[Path]:
+        """The tables, settings, guesses and metrics of the run, or what else `pattern` names, such as figures/*.png."""
+        kinds = (".csv", ".json", ".npz") if pattern == "*.*" else ("",)
+        return [path for path in sorted(self.dir.glob(pattern)) if path.name.endswith(kinds)]
+
     def save_guesses(self, split: str, guesses: Guesses) -> Path:
         """Write oof.npz (held-out training places) or test.npz."""
         path = self._guesses_path(split)

@@ -14,9 +14,11 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from kitlib import geo
+from kitlib.core import paths
 from kitlib.core.errors import KitError, shorten
 from kitlib.core.storage import atomic_write
 from kitlib.data.files import Files
+from kitlib.data.places import Places
 from kitlib.data.readers import PREDICTED
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.metrics import TRUTH, Score, score_arrays
@@ -38,6 +40,22 @@ def score_files(truth_csv: str | Path, submission_csv: str | Path) -> Score:
     ranked, points = predictions(submission, Path(submission_csv).name, truth["sample_id"], name)
     rows = pd.Index(submission["sample_id"]).get_indexer(truth["sample_id"])
     return score_arrays(numbers[TRUTH[0]], numbers[TRUTH[1:]], ranked[rows], points[rows])
+
+
+def check_template(places: Places) -> pd.DataFrame:
+    """The template of a submission. Raises KitError for a data set without one."""
+    if places.template is None:
+        raise KitError(
+            f"{places.name} has no sample_submission.csv: there is nothing to hand in; 20_error_maps scores runs"
+        )
+    return places.template
+
+
+def save(name: str, guesses: Guesses, places: Places, meta: Mapping[str, Any]) -> tuple[Path, list[str]]:
+    """`write_submission` as submissions/<name>.csv: its path and what `validate` warns of."""
+    template = check_template(places)
+    path = write_submission(paths.submissions_dir() / f"{name}.csv", guesses, template, meta, places.states)
+    return path, validate(path, template, places.states)
 
 
 def write_submission(

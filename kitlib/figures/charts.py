@@ -219,3 +219,19 @@ def picture_rows(
     if note:
         figure.text(1, 0.02 / size[1], note, ha="right", fontsize=8, color=GREY)
     return figure
+
+
+def neighbour_rows(
+    pictures: ArrayLike, states: ArrayLike, km: ArrayLike, first: str = "the place", note: str = ""
+) -> Figure:
+    """A row for each of Q places and the K most similar ones, with their states and distances.
+
+    pictures (Q, 1 + K, H, W, 3) uint8, states (Q, 1 + K), km (Q, K) from the place to each of the others.
+    """
+    states, km = np.asarray(states), np.asarray(km, float)
+    captions = [
+        "\n".join([own, *(f"{state}, {d:,.0f} km" for state, d in zip(others, distances, strict=True))])
+        for (own, *others), distances in zip(states.tolist(), km, strict=True)
+    ]
+    columns = [first, "most similar", "second", "third", "fourth", *(f"{k}th" for k in range(5, km.shape[1] + 1))]
+    return picture_rows(pictures, columns[: 1 + km.shape[1]], captions, note=note)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.collections import LineCollection, PathCollection
@@ -15,11 +16,9 @@ from matplotlib.colors import LogNorm, Normalize, to_rgb
 from matplotlib.path import Path as Outline
 from numpy.typing import ArrayLike
 
+from kitlib.core import storage
 from kitlib.figures.atlas import Map, state_rings
 from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, new
-
-if TYPE_CHECKING:
-    import folium
 
 ERROR_COLOURS = "plasma_r"
 MAX_MARKS = 20_000  # more points or lines than this are a blot; a seeded sample is drawn and its size is stated
@@ -154,10 +153,16 @@ def embedding(plane: ArrayLike, points: ArrayLike, axis_labels: Sequence[str] = 
     return finish(figure, title, join_notes(drawn, note))
 
 
-def error_page(
-    true: ArrayLike, guess: ArrayLike, km: ArrayLike, labels: Sequence[str], most: int = 1000, note: str = ""
-) -> folium.Map:
-    """An HTML map to zoom and click: truth, guess and the line between, with `labels` (N,) as pop-ups.
+def save_error_page(
+    path: Path,
+    true: ArrayLike,
+    guess: ArrayLike,
+    km: ArrayLike,
+    labels: Sequence[str],
+    most: int = 1000,
+    note: str = "",
+) -> Path:
+    """Write an HTML map to zoom and click: truth, guess and the line between, with `labels` (N,) as pop-ups.
 
     Above `most` places the worst fifth and a seeded sample of the rest are kept. The page fetches its scripts and tiles
     from the net; `errors` draws the same as a picture.
@@ -183,4 +188,6 @@ def error_page(
         dot.add_to(page)
     corners = np.concatenate([true[rows], guess[rows]])
     page.fit_bounds([corners.min(0).tolist(), corners.max(0).tolist()])
-    return page
+    with storage.atomic_write(path) as beside:
+        page.save(str(beside))
+    return path

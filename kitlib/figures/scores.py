@@ -10,6 +10,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 
+from kitlib import geo
 from kitlib.evaluation import metrics
 from kitlib.evaluation.metrics import Score
 from kitlib.figures.charts import barh, geographic_order, heat
@@ -176,18 +177,20 @@ def state_errors(
 
 @house
 def confusion(
-    true: ArrayLike, guess: ArrayLike, names: Sequence[str], distance_km: ArrayLike, title: str = "", note: str = ""
+    true: ArrayLike, guess: ArrayLike, names: Sequence[str], points: ArrayLike, title: str = "", note: str = ""
 ) -> Figure:
     """Share of each true state's places (rows) guessed as each state (columns), ordered so that neighbours meet.
 
-    `true` and `guess` are positions (N,) in `names`; `distance_km` (S, S) gives the order; empty rows stay blank.
+    true and guess (N,) are among the names (S,); points (S, 2) say where states lie. Only states that occur are shown.
     """
-    table = np.zeros((len(names), len(names)))
-    np.add.at(table, (np.asarray(true), np.asarray(guess)), 1)
+    occurs = np.isin(names, np.unique(np.concatenate([true, guess])))
+    shown, distance_km = np.asarray(names)[occurs], geo.distance_matrix_km(np.asarray(points)[occurs])
+    counts = pd.crosstab(np.asarray(true), np.asarray(guess))
+    table = counts.reindex(index=shown, columns=shown, fill_value=0).to_numpy()
     share = table / np.where(table.sum(1, keepdims=True), table.sum(1, keepdims=True), np.nan)
     order = geographic_order(distance_km)
     style = {"cmap": "Blues", "norm": PowerNorm(0.5, 0, 1)}
-    labels, label = [names[i] for i in order], "share of the true state's places"
+    labels, label = shown[order].tolist(), "share of the true state's places"
     figure, axes = heat(share[np.ix_(order, order)], labels, label, **style)
     axes.set(xlabel="guessed state", ylabel="true state")
     return finish(figure, title, note)

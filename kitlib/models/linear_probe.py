@@ -1,6 +1,6 @@
 """The instant baseline as a run: each picture once through a frozen encoder, then logistic regression on the features.
 
-run = frozen.logistic(places, "tiny")       # seconds; the second time it is only opened
+run = linear_probe.logistic(places, "tiny")       # seconds; the second time it is only opened
 run.metrics["oof"]["final"]
 """
 
@@ -25,6 +25,13 @@ if TYPE_CHECKING:  # torch takes seconds to import, and who only opens a run nev
 log = logging.getLogger(__name__)
 
 
+def load_encoder(places: Places, encoder: str = "", image_size: int = 0) -> Encoder:
+    """`encoders.load`; the usual encoder of these places for "": tiny for drawn ones, else StreetCLIP."""
+    from kitlib.vision import encoders
+
+    return encoders.load(encoder or ("tiny" if places.is_drawn else encoders.STREETCLIP), image_size or None)
+
+
 def embed(places: Places, encoder: Encoder) -> dict[str, Embeddings]:
     """Features of all places by split, from the cache where they are there."""
     from kitlib.vision import embeddings
@@ -33,17 +40,37 @@ def embed(places: Places, encoder: Encoder) -> dict[str, Embeddings]:
     return {split: embeddings.embed(pack, encoder, places.derived / "embeddings") for split, pack in packs.items()}
 
 
+def mean_features(embedded: Embeddings) -> np.ndarray:
+    """The mean of each place's views (N, D), standardised over the places."""
+    mean = embedded.features.mean(axis=1, dtype=np.float32)
+    return (mean - mean.mean(axis=0)) / (mean.std(axis=0) + 1e-6)
+
+
+def principal_plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two directions in which features (N, D) differ most: coordinates (N, 2), and their shares of the variance."""
+    values, vectors = np.linalg.eigh(features.T @ features / len(features))
+    return features @ vectors[:, [-1, -2]], values[[-1, -2]] / values.sum()
+
+
+def most_similar(features: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    """The rows (Q, k) most similar (cosine, of features (N, D)) to each query row, itself left out."""
+    direction = features / np.linalg.norm(features, axis=1, keepdims=True)
+    similarity = direction[queries] @ direction.T
+    similarity[np.arange(len(queries)), queries] = -np.inf
+    return np.argsort(-similarity, axis=1)[:, :k]
+
+
 def logistic(
-    places: Places, encoder: str, image_size: int = 0, folds_column: str = "stratified", n_folds: int = 5
+    places: Places, encoder: str = "", image_size: int = 0, folds_column: str = "stratified", n_folds: int = 5
 ) -> Run:
     """The run <places>-logistic-<encoder>: `baselines.logistic` on the views' mean features, out of fold and for test.
 
-    `encoder` and `image_size` are as for `encoders.load`. A run of that name that was made from anything else is made
+    encoder, image_size: as for `load_encoder`. A run of that name that was made from anything else is made
     anew, as it costs so little.
     """
-    from kitlib.vision import device, encoders
+    from kitlib.vision import device
 
-    network = encoders.load(encoder, image_size or None)
+    network = load_encoder(places, encoder, image_size)
     embedded = embed(places, network)
     fold = folds.load_or_make(places, n_folds)[folds_column].to_numpy()
     settings = {"family": "logistic", "encoder": network.name, "image_size": network.preprocess.size}

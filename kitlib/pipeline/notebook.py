@@ -6,19 +6,20 @@ Read as plain JSON and Python, without nbformat or papermill, so that an unchang
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from kitlib.core import paths
+from kitlib.core import paths, settings
 from kitlib.core.errors import KitError
 
 Value = bool | int | float | str
-TYPES = {"bool": bool, "int": int, "float": float, "str": str}
-MEANING = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
+TYPES = {kind.__name__: kind for kind in settings.MEANING}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,18 @@ class Notebook:
     question: str
     code: str
     parameters: dict[str, Parameter]
+
+    @cached_property
+    def settings(self) -> dict[str, Parameter]:
+        """The fields of the Config that the notebook makes of its parameters and MORE, by name in upper case.
+
+        Looking them up imports the family, which takes seconds; none for a notebook without MORE.
+        """
+        made = re.search(r"(\w+)\.Config\.(?:from_parameters|for_methods)\(", self.code)
+        if made is None or "MORE" not in self.parameters:
+            return {}
+        defaults = importlib.import_module(f"kitlib.models.{made.group(1)}").Config.defaults()
+        return {name.upper(): Parameter(name.upper(), type(value).__name__, value) for name, value in defaults.items()}
 
 
 def read_notebook(path: Path) -> Notebook:
@@ -75,20 +88,15 @@ def cast(value: Value, parameter: Parameter, taker: str, from_text: bool = False
     >>> cast("5", Parameter("EPOCHS", "int", 3), "10_train", from_text=True)
     5
     """
-    wanted = TYPES[parameter.type]
-    if isinstance(value, str) and wanted is not str and (from_text or wanted is float):  # YAML takes 1e-3 for a text
-        truths = {"true": True, "false": False, "1": True, "0": False}
-        try:
-            return truths[str(value).lower()] if wanted is bool else wanted(value)
-        except (ValueError, KeyError):
-            pass
-    elif type(value) is wanted:
+    kind = TYPES[parameter.type]
+    if isinstance(value, str) and kind is not str and (from_text or kind is float):  # YAML takes 1e-3 for a text
+        return settings.cast(value, kind, f"parameter {parameter.name} of {taker}")
+    if type(value) is kind:
         return value
-    elif wanted is float and type(value) is int:
+    if kind is float and type(value) is int:
         return float(value)
-    raise KitError(
-        f"parameter {parameter.name} of {taker} must be {MEANING[parameter.type]} ({parameter.type}), not {value!r}"
-    )
+    meaning = f"{settings.MEANING[kind]} ({parameter.type})"
+    raise KitError(f"parameter {parameter.name} of {taker}: expected {meaning}; got {value!r}")
 
 
 def _parameters(source: str, name: str) -> dict[str, Parameter]:

@@ -1,8 +1,8 @@
 """Plans: which notebooks run in which order with which parameters, and everything that can be refused beforehand.
 
 A plan is a YAML file of notebooks/plans: a description, shared parameters, and steps. Shared parameters, and those
-given on the command line, go to every step whose notebook takes them; a name that no notebook takes is an error, where
-papermill would warn and run on with the default.
+given on the command line, go to every step whose notebook lists them or, through MORE, whose Config has such a field. A
+name that no notebook takes is an error, where papermill would warn and run on with the default.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from kitlib.core import paths
+from kitlib.core import paths, settings
 from kitlib.core.errors import KitError
 from kitlib.pipeline.notebook import Notebook, Value, cast, read_notebook
 
@@ -78,25 +78,51 @@ def check(name_or_path: str | Path, given: Mapping[str, str] | None = None) -> t
     file, plan = read_plan(name_or_path)
     given = given or {}
     books = [read_notebook(_find_notebook(step.notebook, file.parent)) for step in plan.steps]
-    everywhere = {name for book in books for name in book.parameters}
+    listed = {name for book in books for name in book.parameters}
     for source, names in ((f"plan {file.name}", plan.parameters), ("-p", given)):
         for name in names:
-            _known(name, everywhere, source, "the plan's notebooks")
+            if name not in listed:
+                _known(name, listed.union(*(book.settings for book in books)), source, "the plan's notebooks")
     ready: list[Ready] = []
     for step, book in zip(plan.steps, books, strict=True):
         for name in step.parameters:
-            _known(name, book.parameters, f"plan {file.name}", book.name)
-        wanted = {**plan.parameters, **step.parameters}
-        values = {
-            name: cast(given[name], parameter, book.name, from_text=True)
-            if name in given
-            else cast(wanted[name], parameter, book.name)
-            for name, parameter in book.parameters.items()
-            if name in given or name in wanted
-        }
+            if name not in book.parameters:
+                _known(name, {*book.parameters, *book.settings}, f"plan {file.name}", book.name)
+        values = _values(book, plan.parameters | step.parameters, given)
         before = sum(other.notebook.name == book.name for other in ready)
         ready.append(Ready(book.name if not before else f"{book.name}-{before + 1}", book, values))
     return file, plan, ready
+
+
+def _values(book: Notebook, written: Mapping[str, Value], texts: Mapping[str, str]) -> dict[str, Value]:
+    """What a notebook gets of a plan's values and of texts from the command line, which win.
+
+    MORE takes the settings that the parameters cell does not list, and those that are given their default: the notebook
+    could not tell them from values that nobody gave, and would let a preset replace them. Raises KitError for a value
+    of the wrong type, and for a setting given twice with different values.
+    """
+    values: dict[str, Value] = {}
+    hidden: dict[str, Value] = {}
+    for name, value in {**written, **texts}.items():
+        if parameter := book.parameters.get(name) or book.settings.get(name):
+            one = cast(value, parameter, book.name, from_text=name in texts)
+            if name in book.parameters:
+                values[name] = one
+            if name not in book.parameters or (one == parameter.default and name in book.settings):
+                hidden[name.lower()] = one
+    if "MORE" not in book.parameters:
+        return values
+    before = settings.mapping(str(values.get("MORE", book.parameters["MORE"].default)))
+    more = before | hidden
+    for name in [*values, *map(str.upper, hidden)]:
+        own, inside = values.get(name, hidden.get(name.lower())), before.get(name.lower())
+        if inside is not None and inside != own:
+            if name not in texts or "MORE" in texts:
+                raise KitError(f"{book.name}: {name} is given as {own!r} and in MORE as {inside!r}")
+            more[name.lower()] = own  # the command line wins over the plan
+    if more != before:
+        values["MORE"] = yaml.safe_dump(more, default_flow_style=True, width=10**6).strip()
+    return values
 
 
 def _find_notebook(name: str, beside: Path) -> Path:
@@ -114,4 +140,4 @@ def _known(name: str, allowed: Collection[str], source: str, taker: str) -> None
         return
     close = difflib.get_close_matches(name.upper(), allowed, n=1)
     meant = f" (did you mean {close[0]}?)" if close else ""
-    raise KitError(f"{source}: {taker} take no parameter {name!r}{meant}; allowed are {', '.join(sorted(allowed))}")
+    raise KitError(f"{source}: {taker} take no parameter {name!r}{meant}; expected: {', '.join(sorted(allowed))}")

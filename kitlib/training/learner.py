@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,26 +12,40 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from kitlib.core.settings import Settings
+from kitlib.core.settings import Names, Settings
 from kitlib.training import fit
-from kitlib.vision import augment, lora
+from kitlib.vision import augment, encoders, lora
 from kitlib.vision.encoders import Encoder
 
 Batch = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Teaching(Settings):
-    """How any network on an encoder is taught; what it is taught is for the dataclasses made of this one."""
+@dataclass(frozen=True)
+class EncoderOptions(Settings):
+    """What all families with an encoder can be set to; a family's Config inherits it."""
 
-    view_dropout: float = 0.3  # share of views left out
-    mirror: bool = True  # learn from mirrored places too
-    vary: float = 1.0  # how far light and zoom of pictures vary; 0: not at all
+    encoder: str = encoders.STREETCLIP  # see vision/encoders.py
+    image_size: int = 0  # px of the square that the encoder sees; 0: its own
+    mirror: bool = True  # learn from mirrored places too, and average over both when guessing
+    vary: float = 1.0  # how far light and zoom of pictures vary in training an encoder; 0: not at all
+    gradient_checkpointing: bool = False  # a tenth of the activations' memory for 23 % more work
+    seed: int = 0  # of weights, order, dropout, augmentation and choices
+
+
+@dataclass(frozen=True)
+class TrainingOptions(EncoderOptions):
+    """How a network on an encoder is trained; what it is trained to do is for the dataclasses derived from this one."""
+
+    view_dropout: float = 0.3  # share of views left out in training
     weight_decay: float = 0.05  # of matrices; biases, norms and other vectors have none
     warmup: float = 0.1  # share of the steps in which the rates rise; then they fall along a cosine
+    finetune_blocks: int = 6  # last blocks of the encoder that learn; -1: all of it
+    lora_rank: int = 0  # rank of LoRA on the attention instead (hf: encoders); 0: without
+    finetune_rate: float = 2e-5  # learning rate of the encoder's top layer
     layer_decay: float = 0.9  # factor from each layer's rate of the encoder to the one below it
 
-    SHARES: ClassVar[Collection[str]] = ("view_dropout", "warmup", "layer_decay")
+    SHARES: ClassVar[Names] = ("view_dropout", "warmup", "layer_decay")
+    MINUS_ONE: ClassVar[Names] = ("finetune_blocks",)
 
 
 class Learner(pl.LightningModule):
@@ -43,12 +56,12 @@ class Learner(pl.LightningModule):
     lora_rank: of updates that learn instead, 0 for none.
     """
 
-    teaching: Teaching
+    options: TrainingOptions
 
     def __init__(
         self,
         encoder: Encoder | None,
-        teaching: Teaching,
+        options: TrainingOptions,
         total_steps: int,
         *,
         rate: float,
@@ -57,7 +70,7 @@ class Learner(pl.LightningModule):
         lora_rank: int = 0,
     ) -> None:
         super().__init__()
-        self.encoder, self.teaching, self.total_steps = encoder, teaching, total_steps
+        self.encoder, self.options, self.total_steps = encoder, options, total_steps
         self.rate, self.encoder_rate = rate, encoder_rate
         self.strict_loading = False  # see state_dict
         self.layers: list[list[nn.Parameter]] = []  # those of the encoder that learn, from input to output
@@ -68,8 +81,8 @@ class Learner(pl.LightningModule):
 
     def seen(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (B, V, D) of the batch as it is learned from, varied, and which views (B, V) bool to keep."""
-        features = encode(varied(batch, self.encoder, self.teaching.mirror, self.teaching.vary), self.encoder)
-        return features, kept_views(features, self.teaching.view_dropout)
+        features = encode(varied(batch, self.encoder, self.options.mirror, self.options.vary), self.encoder)
+        return features, kept_views(features, self.options.view_dropout)
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
         """All parameters but the encoder's, with their rates."""
@@ -83,12 +96,12 @@ class Learner(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up and cosine; the further down a layer of the encoder, the lower its rate."""
-        rates, teaching = self.rates(), self.teaching
+        rates, options = self.rates(), self.options
         for depth, layer in enumerate(reversed(self.layers)):
-            rates.append((layer, self.encoder_rate * teaching.layer_decay**depth))
-        groups = [group for some, rate in rates for group in _groups(some, rate, teaching.weight_decay)]
+            rates.append((layer, self.encoder_rate * options.layer_decay**depth))
+        groups = [group for some, rate in rates for group in _groups(some, rate, options.weight_decay)]
         optimizer = torch.optim.AdamW(groups, fused=fit.may_fuse(self))
-        schedule = fit.warmup_cosine(optimizer, self.total_steps, teaching.warmup)
+        schedule = fit.warmup_cosine(optimizer, self.total_steps, options.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

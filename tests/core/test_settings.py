@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import pytest
 
 from kitlib.core.errors import KitError
-from kitlib.core.settings import Settings
+from kitlib.core.settings import Names, Settings, mapping
 
 
 @dataclass(frozen=True)
@@ -23,41 +24,97 @@ class Example(Settings):
     on: bool = True
 
     CHOICES: ClassVar = {"colour": ("red", "blue")}
-    POSITIVE: ClassVar = ("size",)
-    SHARES: ClassVar = ("share",)
-    MINUS_ONE: ClassVar = ("blocks",)
+    POSITIVE: ClassVar[Names] = ("size",)
+    SHARES: ClassVar[Names] = ("share",)
+    MINUS_ONE: ClassVar[Names] = ("blocks",)
+    PRESETS: ClassVar = {"small": {"size": 1, "width": 0.5}}
+
+
+@dataclass(frozen=True)
+class Derived(Example):
+    depth: int = 2
+
+    POSITIVE: ClassVar[Names] = ("depth",)
+    CHOICES: ClassVar = {"shape": ("round",)}
+    PRESETS: ClassVar = {"small": {"depth": 1}}
 
 
 def test_settings_travel_by_name():
     example = Example(size=5, share=1)
     assert Example.from_dict(asdict(example)) == example
-    assert Example.of_run(asdict(example) | {"family": "example"}) == example
+    assert Example.from_run(asdict(example) | {"family": "example"}) == example
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
-        ({"colour": "green"}, "colour='green': allowed are red, blue"),
-        ({"size": 0}, "size=0: allowed is more than 0"),
-        ({"size": 1.5}, "size=1.5: wanted is int"),
-        ({"size": True}, "size=True: wanted is int"),
-        ({"share": 1.1}, "share=1.1: allowed is from 0 to 1"),
-        ({"share": float("nan")}, "share=nan: allowed is from 0 to 1"),
-        ({"blocks": -2}, "blocks=-2: must be finite and not negative"),
-        ({"size": -1}, "size=-1: allowed is more than 0"),
-        ({"width": math.inf}, "width=inf: must be finite and not negative"),
-        ({"on": 1}, "on=1: wanted is bool"),
-        ({"colour": None}, "colour=None: wanted is str"),
-        ({"weight": 1}, "unknown setting weight; allowed are colour, size, share, width, blocks, on"),
+        ({"colour": "green"}, "colour: expected one of red, blue; got 'green'"),
+        ({"size": 0}, "size: expected more than 0; got 0"),
+        ({"size": 1.5}, r"size: expected a whole number \(int\); got 1.5"),
+        ({"size": True}, r"size: expected a whole number \(int\); got True"),
+        ({"share": 1.1}, "share: expected a number from 0 to 1; got 1.1"),
+        ({"share": float("nan")}, "share: expected a number from 0 to 1; got nan"),
+        ({"blocks": -2}, "blocks: expected a finite number that is not negative; got -2"),
+        ({"size": -1}, "size: expected more than 0; got -1"),
+        ({"width": math.inf}, "width: expected a finite number that is not negative; got inf"),
+        ({"on": 1}, r"on: expected true or false \(bool\); got 1"),
+        ({"colour": None}, r"colour: expected a text \(str\); got None"),
+        ({"weight": 1}, "unknown setting weight; expected: colour, size, share, width, blocks, on"),
     ],
 )
-def test_what_is_wrong_is_told(wrong, told):
-    with pytest.raises(KitError, match=told):
+def test_refuses_wrong_values_and_unknown_names(wrong, message):
+    with pytest.raises(KitError, match=message):
         Example.from_dict(wrong)
 
 
 def test_a_run_of_an_earlier_kit_is_refused_and_one_of_now_may_hold_more():
     known = {field.name: field.default for field in dataclasses.fields(Example)}
-    assert Example.of_run(known | {"family": "any"}) == Example()
+    assert Example.from_run(known | {"family": "any"}) == Example()
     with pytest.raises(KitError, match="an earlier kit, without share: train it again"):
-        Example.of_run({name: value for name, value in known.items() if name != "share"})
+        Example.from_run({name: value for name, value in known.items() if name != "share"})
+
+
+def test_a_derived_class_adds_to_what_its_base_declares():
+    assert Derived.from_dict({}, "small") == Derived(size=1, width=0.5, depth=1)
+    assert set(Derived.CHOICES) == {"colour", "shape"} and set(Example.CHOICES) == {"colour"}
+    for wrong in ({"size": 0}, {"depth": 0}, {"colour": "green"}):
+        with pytest.raises(KitError, match=next(iter(wrong))):
+            Derived.from_dict(wrong)
+
+
+def test_a_preset_gives_way_to_what_is_given():
+    assert Example.from_dict({"size": 3}, "small") == Example(size=3, width=0.5)  # 3 is the default, but it was given
+    assert Example.from_dict({}, "") == Example.from_dict({}, "unknown") == Example()
+
+
+def test_parameters_of_a_notebook():
+    """One that has the Config's default says nothing; MORE and what the notebook fixes always count."""
+    cell = {"SIZE": 3, "SHARE": 0.25, "DATA": "anything", "size": 9}
+    assert Example.from_parameters(cell, "", "small") == Example(size=1, width=0.5, share=0.25)
+    assert Example.from_parameters(cell, "{size: 3, width: 1e-3}", "small") == Example(size=3, share=0.25, width=0.001)
+    assert Example.from_parameters(cell, "{WIDTH: 3}", on=False) == Example(width=3, share=0.25, on=False)
+
+
+@pytest.mark.parametrize("text", ["[1]", "size", "{size: [}", "{1: 2}"])
+def test_more_is_the_yaml_of_a_mapping(text):
+    with pytest.raises(KitError, match="MORE: expected YAML of a mapping"):
+        mapping(text)
+
+
+def test_texts_of_a_command_line():
+    assert Example.typed({"SIZE": "5", "width": "1e-3", "on": "false"}) == {"size": 5, "width": 0.001, "on": False}
+    with pytest.raises(KitError, match=r"size: expected a whole number \(int\); got '2.5'"):
+        Example.typed({"SIZE": "2.5"})
+    with pytest.raises(KitError, match="unknown setting sizes"):
+        Example.typed({"SIZES": "2"})
+
+
+def test_the_table_shows_where_each_value_comes_from():
+    table = Example.from_dict({"colour": "blue"}, "small")._repr_html_()
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    assert rows[:4] == [
+        ["colour", "blue", "given"],
+        ["size", "1", "preset small"],
+        ["share", "0.5", "default"],
+        ["width", "0.5", "preset small"],
+    ]

@@ -12,7 +12,7 @@ import pytest
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
 from kitlib.evaluation import ensemble, metrics
-from kitlib.evaluation.guesses import Guesses
+from kitlib.evaluation.guesses import Guesses, average
 
 N, S = 300, 6
 STATES = pd.DataFrame({"state_idx": np.arange(S) * 3, "state": list("ABCDEF")})
@@ -48,16 +48,16 @@ def test_independent_members_share_and_beat_the_best_of_them(places):
     members = [member(places, 1, 1.5), member(places, 2, 1.5)]
     weights = ensemble.fit_weights(members, places)
     assert weights.sum() == pytest.approx(1) and (weights > 0.2).all()
-    assert score(ensemble.blend(members, weights), places) > max(score(m, places) for m in members) + 0.01
+    assert score(average(members, weights), places) > max(score(m, places) for m in members) + 0.01
 
 
 def test_no_worse_than_equal_shares_or_the_best_member(places):
     members = [member(places, 1, 0.3), member(places, 2, 2.0), member(places, 3, 0.1)]
     weights = ensemble.fit_weights(members, places)
     assert weights.argmax() == 1
-    fitted = score(ensemble.blend(members, weights), places)
+    fitted = score(average(members, weights), places)
     assert fitted >= score(members[1], places)
-    assert fitted >= score(ensemble.blend(members, [1, 1, 1]), places)
+    assert fitted >= score(average(members, [1, 1, 1]), places)
 
 
 def test_a_member_that_misleads_gets_hardly_a_share(places):
@@ -67,7 +67,7 @@ def test_a_member_that_misleads_gets_hardly_a_share(places):
     )
     weights = ensemble.fit_weights([misled, truth], places)
     assert weights[0] < 0.3
-    assert score(ensemble.blend([misled, truth], weights), places) >= score(truth, places)
+    assert score(average([misled, truth], weights), places) >= score(truth, places)
 
 
 def test_weights_are_seeded_and_a_single_member_takes_all(places):

@@ -98,7 +98,7 @@ def test_score_of_guesses_joins_on_the_id(places):
         truth["state_idx"], truth[["latitude", "longitude"]], guesses.top_states(), guesses.point()
     )
     assert metrics.score_guesses(guesses, places) == expected
-    with pytest.raises(KitError, match="sample_id 99 are no training places"):
+    with pytest.raises(KitError, match="expected sample_ids of training places; got 99"):
         metrics.score_guesses(make_guesses([10, 99]), places)
 
 

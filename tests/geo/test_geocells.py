@@ -9,7 +9,7 @@ import pytest
 from kitlib import geo
 from kitlib.core import paths
 from kitlib.core.errors import KitError
-from kitlib.data import cells as data_cells
+from kitlib.data import geography
 from kitlib.data.places import Places
 from kitlib.geo import geocells
 
@@ -96,15 +96,15 @@ def test_cells_are_kept_and_keyed_by_what_made_them(drawn, tmp_path, home, monke
     table = pd.DataFrame({"split": "train", "sample_id": range(len(points)), "image_only": "", "state": "x"})
     table = table.assign(state_idx=state, latitude=points[:, 0], longitude=points[:, 1])
     places = Places("x", tmp_path, table, pd.DataFrame({"state_idx": range(5), "state": list("abcde")}))
-    cells = data_cells.load_or_make(places, 30)
+    cells = geography.load_or_make_cells(places, 30)
     assert cells["count"].sum() == len(points)
-    fold = data_cells.load_or_make(places, 30, rows=np.arange(len(points)) % 5 > 0)
+    fold = geography.load_or_make_cells(places, 30, rows=np.arange(len(points)) % 5 > 0)
     assert fold["count"].sum() == (np.arange(len(points)) % 5 > 0).sum()
-    monkeypatch.setattr(data_cells, "make", None)  # from here on only files can answer
-    pd.testing.assert_frame_equal(data_cells.load_or_make(places, 30), cells)
+    monkeypatch.setattr(geography, "make", None)  # from here on only files can answer
+    pd.testing.assert_frame_equal(geography.load_or_make_cells(places, 30), cells)
     pd.testing.assert_frame_equal(
-        data_cells.load_or_make(places, 30, rows=np.flatnonzero(np.arange(len(points)) % 5)), fold
+        geography.load_or_make_cells(places, 30, rows=np.flatnonzero(np.arange(len(points)) % 5)), fold
     )
     with pytest.raises(TypeError):
-        data_cells.load_or_make(places, 31)
+        geography.load_or_make_cells(places, 31)
     assert len(list(paths.derived_dir(places.key).glob("cells-*.parquet"))) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from notebook_helper import code, parameters, prose, write_notebook, write_plan
 
 from kitlib.core.errors import KitError
@@ -58,23 +59,23 @@ def test_a_notebook_may_come_twice_with_parameters_of_its_own(folder):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
-        ({"EPOCH": "3"}, r"'EPOCH' \(did you mean EPOCHS\?\); allowed are DATA, EPOCHS, MIRROR, RATE, TOP"),
+        ({"EPOCH": "3"}, r"'EPOCH' \(did you mean EPOCHS\?\); expected: DATA, EPOCHS, MIRROR, RATE, TOP"),
         ({"epochs": "3"}, r"did you mean EPOCHS"),
-        ({"EPOCHS": "abc"}, r"EPOCHS of 10_train must be a whole number \(int\), not 'abc'"),
+        ({"EPOCHS": "abc"}, r"EPOCHS of 10_train: expected a whole number \(int\); got 'abc'"),
         ({"EPOCHS": "2.5"}, r"whole number"),
-        ({"RATE": "fast"}, r"RATE of 10_train must be a number"),
+        ({"RATE": "fast"}, r"RATE of 10_train: expected a number"),
         ({"MIRROR": "maybe"}, r"true or false"),
     ],
 )
-def test_refuses_unknown_names_and_wrong_types(folder, given, told):
-    with pytest.raises(KitError, match=told):
+def test_refuses_unknown_names_and_wrong_types(folder, given, message):
+    with pytest.raises(KitError, match=message):
         plans.check(folder / "both.yaml", given)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("description: d\nsteps: []\n", "steps"),
         ("description: d\nsteps:\n- notebook: 10_train\n  paramters: {EPOCHS: 1}\n", r"steps\.0\.paramters"),
@@ -83,20 +84,20 @@ def test_refuses_unknown_names_and_wrong_types(folder, given, told):
         ("description: d\nparameters: {EPOCH: 1}\nsteps:\n- notebook: 10_train\n", r"did you mean EPOCHS"),
         (
             "description: d\nsteps:\n- notebook: 10_train\n  parameters: {EPOCHS: '3'}\n",
-            r"whole number \(int\), not '3'",
+            r"whole number \(int\); got '3'",
         ),
         (
             "description: d\nsteps:\n- notebook: 10_train\n  parameters: {EPOCHS: true}\n",
-            r"whole number \(int\), not True",
+            r"whole number \(int\); got True",
         ),
         ("description: d\nsteps:\n- notebook: 11_train\n", r"no notebook '11_train'"),
         ("description: [d\n", r"not valid YAML"),
         ("just a text", r"the whole file"),
     ],
 )
-def test_refuses_a_malformed_plan(folder, text, told):
+def test_refuses_a_malformed_plan(folder, text, message):
     (folder / "bad.yaml").write_text(text)
-    with pytest.raises(KitError, match=told):
+    with pytest.raises(KitError, match=message):
         plans.check(folder / "bad.yaml")
 
 
@@ -119,7 +120,7 @@ def test_an_unknown_plan_is_told_with_those_there_are():
 )
 def test_refuses_a_parameters_cell_that_papermill_would_misread(tmp_path, line):
     write_notebook(tmp_path / "x.ipynb", parameters(line))
-    with pytest.raises(KitError, match=r"x.*(papermill cannot read|must be)"):
+    with pytest.raises(KitError, match=r"x.*(papermill cannot read|expected)"):
         read_notebook(tmp_path / "x.ipynb")
 
 
@@ -141,3 +142,55 @@ def test_refuses_what_is_no_notebook(tmp_path):
 def test_the_kit_s_own_plans_are_in_order():
     for name in plans.list_plans():
         plans.check(name)
+
+
+def test_the_kit_s_own_plans_repeat_no_default():
+    """A default in a plan shows nothing, and costs every run the import of a family."""
+    names = {"DATA", "RUN", "RUNS", "NAME", "START_FROM"}  # said for the reader
+    for name in plans.list_plans():
+        _, plan, steps = plans.check(name)
+        for step, ready in zip(plan.steps, steps, strict=True):
+            defaults = {key: parameter.default for key, parameter in ready.notebook.parameters.items()}
+            given = (plan.parameters | step.parameters).items()
+            assert not {key for key, value in given if defaults.get(key) == value} - names, f"{name}: {ready.name}"
+
+
+@pytest.fixture
+def family(tmp_path):
+    """A notebook that makes a multiview.Config of some of its fields."""
+    lines = 'ENCODER: str = "hf:geolocal/StreetCLIP"  # a name', "HEADS_EPOCHS: int = 60  # passes"
+    book = (
+        parameters("\n".join([*lines, 'MORE: str = "{}"  # others'])),
+        code("config = multiview.Config.from_parameters(globals(), MORE)"),
+    )
+    write_notebook(tmp_path / "10_family.ipynb", prose("# 10 · Family"), *book)
+    write_notebook(tmp_path / "20_look.ipynb", prose("# 20 · Look"), parameters("TOP: int = 5  # states"))
+    write_plan(tmp_path / "p.yaml", "10_family 20_look")
+    return tmp_path
+
+
+def test_every_field_of_a_config_can_be_given(family):
+    """What the parameters cell does not list goes through MORE, and so does a default that was given on purpose."""
+    given = {"HEADS_EPOCHS": "3", "HIDDEN": "16", "MIRROR": "false", "ENCODER": "hf:geolocal/StreetCLIP", "TOP": "1"}
+    _, _, steps = plans.check(family / "p.yaml", given)
+    more = steps[0].values.pop("MORE")
+    assert yaml.safe_load(more) == {"hidden": 16, "mirror": False, "encoder": "hf:geolocal/StreetCLIP"}
+    assert steps[0].values == {"HEADS_EPOCHS": 3, "ENCODER": "hf:geolocal/StreetCLIP"} and steps[1].values == {"TOP": 1}
+    for wrong, message in (
+        ({"HIDEN": "1"}, "did you mean HIDDEN"),
+        ({"HIDDEN": "x"}, "HIDDEN of 10_family: expected a whole"),
+    ):
+        with pytest.raises(KitError, match=message):
+            plans.check(family / "p.yaml", wrong)
+
+
+def test_a_setting_given_twice(family):
+    """The command line wins over a plan's MORE; two values of the same rank are refused."""
+    text = "description: d\nsteps:\n- notebook: 10_family\n  parameters: {MORE: '{hidden: 8, heads_epochs: 2}'}\n"
+    (family / "more.yaml").write_text(text)
+    assert plans.check(family / "more.yaml")[2][0].values == {"MORE": "{hidden: 8, heads_epochs: 2}"}
+    values = plans.check(family / "more.yaml", {"HIDDEN": "16", "HEADS_EPOCHS": "3"})[2][0].values
+    assert yaml.safe_load(str(values["MORE"])) == {"hidden": 16, "heads_epochs": 3} and values["HEADS_EPOCHS"] == 3
+    (family / "more.yaml").write_text(text.replace("parameters: {", "parameters: {HIDDEN: 9, "))
+    with pytest.raises(KitError, match="10_family: HIDDEN is given as 9 and in MORE as 8"):
+        plans.check(family / "more.yaml")

@@ -19,7 +19,7 @@ from kitlib.models.retrieval import metric_learning as metric
 from kitlib.models.retrieval.gps_network import GpsMatch
 from kitlib.models.retrieval.metric_learning import Projection
 from kitlib.training import fit as fitting
-from kitlib.training.learner import Learner, Teaching, encode, kept_views, varied
+from kitlib.training.learner import Learner, TrainingOptions, encode, kept_views, varied
 from kitlib.training.sphere import unit_vectors
 from kitlib.vision import encoders
 
@@ -33,7 +33,7 @@ PICTURES = torch.randint(0, 256, (N, V, 3, 40, 40), dtype=torch.uint8, generator
 
 def geolocating(encoder, n_features=12, **options) -> Learner:
     heads = Heads(CLASSES, V, n_features, hidden=8)
-    return training.Geolocator(heads, encoder, training.Teaching(layer_decay=0.5), 2, **options)
+    return training.Geolocator(heads, encoder, training.GeolocatorOptions(layer_decay=0.5), 2, **options)
 
 
 def metric_learning(encoder, n_features=12, **options) -> Learner:
@@ -151,18 +151,18 @@ def test_a_share_of_views_is_left_out_but_never_all():
     assert kept_views(torch.zeros(50, V, 3), 0.0).all() and kept_views(torch.zeros(50, V, 3), 1.0).all()
 
 
-@pytest.mark.parametrize("kind", [Teaching, training.Teaching, metric.Teaching, gps_training.Teaching])
+@pytest.mark.parametrize("kind", [TrainingOptions, training.GeolocatorOptions, metric.Teaching, gps_training.Teaching])
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
-        ({"view_dropout": 1.5}, "view_dropout=1.5: allowed is from 0 to 1"),
-        ({"warmup": -0.1}, "warmup=-0.1: allowed is from 0 to 1"),
-        ({"mirror": 1}, "mirror=1: wanted is bool"),
-        ({"weight_decay": float("inf")}, "weight_decay=inf: must be finite"),
+        ({"view_dropout": 1.5}, "view_dropout: expected a number from 0 to 1"),
+        ({"warmup": -0.1}, "warmup: expected a number from 0 to 1"),
+        ({"mirror": 1}, "mirror: expected true or false"),
+        ({"weight_decay": float("inf")}, "weight_decay: expected a finite number"),
     ],
 )
-def test_a_teaching_refuses(kind, wrong, told):
-    with pytest.raises(KitError, match=told):
+def test_training_options_refuse(kind, wrong, message):
+    with pytest.raises(KitError, match=message):
         kind(**wrong)
-    with pytest.raises(KitError, match=told):
+    with pytest.raises(KitError, match=message):
         dataclasses.replace(kind(), **wrong)

@@ -9,6 +9,5 @@ from kitlib.core import lazy
 if TYPE_CHECKING:
     from kitlib.data.sample.competition import draw as draw
     from kitlib.data.sample.competition import ensure as ensure
-    from kitlib.data.sample.competition import note as note
 else:
     __getattr__, __dir__ = lazy.face(__name__, __file__)

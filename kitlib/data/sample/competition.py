@@ -25,13 +25,13 @@ from tqdm.auto import tqdm
 
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.data.places import DRAWN
 from kitlib.data.readers import VIEWS
 from kitlib.data.sample import scenery
 from kitlib.geo import outlines
 
 log = logging.getLogger(__name__)
 
-DRAWN = "drawn sample, not photographs"
 TOWNS = 24  # in every state
 README = """A drawn sample competition, not photographs.
 
@@ -52,11 +52,6 @@ def ensure(data: str) -> Path:
         return paths.find_data(data)
     folder = paths.raw_dir() / "sample"
     return paths.find_data(folder if folder.is_dir() else draw(folder))
-
-
-def note(folder: Path) -> str:
-    """What figures of the data set in `folder` say at their bottom: DRAWN for one made by `draw`, else nothing."""
-    return DRAWN if (folder.parent / "sample.json").is_file() else ""
 
 
 def draw(folder: str | Path, n_train: int = 1000, n_test: int = 250, size: int = 256, seed: int = 0) -> Path:

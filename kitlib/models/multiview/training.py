@@ -1,4 +1,4 @@
-"""Heads on an encoder as they learn: what they are taught of states, cells and points, and what that costs."""
+"""The losses of the heads: soft targets for states and geocells, distances for points."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from kitlib.core.settings import Names
 from kitlib.models.multiview.heads import Answer, Heads
-from kitlib.training import learner, losses, sphere
-from kitlib.training.learner import Batch, Learner, encode
+from kitlib.training import losses, sphere
+from kitlib.training.learner import Batch, Learner, TrainingOptions, encode
 from kitlib.vision.encoders import Encoder
 
 SOFT_LABELS = ("place", "matrix", "none")
@@ -17,29 +18,29 @@ KM_PER_NAT = 1000.0  # being so far off costs as much as one nat of cross-entrop
 
 
 @dataclass(frozen=True)
-class Teaching(learner.Teaching):
-    """What the heads are taught, and how."""
+class GeolocatorOptions(TrainingOptions):
+    """How heads and encoder are trained."""
 
     soft_labels: str = "place"  # distances behind the state targets: from the place, the matrix of states, or none
     temperature_km: float = 75.0  # km at which a target's weight falls to 1/e, of states and of cells
 
     CHOICES: ClassVar = {"soft_labels": SOFT_LABELS}
-    POSITIVE: ClassVar = ("temperature_km",)
+    POSITIVE: ClassVar[Names] = ("temperature_km",)
 
 
 class Geolocator(Learner):
     """Heads, and the encoder below them when it learns too, with their losses.
 
     Batches hold of each place `state` and `cell` (B,), its classes, and `place` (B, 3), its unit vector.
-    options: those of `Learner`, as everything else.
+    rates: the keyword arguments of `Learner`.
     """
 
-    teaching: Teaching
+    options: GeolocatorOptions
 
     def __init__(
-        self, heads: Heads, encoder: Encoder | None, teaching: Teaching, total_steps: int, **options: Any
+        self, heads: Heads, encoder: Encoder | None, options: GeolocatorOptions, total_steps: int, **rates: Any
     ) -> None:
-        super().__init__(encoder, teaching, total_steps, **options)
+        super().__init__(encoder, options, total_steps, **rates)
         self.heads = heads
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
@@ -58,15 +59,15 @@ class Geolocator(Learner):
 
     def parts(self, answer: Answer, batch: Batch) -> dict[str, torch.Tensor]:
         """The parts of the loss, and the share of the state targets that the true state keeps."""
-        teaching, heads, place = self.teaching, self.heads, batch["place"]
-        if teaching.soft_labels == "place":
-            states = losses.place_targets(place, heads.state_vectors, batch["state"], teaching.temperature_km)
-        elif teaching.soft_labels == "matrix":
+        options, heads, place = self.options, self.heads, batch["place"]
+        if options.soft_labels == "place":
+            states = losses.place_targets(place, heads.state_vectors, batch["state"], options.temperature_km)
+        elif options.soft_labels == "matrix":
             km = sphere.haversine_km(heads.state_vectors[:, None], heads.state_vectors)
-            states = losses.matrix_targets(km, teaching.temperature_km)[batch["state"]]
+            states = losses.matrix_targets(km, options.temperature_km)[batch["state"]]
         else:
             states = losses.hard_targets(batch["state"], len(heads.state_vectors))
-        cells = losses.place_targets(place, heads.cell_vectors, batch["cell"], teaching.temperature_km)
+        cells = losses.place_targets(place, heads.cell_vectors, batch["cell"], options.temperature_km)
         moved = heads.moved(answer.offsets, batch["cell"][:, None])[:, 0]
         return {
             "state_loss": losses.soft_cross_entropy(answer.states, states),

@@ -1,11 +1,11 @@
-"""One fold of a regional run: regions and scalers from its training places, a regressor each, and what they say."""
+"""One fold of a regional run: regions and scalers from its training places, a regressor each, and their predictions."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -19,10 +19,10 @@ from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
 from kitlib.evaluation.guesses import Guesses
-from kitlib.models.regional.heads import Frames, RegionHeads
+from kitlib.models.regional.heads import RidgeHeads
 from kitlib.models.regional.regions import Regions
 from kitlib.models.regional.scalers import RegionScaler, file_id
-from kitlib.models.regional.training import EncoderTraining, HeadsTraining, Teaching
+from kitlib.models.regional.training import EncoderTraining, Frames
 from kitlib.training import checkpoints, fit
 from kitlib.training.learner import Batch
 from kitlib.vision import augment, device
@@ -42,10 +42,11 @@ def failures(folder: Path) -> dict[str, str]:
     return {unquote(file.stem.removeprefix("failed_")): f"failed: {file.read_text().strip()}" for file in files}
 
 
-class Part:
-    """The regions of one fold, made from the training places in `rows`, and their regressors, kept in `folder`.
+class RegionalFold:
+    """The regions of one fold, made from the training places in `rows`, and their regressors, saved in `folder`.
 
-    config: a `regional.Config`. val: the places that tell when to stop. held: those that are guessed.
+    config: a `regional.Config`. val: the places that stop an encoder's training and choose the penalties of heads.
+    held: the held-out ones.
     """
 
     def __init__(self, inputs: Inputs, config: Any, folder: Path, rows: np.ndarray, val: Rows, held: Rows) -> None:
@@ -63,10 +64,8 @@ class Part:
         self.frames = Frames(self.scalers)
         self.has_own = self.regions.count >= config.min_places
         self.val = val[0], val[1][self.region[val[0]][val[1]] >= 0]
-        if not len(self.val[1]):
-            log.warning(
-                "%s: too few places to keep any back; those that are learned from tell when to stop", folder.name
-            )
+        if not len(self.val[1]) and config.finetune:
+            log.warning("%s: too few places to validate on: the training places stop the training", folder.name)
             self.val = "train", rows
 
     @property
@@ -80,11 +79,11 @@ class Part:
         for scaler, name in zip(self.scalers, self.regions.names, strict=True):
             scaler.save(self.folder, name)
         if small := self.regions.names[~self.has_own].tolist():
-            told = f"{len(small)} regions with fewer than {self.config.min_places} places share a pooled model"
-            log.info("%s: %s: %s", self.folder.name, told, ", ".join(small))
+            message = "%s: %d regions with fewer than %d places share a pooled model: %s"
+            log.info(message, self.folder.name, len(small), self.config.min_places, ", ".join(small))
 
     def labels(self, split: str) -> Batch:
-        """What is taught of each place (N,) of a split: its region, its scaled coordinates there, and where it is."""
+        """The targets of each place (N,) of a split: its region, its scaled coordinates there, and its unit vector."""
         points, region = self.inputs.places.points(split), self.region[split]
         scaled = np.zeros_like(points)
         for k in np.unique(region[region >= 0]):
@@ -93,26 +92,12 @@ class Part:
         tensors = {"scaled": torch.from_numpy(scaled).float(), "place": torch.from_numpy(place).float()}
         return tensors | {"region": torch.from_numpy(region)}
 
-    def train_heads(self, max_hours: float | None = None, logger: Any = None) -> bool:
-        """The heads of all regions at once, on cached features; whether they came to an end."""
-        config, features = self.config, self.inputs.features["train"]
-        torch.manual_seed(config.seed)
-        heads = RegionHeads(self.has_own.tolist(), features.shape[-1], config.hidden, config.dropout)
-        heads.begin(features[self.rows], self.medians)
-        batch = max(1, min(config.heads_batch, len(self.rows) // 8))
-        steps = fit.total_steps(len(self.rows), batch, 1, 1)
-        module = HeadsTraining(heads, self.frames, self._teaching(), config.heads_rate, steps, config.patience)
-        module.start(self._loader(self.val[0], None)(self.val[1]))
-        # clipping the norm of all gradients together would tie the heads to each other
-        how = {"max_hours": max_hours, "logger": logger, "gradient_clip": 0.0, "precision": "float32"}
-        if not self._fit(module, self.rows, self.val[1], batch, self.folder / "heads", None, **how):
-            return False
-        module.best.save(self.folder / "heads.safetensors")
-        for name, broken in zip(self.models, module.broken.tolist(), strict=True):
-            self.forget_failure(name)
-            if broken:
-                self.note_failure(name, "its gradients were not finite; a lower heads_rate may help")
-        return True
+    def fit_heads(self) -> None:
+        """Fit and save the ridge regressions of all regions on cached features."""
+        split, val = self.val
+        examples = self._examples("train", self.rows)
+        heads = RidgeHeads.fit(*examples, self.has_own, self._examples(split, val) if len(val) else None)
+        heads.save(self.folder / "heads.npz")
 
     def train_encoder(self, name: str, devices: int = 1, max_hours: float | None = None, logger: Any = None) -> bool:
         """A region's own encoder, or the pooled one, which learns from all places; whether it came to an end."""
@@ -127,15 +112,23 @@ class Part:
             encoder.enable_checkpointing()
         steps = fit.total_steps(len(rows), config.batch, 1, 1, devices)
         start = self.medians[self._regions_of(name)].mean(axis=0)
-        module = EncoderTraining(encoder, self.frames, self._teaching(), config.rate, steps, start)
-        how = {
-            "max_hours": max_hours,
-            "logger": logger,
-            "devices": devices,
-            "precision": device.precision_of(self.inputs.dtype),
-        }
-        how |= {"monitor": "val_loss", "patience": config.patience}
-        return self._fit(module, rows, val, config.batch, self._model_folder(name), encoder, **how)
+        module = EncoderTraining(encoder, self.frames, config, steps, start)
+        validate = Batches(val, config.batch, 0, self._loader(self.val[0], encoder), shuffle=False, prefetch=True)
+        return fit.fit(
+            module,
+            Batches(rows, config.batch, config.seed, self._loader("train", encoder), prefetch=True),
+            self._model_folder(name),
+            epochs=config.epochs,
+            config=asdict(config),
+            val_batches=validate,
+            max_hours=max_hours,
+            devices=devices,
+            precision=device.precision_of(self.inputs.dtype),
+            seed=config.seed,
+            logger=logger,
+            monitor="val_loss",
+            patience=config.patience,
+        ).finished
 
     def is_trained(self, name: str) -> bool:
         """Whether a model's training came to an end, good or bad."""
@@ -157,32 +150,35 @@ class Part:
         named = zip(self.regions.names, self.has_own, strict=True)
         return [failed.get(name, "own") if own else failed.get(POOLED, POOLED) for name, own in named]
 
-    def scaled(self, split: str, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Scaled coordinates (B, R, 2) of places in the regions that are `wanted` (B, R); elsewhere the median point's.
+    def scaled(self, split: str, rows: np.ndarray, likely: np.ndarray) -> np.ndarray:
+        """Scaled coordinates (B, R, 2) of places in their `likely` (B, R) regions; elsewhere the median point's.
 
         So are those of places without a usable picture, and of regions whose training failed.
         """
-        said = np.tile(self.medians, (len(rows), 1, 1))
+        scaled = np.tile(self.medians, (len(rows), 1, 1))
         failed = np.char.startswith(self.model_of, "failed")
-        wanted = wanted & ~failed & ~self.inputs.packs[split].unusable_places[rows, None]
+        todo = likely & ~failed & ~self.inputs.packs[split].unusable_places[rows, None]
         if not self.config.finetune:
-            heads = RegionHeads.load(self.folder / "heads.safetensors").to(self.inputs.device)
-            todo = np.flatnonzero(wanted.any(axis=1))
-            all_regions = self._see(split, rows[todo], None, lambda features: heads(heads.fuse(features)))
-            said[todo] = np.where(wanted[todo, :, None], all_regions, said[todo])
-            return said
+            some = np.flatnonzero(todo.any(axis=1))
+            offsets = self.heads.predict(self._features(split, rows[some]))
+            scaled[some] += np.where(todo[some, :, None], offsets, 0.0)
+            return scaled
         for name in self.models:
             regions = self._regions_of(name)
-            todo = np.flatnonzero(wanted[:, regions].any(axis=1))
-            if len(todo):
-                encoder = self.inputs.encoder()
-                module = EncoderTraining(encoder, self.frames, self._teaching(), 0.0, 1, np.zeros(2))
+            some = np.flatnonzero(todo[:, regions].any(axis=1))
+            if len(some):
+                module = EncoderTraining(self.inputs.encoder(), self.frames, self.config, 1, np.zeros(2))
                 module.load_state_dict(checkpoints.final_weights(self._model_folder(name)))
-                one = self._see(split, rows[todo], encoder, module.to(self.inputs.device).eval())
+                predicted = self._predict(split, rows[some], module.to(self.inputs.device).eval())
                 for k in regions:
-                    hit = wanted[todo, k]
-                    said[todo[hit], k] = one[hit]
-        return said
+                    hit = todo[some, k]
+                    scaled[some[hit], k] = predicted[hit]
+        return scaled
+
+    @cached_property
+    def heads(self) -> RidgeHeads:
+        """The saved heads."""
+        return RidgeHeads.load(self.folder / "heads.npz")
 
     def points(self, scaled: np.ndarray) -> np.ndarray:
         """Points (B, R, 2) of scaled coordinates (B, R, 2)."""
@@ -198,9 +194,9 @@ class Part:
         likely = self.regions.probabilities(state_probs)
         top = np.argsort(-likely, axis=1, kind="stable")[:, : self.config.routes]
         weights = np.take_along_axis(likely, top, axis=1)
-        wanted = np.zeros(likely.shape, bool)
-        np.put_along_axis(wanted, top, weights > 0, axis=1)
-        points = self.points(self.scaled(split, rows, wanted))
+        routes = np.zeros(likely.shape, bool)
+        np.put_along_axis(routes, top, weights > 0, axis=1)
+        points = self.points(self.scaled(split, rows, routes))
         return Guesses(
             sample_id=self.inputs.places.sample_id(split)[rows],
             state_idx=states,
@@ -211,9 +207,9 @@ class Part:
         )
 
     def held_out(self) -> pd.DataFrame:
-        """Each held-out place as the regressor of its true region says it, beside the truth.
+        """The prediction for each held-out place by the regressor of its true region, beside the truth.
 
-        Of a place whose region has no training place the median of all is said, and no scaled coordinates are known.
+        A place whose region has no training place gets the median of all, and no scaled coordinates.
         """
         split, rows = self.held
         places, region = self.inputs.places, self.region[split][rows]
@@ -221,11 +217,11 @@ class Part:
         own = np.zeros((len(rows), len(self.regions)), bool)
         own[each[~lost], region[~lost]] = True
         scaled = self.scaled(split, rows, own)[each, region]
-        said, median = np.empty((len(rows), 2)), self.regions.medians[region]
+        predicted, median = np.empty((len(rows), 2)), self.regions.medians[region]
         for k in np.unique(region[~lost]):
-            said[region == k] = self.scalers[k].inverse(scaled[region == k])
+            predicted[region == k] = self.scalers[k].inverse(scaled[region == k])
         true = self.labels(split)["scaled"].numpy()[rows]
-        said[lost] = median[lost] = geo.geometric_median(self.regions.medians, self.regions.count)
+        predicted[lost] = median[lost] = geo.geometric_median(self.regions.medians, self.regions.count)
         scaled[lost] = true[lost] = np.nan
         names = np.where(lost, places.rows(split)["state"].to_numpy(str)[rows], self.regions.names[region])
         return pd.DataFrame(
@@ -237,13 +233,13 @@ class Part:
                 "unit_km": np.where(lost, np.nan, np.array([scaler.unit_km for scaler in self.scalers])[region]),
                 "latitude": points[:, 0],
                 "longitude": points[:, 1],
-                "said_latitude": said[:, 0],
-                "said_longitude": said[:, 1],
+                "guess_latitude": predicted[:, 0],
+                "guess_longitude": predicted[:, 1],
                 "east": true[:, 0],
                 "north": true[:, 1],
-                "said_east": scaled[:, 0],
-                "said_north": scaled[:, 1],
-                "km": geo.distance_km(said, points),
+                "guess_east": scaled[:, 0],
+                "guess_north": scaled[:, 1],
+                "km": geo.distance_km(predicted, points),
                 "median_point_km": geo.distance_km(median, points),
             }
         )
@@ -258,48 +254,30 @@ class Part:
     def _failure(self, name: str) -> Path:
         return self.folder / f"failed_{file_id(name)}.txt"
 
-    def _teaching(self) -> Teaching:
-        return Teaching(**{field.name: getattr(self.config, field.name) for field in fields(Teaching)})
-
-    def _loader(self, split: str, encoder: Encoder | None) -> Callable[[np.ndarray], Batch]:
+    def _loader(self, split: str, encoder: Encoder) -> Callable[[np.ndarray], Batch]:
         labels = self.labels(split)
         return lambda rows: self.inputs.look(split, encoder, rows) | {n: v[rows] for n, v in labels.items()}
 
-    def _fit(
-        self,
-        module: Any,
-        rows: np.ndarray,
-        val: np.ndarray,
-        batch: int,
-        folder: Path,
-        encoder: Encoder | None,
-        **how: Any,
-    ) -> bool:
-        """Train a module on `rows` of the training split until `val` says to stop; whether it came to an end."""
-        config, ahead = self.config, encoder is not None
-        validate = Batches(val, batch, 0, self._loader(self.val[0], encoder), shuffle=False, prefetch=ahead)
-        return fit.fit(
-            module,
-            Batches(rows, batch, config.seed, self._loader("train", encoder), prefetch=ahead),
-            folder,
-            epochs=config.epochs,
-            config=asdict(config),
-            val_batches=validate,
-            seed=config.seed,
-            **how,
-        ).finished
+    def _features(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """The mean (B, D) over sides and views of the cached features of places."""
+        features = self.inputs.features[split][rows].float()
+        return features[:, : 1 + self.config.mirror].mean(dim=(1, 2)).numpy()
 
-    def _see(
-        self, split: str, rows: np.ndarray, encoder: Encoder | None, say: Callable[[torch.Tensor], torch.Tensor]
-    ) -> np.ndarray:
-        """What `say` makes of places, of their features or pictures, averaged over plain and mirrored ones."""
-        config, inputs, parts = self.config, self.inputs, []
-        size = config.batch if encoder else config.heads_batch
-        seen = Batches(rows, size, 0, lambda r: inputs.look(split, encoder, r), shuffle=False, prefetch=True)
-        with torch.inference_mode(), device.autocast(inputs.device, inputs.dtype) if encoder else nullcontext():
-            for batch in seen:
-                one = next(iter(batch.values())).to(inputs.device)
-                sides = [one, augment.mirror(one)] if encoder else list(one.unbind(1))
-                sides = sides[: 1 + config.mirror]
-                parts.append(torch.stack([say(side).float() for side in sides]).mean(0).cpu().numpy())
+    def _examples(self, split: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features (B, D), regions (B,) and scaled coordinates from the region's median (B, 2) of usable places."""
+        rows = rows[~self.inputs.packs[split].unusable_places[rows]]
+        region = self.region[split][rows]
+        return self._features(split, rows), region, self.labels(split)["scaled"].numpy()[rows] - self.medians[region]
+
+    def _predict(self, split: str, rows: np.ndarray, module: EncoderTraining) -> np.ndarray:
+        """Scaled coordinates (B, 2) by one region's encoder, averaged over plain and mirrored pictures."""
+        inputs, parts, encoder = self.inputs, [], module.encoder
+        batches = Batches(
+            rows, self.config.batch, 0, lambda r: inputs.look(split, encoder, r), shuffle=False, prefetch=True
+        )
+        with torch.inference_mode(), device.autocast(inputs.device, inputs.dtype):
+            for batch in batches:
+                views = batch["views"].to(inputs.device)
+                sides = [views, augment.mirror(views)] if self.config.mirror else [views]
+                parts.append(torch.stack([module(side).float() for side in sides]).mean(0).cpu().numpy())
         return np.concatenate(parts)

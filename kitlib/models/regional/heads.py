@@ -1,152 +1,88 @@
-"""Small regressors, one a region, that are computed together: features to scaled coordinates in each region's frame.
+"""Linear heads on a frozen encoder's features: a ridge regression for each region, in closed form.
 
-The heads of all regions are one batched matrix product. They begin by saying the region's median point.
+Heads predict scaled coordinates relative to the region's median point, so that a head whose penalty is high predicts
+the median point. Each region's penalty is the one with the lowest squared error on places that the head has not seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from kitlib.geo import EARTH_RADIUS_KM, projection
-from kitlib.models.regional.scalers import RegionScaler
-from kitlib.training import sphere
-from kitlib.training.learner import Batch
-from kitlib.vision.weights import Saved
+from kitlib.core import storage
 
-LOSSES = ("mse", "haversine")
+ALPHAS = np.logspace(0, 7, 29)  # the penalties to choose from
+ALL = -1  # the region of the pooled head, which learns from all places
 
 
-class Frames(nn.Module):
-    """The frames of R regions in torch: from scaled coordinates to unit vectors, in float32."""
+@dataclass(frozen=True, eq=False)
+class RidgeHeads:
+    """Heads of R regions on D features; regions without a head of their own share the last one."""
 
-    axes: Tensor
-    offset: Tensor
-    unit: Tensor
+    mean: np.ndarray  # (D,) of the training places' features
+    scale: np.ndarray  # (D,) their standard deviations
+    slot: np.ndarray  # (R,) the head of each region
+    centres: np.ndarray  # (H, D) mean of each head's standardised training features
+    weights: np.ndarray  # (H, D, 2)
+    alphas: np.ndarray  # (H,) the chosen penalties
 
-    def __init__(self, scalers: Sequence[RegionScaler]) -> None:
-        super().__init__()
-        axes = projection.axes(np.array([scaler.centre for scaler in scalers]))  # (R, 3, 3)
-        self.register_buffer("axes", torch.from_numpy(axes).float(), persistent=False)
-        self.register_buffer("offset", _tensor([scaler.offset_km for scaler in scalers]), persistent=False)
-        self.register_buffer("unit", _tensor([scaler.unit_km for scaler in scalers]), persistent=False)
+    @classmethod
+    def fit(
+        cls,
+        features: np.ndarray,
+        region: np.ndarray,
+        offsets: np.ndarray,
+        has_own: Sequence[bool],
+        val: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    ) -> RidgeHeads:
+        """Fit the heads of all regions.
 
-    def vectors(self, scaled: Tensor, region: Tensor) -> Tensor:
-        """Unit vectors (B, 3) of scaled coordinates (B, 2) in regions (B,); `projection.from_local_km`."""
-        flat = (scaled.float() * self.unit[region, None] + self.offset[region]) / EARTH_RADIUS_KM
-        angle_rad = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-        along = torch.cat([flat * torch.sinc(angle_rad / torch.pi), angle_rad.cos()], 1)
-        return F.normalize(torch.einsum("ba,bad->bd", along, self.axes[region]), dim=1)
-
-    def loss(self, kind: str, scaled: Tensor, batch: Batch) -> Tensor:
-        """Loss (B,) of scaled coordinates (B, 2) for places with `region`, `scaled` and `place` in the batch.
-
-        mse: the mean of both squared differences. haversine: the distance, in units of the region's scale.
+        features (N, D), region (N,) and offsets (N, 2) of training places: scaled coordinates from the region's median
+        point. has_own (R,): which regions have a head of their own. val: the same three of places to choose penalties
+        on; without them, or without one in a region, penalties are chosen by leaving out one training place after the
+        other.
         """
-        if kind == "mse":
-            return (scaled.float() - batch["scaled"]).square().mean(1)
-        km = sphere.haversine_km(self.vectors(scaled, batch["region"]), batch["place"])
-        return km / self.unit[batch["region"]]
+        from sklearn.linear_model import Ridge, RidgeCV
 
+        own = np.asarray(has_own, bool)
+        mean, spread = features.mean(axis=0), features.std(axis=0)
+        scale = spread + 1e-3 * spread.mean() + 1e-12
+        regions = [*np.flatnonzero(own).tolist(), *([] if own.all() else [ALL])]
+        centres, weights, alphas = [], [], []
+        for k in regions:
+            rows = slice(None) if k == ALL else region == k
+            x, y = (features[rows] - mean) / scale, offsets[rows]
+            centre = x.mean(axis=0)
+            some = slice(None) if k == ALL else (val[1] == k if val else slice(0))
+            if val and len(val[0][some]):
+                seen, target = (val[0][some] - mean) / scale - centre, val[2][some]
+                fitted = [Ridge(alpha=alpha, fit_intercept=False).fit(x - centre, y) for alpha in ALPHAS]
+                best = min(fitted, key=lambda ridge: float(((ridge.predict(seen) - target) ** 2).mean()))
+                alphas.append(best.alpha)
+            else:
+                best = RidgeCV(ALPHAS, fit_intercept=False).fit(x - centre, y)
+                alphas.append(best.alpha_)
+            centres.append(centre)
+            weights.append(best.coef_.T)
+        slot = np.where(own, np.cumsum(own) - 1, len(regions) - 1)
+        return cls(mean, scale, slot, np.stack(centres), np.stack(weights), np.array(alphas))
 
-class Bank(nn.Module):
-    """K heads side by side, linear or (hidden > 0) with one hidden layer: features (K, B, D) to (K, B, 2)."""
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Scaled coordinates (N, R, 2) of features (N, D) in every region, relative to its median point."""
+        x = (features - self.mean) / self.scale
+        each = np.einsum("nd,hdk->nhk", x, self.weights) - np.einsum("hd,hdk->hk", self.centres, self.weights)
+        return each[:, self.slot]
 
-    def __init__(self, n_heads: int, n_features: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        widths = [n_features, hidden, 2] if hidden else [n_features, 2]
-        pairs = list(pairwise(widths))
-        self.weights = nn.ParameterList(torch.randn(n_heads, i, o) / i**0.5 for i, o in pairs)
-        self.biases = nn.ParameterList(torch.zeros(n_heads, 1, o) for _, o in pairs)
-        self.dropout = nn.Dropout(dropout)
-        nn.init.zeros_(self.weights[-1])
+    def save(self, path: Path) -> None:
+        """Write all fields to an .npz file, atomically."""
+        with storage.atomic_write(path) as beside:
+            np.savez(beside, **asdict(self))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Every head's own features (K, B, D), or the same (1, B, D) for all, to (K, B, 2)."""
-        x = features
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.matmul(self.dropout(F.gelu(x) if i else x), weight) + bias
-        return x
-
-
-class RegionHeads(Saved):
-    """Features (B, V, D) to scaled coordinates in R regions; regions without a head of their own share a pooled one.
-
-    has_own: (R,) which regions have one. Before it learns, `begin` gives it a start.
-    """
-
-    mean: Tensor
-    scale: Tensor
-    slot: Tensor
-
-    def __init__(self, has_own: Sequence[bool], n_features: int, hidden: int = 0, dropout: float = 0.5) -> None:
-        super().__init__()
-        own = np.array(has_own, bool)
-        self.settings = {"has_own": own.tolist(), "n_features": n_features, "hidden": hidden, "dropout": dropout}
-        self.n_own = int(own.sum())
-        self.own = Bank(self.n_own, n_features, hidden, dropout)
-        self.pooled = None if own.all() else Bank(1, n_features, hidden, dropout)
-        slot = np.where(own, np.cumsum(own) - 1, self.n_own)  # the pooled head comes last
-        self.register_buffer("slot", torch.from_numpy(slot), persistent=False)
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("scale", torch.ones(n_features))
-
-    @property
-    def n_heads(self) -> int:
-        """Own heads, and the pooled one where there is one."""
-        return self.n_own + (self.pooled is not None)
-
-    def begin(self, features: Tensor, medians: np.ndarray) -> None:
-        """Take over mean and spread of the training places' features (..., D), and each region's median (R, 2).
-
-        The medians, in scaled coordinates, are what the heads say before they have learned anything.
-        """
-        flat = features.float().flatten(0, -2)
-        self.mean.copy_(flat.mean(0))
-        self.scale.copy_(1 / (flat.std(0) + 1e-3 * flat.std()))
-        own, start = self.slot < self.n_own, torch.from_numpy(medians).float()
-        with torch.no_grad():
-            self.own.biases[-1][:, 0] = start[own]
-            if self.pooled is not None:
-                self.pooled.biases[-1][0, 0] = start[~own].mean(0)
-
-    def fuse(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The mean of the views (B, V, D) that are kept (B, V), standardised: (B, D)."""
-        keep = torch.ones(features.shape[:2], device=features.device) if keep is None else keep.float()
-        mean = torch.einsum("bv,bvd->bd", keep / keep.sum(1, keepdim=True), features.float())
-        return (mean - self.mean) * self.scale
-
-    def forward(self, fused: Tensor) -> Tensor:
-        """Scaled coordinates (B, R, 2) of fused features (B, D) in every region."""
-        banks = [self.own] if self.pooled is None else [self.own, self.pooled]
-        return torch.cat([bank(fused[None]) for bank in banks])[self.slot].transpose(0, 1)
-
-    def by_head(self, fused: Tensor, region: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each place by the head of its region (B,), and by the pooled head too, which learns from all of them.
-
-        Returns rows (P,) of the fused features (B, D), heads (P,) and scaled coordinates (P, 2).
-        """
-        slot = self.slot[region]
-        rows = slot.argsort(stable=True)
-        rows = rows[slot[rows] < self.n_own]
-        slot = slot[rows]
-        count = torch.bincount(slot, minlength=self.n_own)
-        position = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[slot]
-        padded = fused.new_zeros(self.n_own, int(count.max()) if len(rows) else 0, fused.shape[1])
-        padded[slot, position] = fused[rows]
-        scaled = self.own(padded)[slot, position]
-        if self.pooled is None:
-            return rows, slot, scaled
-        everyone = torch.arange(len(fused), device=rows.device)
-        parts = (rows, everyone), (slot, torch.full_like(everyone, self.n_own)), (scaled, self.pooled(fused[None])[0])
-        return tuple(torch.cat(pair) for pair in parts)  # type: ignore[return-value]
-
-
-def _tensor(values: Sequence[Any]) -> Tensor:
-    return torch.from_numpy(np.array(values)).float()
+    @classmethod
+    def load(cls, path: Path) -> RidgeHeads:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            return cls(**{field.name: file[field.name] for field in fields(cls)})

@@ -285,7 +285,7 @@ def _nearest_km(points: np.ndarray, unit: np.ndarray, groups: pairing.Groups, se
 
 def choices(run: Run) -> pd.DataFrame:
     """What each k and temperature came to in each done fold, on training places: fold, k, temperature, final, km."""
-    files = {fold: crossval.folder(run, fold) / "choice.csv" for fold in crossval.done(run)}
+    files = {fold: crossval.folder(run, fold) / "choice.csv" for fold in crossval.done_folds(run)}
     return pd.concat([pd.read_csv(file).assign(fold=fold) for fold, file in files.items()], ignore_index=True)
 
 

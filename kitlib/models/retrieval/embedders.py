@@ -18,6 +18,7 @@ import torch
 
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
+from kitlib.data.places import Places
 from kitlib.models.retrieval import gps_training, metric_learning, search
 from kitlib.models.retrieval.geoclip import embed_points
 from kitlib.models.retrieval.gps_network import SIGMAS, GpsMatch, embed_images
@@ -115,6 +116,12 @@ class Matched:
     def save(self, folder: Path) -> None:
         """Write the network."""
         self.match.save(folder / "match.safetensors")
+
+
+def frozen_embedding(places: Places, encoder: str, image_size: int = 0) -> np.ndarray:
+    """The training places (N, E) as a frozen encoder embeds them, standardised, the mean of their views."""
+    features = Inputs(places, encoder, image_size).features["train"]
+    return Frozen.fit(features, "mean").queries(features)
 
 
 Embedder = Frozen | Projected | Matched

@@ -24,6 +24,7 @@ from torch import nn
 
 from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.core.settings import Names
 from kitlib.models.retrieval import search
 from kitlib.models.retrieval.geoclip import embed_points
 from kitlib.models.retrieval.gps_network import GpsMatch, embed_images
@@ -34,7 +35,7 @@ from kitlib.vision.encoders import Encoder
 
 
 @dataclass(frozen=True)
-class Teaching(learner.Teaching):
+class Teaching(learner.TrainingOptions):
     """What a `GpsMatch` is taught, and how."""
 
     queue: int = 4096  # earlier places that are negatives too; more than there are places only repeat them
@@ -44,7 +45,7 @@ class Teaching(learner.Teaching):
     symmetric: bool = False  # tell the batch's images apart by place as well, as CLIP does; GeoCLIP does not
     freeze: float = 0.0  # share of the steps in which the location encoder does not learn yet
 
-    SHARES: ClassVar = (*learner.Teaching.SHARES, "freeze")
+    SHARES: ClassVar[Names] = ("freeze",)
 
 
 class MatchTraining(Learner):
@@ -56,7 +57,7 @@ class MatchTraining(Learner):
     """
 
     gallery_points: torch.Tensor
-    teaching: Teaching
+    options: Teaching
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class MatchTraining(Learner):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The mean loss over the batch; the logit scale and the share that find their place in it are logged."""
-        teaching, points = self.teaching, batch["point"].float()
+        teaching, points = self.options, batch["point"].float()
         features, keep = self.seen(batch)
         queued = self.queue()
         moved = torch.cat([jitter(points, teaching.noise_m), jitter(queued, teaching.queue_noise_m)])

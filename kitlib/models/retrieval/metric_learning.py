@@ -35,7 +35,7 @@ LOSSES = ("cosent", "infonce", "both")
 
 
 @dataclass(frozen=True)
-class Teaching(learner.Teaching):
+class Teaching(learner.TrainingOptions):
     """What a projection is taught, and how; see `mining` for the losses."""
 
     loss: str = "both"  # cosent, infonce, or both: their sum
@@ -119,7 +119,7 @@ class MetricTraining(Learner):
     options: those of `Learner`, as everything else.
     """
 
-    teaching: Teaching
+    options: Teaching
 
     def __init__(
         self, projection: Projection, encoder: Encoder | None, teaching: Teaching, total_steps: int, **options: Any
@@ -129,7 +129,7 @@ class MetricTraining(Learner):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of the batch; its parts, the share of violations and of places without a near one are logged."""
-        teaching = self.teaching
+        teaching = self.options
         similarity, km, mask = self._compare(self.projection(pool(*self.seen(batch))), batch)
         self.curve.update(similarity, km, mask)
         parts = {}
@@ -161,7 +161,7 @@ class MetricTraining(Learner):
         with torch.autocast(embeddings.device.type, enabled=False):
             similarity = embeddings @ embeddings.T
         km = sphere.haversine_km(batch["place"][:, None], batch["place"])
-        return similarity, km, mining.pair_mask(km, batch["group"], self.teaching.min_km)
+        return similarity, km, mining.pair_mask(km, batch["group"], self.options.min_km)
 
 
 class _NearBatches(Batches):

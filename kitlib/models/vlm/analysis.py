@@ -1,4 +1,4 @@
-"""What a run of the vision-language family shows: what is asked and taught, what was said, how looks at it went."""
+"""Tables for the notebooks: example prompts and targets, sampled replies, held-out evaluations over training."""
 
 from __future__ import annotations
 
@@ -14,30 +14,37 @@ from kitlib.models.vlm.config import Config
 from kitlib.models.vlm.conversation import rollouts
 
 
-def lessons(config: Config, places: Places, n: int) -> pd.DataFrame:
-    """What fine-tuning shows of the first n training places in the saved order: row, question, right reply.
+def examples(config: Config, places: Places, n: int) -> pd.DataFrame:
+    """What fine-tuning shows of the first n training places in the saved order: row, question, target reply.
 
     Of a conversation of several turns it is one turn, drawn anew for each place.
     """
     task, rows = session.task_of(config, places), np.arange(min(n, len(places.rows("train"))))
     cases = dataset.places_cases(places, pictures.pack(places, "train"), rows, config.max_side, config.label)
-    taught = [task.lesson(places.views, truth, seed) for seed, truth in enumerate(cases.truths)]
-    words = [[part["text"] for message in talk for part in message["content"] if "text" in part] for talk, _ in taught]
+    pairs = [task.lesson(places.views, truth, seed) for seed, truth in enumerate(cases.truths)]
+    words = [[part["text"] for message in talk for part in message["content"] if "text" in part] for talk, _ in pairs]
     return pd.DataFrame(
-        {"row": rows, "question": ["\n".join(w) for w in words], "reply": [reply for _, reply in taught]}
+        {"row": rows, "question": ["\n".join(w) for w in words], "reply": [reply for _, reply in pairs]}
     )
 
 
-def looks(run: Run) -> pd.DataFrame:
-    """What held-out places came to at each look of each done fold: reward, share parsed, score, km; with the step."""
+def evaluations(run: Run) -> pd.DataFrame:
+    """The evaluations on held-out places, by fold and step: share of parsed replies, reward, score, km."""
     history = crossval.history(run)
-    seen = [str(name) for name in history if str(name).startswith("eval_")]
-    found = history[["fold", "phase", "step", *seen]].dropna(subset=seen, how="all").reset_index(drop=True)
-    return found.set_axis([str(name).removeprefix("eval_") for name in found], axis=1)
+    columns = [str(name) for name in history if str(name).startswith("eval_")]
+    table = history[["fold", "step", *columns]].dropna(subset=columns, how="all")
+    table.columns = [str(name).removeprefix("eval_") for name in table]
+    return table.set_index(["fold", "step"])[["parsed", "answered", "reward", "final", "mean_km"]].round(3)
 
 
-def said(run: Run, n: int) -> pd.DataFrame:
-    """The first reply to each of n held-out places at the first look and at the last: text, reward and km.
+def state_choices(run: Run) -> pd.DataFrame:
+    """For each fold the score of the ways to find states, and which was chosen."""
+    choices = {fold: way["state_scores"] | {"chosen": way["chosen"]} for fold, way in run.metrics["states_by"].items()}
+    return pd.DataFrame(choices).T.rename_axis("fold")
+
+
+def replies(run: Run, n: int) -> pd.DataFrame:
+    """The first reply to each of n held-out places at the first evaluation and at the last: text, reward and km.
 
     Lines are parted by dots, turns by arrows.
     """
@@ -45,6 +52,6 @@ def said(run: Run, n: int) -> pd.DataFrame:
     first = frame[(frame["phase"] == "eval") & (frame["rollout"] == 0)]
     ends = first[first["step"].isin([first["step"].min(), first["step"].max()])]
     shown = ends[ends["sample_id"].isin(ends["sample_id"].unique()[:n])].sort_values(["sample_id", "step"])
-    text = [" → ".join(" · ".join(reply.split("\n")) for reply in replies) for replies in shown["replies"]]
-    told = shown.assign(reply=text)[["sample_id", "step", "reply", "reward", "km"]]
-    return told.set_index(["sample_id", "step"]).round({"reward": 3, "km": 0})
+    text = [" → ".join(" · ".join(reply.split("\n")) for reply in turns) for turns in shown["replies"]]
+    table = shown.assign(reply=text)[["sample_id", "step", "reply", "reward", "km"]]
+    return table.set_index(["sample_id", "step"]).round({"reward": 3, "km": 0})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kitlib.core.errors import KitError
-from kitlib.core.settings import Settings
+from kitlib.core.settings import Names, Settings
 from kitlib.models.vlm import loading
 from kitlib.models.vlm.conversation import tasks
 from kitlib.models.vlm.conversation.prompts import Form
@@ -78,9 +79,23 @@ class Config(Settings):
     CHOICES: ClassVar = {"method": METHODS, "environment": tasks.ENVIRONMENTS, "label": ("region", "country"),
                          "tau_schedule": SCHEDULES, "scale": ("group", "batch", "none"),
                          "credit": ("turn", "talk")}  # fmt: skip
-    POSITIVE: ClassVar = ("steps", "batch", "device_batch", "group", "reply_tokens", "temperature", "tau_first_km",
-                          "tau_last_km", "samples", "eval_places", "checkpoint_steps", "shuffle_buffer")  # fmt: skip
-    SHARES: ClassVar = ("forcing", "warmup", "smoothing", "guess_top_p")
+    POSITIVE: ClassVar[Names] = ("steps", "batch", "device_batch", "group", "reply_tokens", "temperature",
+                                 "tau_first_km", "tau_last_km", "samples", "eval_places", "checkpoint_steps",
+                                 "shuffle_buffer")  # fmt: skip
+    SHARES: ClassVar[Names] = ("forcing", "warmup", "smoothing", "guess_top_p")
+    PRESETS: ClassVar = {
+        "sample": {"model": "tiny", "max_side": 96, "digits": 1, "lora_rank": 0, "gradient_checkpointing": False,
+                   "reply_tokens": 24, "samples": 4},
+        "sample sft": {"steps": 500, "batch": 16, "device_batch": 16, "rate": 2e-3},
+        "sample grpo": {"steps": 200, "batch": 64, "device_batch": 64, "rate": 2e-4, "eval_steps": 50,
+                        "tau_schedule": "fixed", "tau_last_km": 500.0},
+    }  # fmt: skip
+
+    @classmethod
+    def preset(cls, name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The values of a preset, some of them for one method only."""
+        method = settings.get("method", cls.method)
+        return {**super().preset(name, settings), **super().preset(f"{name} {method}", settings)}
 
     def __post_init__(self) -> None:
         """Check every field, and that they go together. Raises KitError."""

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
+from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.figures.atlas import Map
 from kitlib.figures.style import INK, PALETTE, Figure, finish, house, join_notes, new
@@ -146,14 +146,15 @@ SHARE = 0.1  # of the time may go into drawing
 
 
 @contextmanager
-def follow(folder: str | Path, every_s: float = 10.0, sample_id: str = "", note: str = "") -> Iterator[None]:
-    """Show `rollout_figures.learning` of a folder of rollouts, drawn anew when there is something new, and at the end.
+def follow(run_name: str, every_s: float = 10.0, sample_id: str = "", note: str = "") -> Iterator[None]:
+    """Show `learning` of a run's rollouts, drawn anew when there is something new, and at the end.
 
     Outside a notebook nothing is shown. A figure that fails is logged and never stops the training.
     """
     from IPython.core.getipython import get_ipython
     from IPython.display import display
 
+    folder = paths.run_dir(run_name) / "rollouts"
     if get_ipython() is None:
         yield
         return

@@ -7,6 +7,7 @@ that appears when it is whole, with every reply as text; conversations are playe
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,15 +17,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kitlib.core import storage
+from kitlib.evaluation.crossval import Unfinished
 from kitlib.models.vlm.conversation.dialogue import Talk
 from kitlib.models.vlm.conversation.tasks import Task
 from kitlib.models.vlm.dataset import Cases
 
 PLACES = 64  # of a part: a few minutes' work of a real model
-
-
-class OutOfTime(Exception):
-    """The hours are over; all parts that were said are kept."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,13 @@ def kept(
     cases: Cases,
     task: Task,
     ask: Callable[[Cases, int], Said],
-    deadline: float | None = None,
+    deadline: float = math.inf,
     desc: str = "guessing",
 ) -> Said:
     """What ask(cases, part's number) says of all cases, read from `folder` where a part is there already.
 
     key: what stands for the places, their pictures and the question; parts of another key are not looked at.
-    deadline: in `time.monotonic()`'s seconds. Raises OutOfTime after it, with at least one part more than before.
+    deadline: in `time.monotonic()`'s seconds. Raises Unfinished after it, with at least one part more than before.
     """
     parts = []
     with tqdm(total=len(cases), desc=desc, unit=" places") as bar:
@@ -61,8 +59,8 @@ def kept(
             if not path.is_file():
                 _write(path, ask(part, number))
                 last = start + PLACES >= len(cases)
-                if deadline is not None and time.monotonic() > deadline and not last:
-                    raise OutOfTime
+                if time.monotonic() > deadline and not last:
+                    raise Unfinished
             parts.append(_read(path, part, task))
             bar.update(len(part))
     scores = [part.log_likelihood for part in parts if part.log_likelihood is not None]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from kitlib.core import storage
-from kitlib.data import folds as saved_folds
+from kitlib.core.errors import KitError
 from kitlib.data import pictures
 from kitlib.data.places import SPLITS, Places
 from kitlib.evaluation import crossval, guesses, metrics, runs
+from kitlib.evaluation.crossval import Unfinished, is_first_process
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.models.vlm import dataset, loading, reply_cache
-from kitlib.models.vlm.config import Config
+from kitlib.models.vlm.config import RATES, Config
 from kitlib.models.vlm.conversation import rollouts
 from kitlib.models.vlm.conversation.dialogue import Talk
 from kitlib.models.vlm.conversation.recorder import Recorder
@@ -29,8 +28,9 @@ from kitlib.models.vlm.conversation.vocabulary import from_table
 from kitlib.models.vlm.dataset import Cases
 from kitlib.models.vlm.generation import Sampler
 from kitlib.models.vlm.guessing import Prior, asked, seen
-from kitlib.models.vlm.reply_cache import OutOfTime, Said
-from kitlib.vision.device import best_device, dtype_of
+from kitlib.models.vlm.reply_cache import Said
+from kitlib.training.session import TorchSession
+from kitlib.vision.device import best_device
 
 
 def task_of(config: Config, places: Places) -> Task:
@@ -40,41 +40,66 @@ def task_of(config: Config, places: Places) -> Task:
     return config.task("Region" if places.template is None else "State", labels)
 
 
-class Session:
-    """A run with its data at hand, its model on this machine."""
+class Session(TorchSession[Config]):
+    """The model of each fold, on this machine."""
 
+    family = "vlm"
+    config_type = Config
+    ONE_FOLD = True  # one takes hours
     ways: tuple[str, ...] = ("samples", "likelihood")  # to find states
 
-    def __init__(self, run: Run, places: Places) -> None:
-        self.run, self.places = run, places
-        self.config, self.dtype = Config.of_run(run.settings), dtype_of(run.settings, best_device())
+    def __init__(self, run: Run, places: Places, *args: Any, **options: Any) -> None:
+        super().__init__(run, places, *args, **options)
         self.packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
         self.states = from_table(places.states, "state")
         self.task = task_of(self.config, places)
 
-    def train_fold(self, fold: int, devices: int = 1, max_hours: float | None = None) -> None:
-        """Train on what a fold does not hold out, then guess; returns early when the hours are over."""
+    @classmethod
+    def open(cls, run: Run, places: Places, *args: Any, **options: Any) -> Session:
+        """The session of a run, its model here or at Tinker."""
+        from kitlib.models.vlm.tinker.session import RemoteSession
+
+        here = not run.settings["model"].startswith("tinker:")
+        return Session(run, places, *args, **options) if here else RemoteSession(run, places, *args, **options)
+
+    @classmethod
+    def check(
+        cls,
+        config: Config,
+        places: Places,
+        folds_column: str,
+        todo: Sequence[int],
+        recorded: Mapping[str, Any] | None,
+        **options: Any,
+    ) -> dict[str, str]:
+        """Refuse a model that cannot be had, and a run to start from that does not fit; a checksum of the latter."""
+        from kitlib.models.vlm.tinker import client
+
+        loading.check(config.model, config.four_bit, config.vllm)
+        if config.model.startswith("tinker:"):
+            client.check()
+        return {"start_from": _starting_run(config, places, folds_column, todo)} if config.start_from else {}
+
+    @classmethod
+    def resolve(cls, config: Config, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The number type and the learning rate."""
+        return super().resolve(config, recorded) | {"rate": config.rate or RATES[config.method]}
+
+    def fit_fold(self, fold: int) -> None:
+        """Train the model, then choose how its states are found."""
         from kitlib.models.vlm import trainer as vlm_fit
 
-        folder = crossval.folder(self.run, fold)
-        deadline = None if max_hours is None else time.monotonic() + max_hours * 3600
-        if not vlm_fit.is_done(folder / self.config.method) and not self._fit(fold, folder, devices, max_hours):
-            return
-        if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
-            return
-        held_out = self.parts(fold)[1]
-        try:
-            held = self._completed(fold, "train", held_out, self._choose(fold, held_out, deadline))
-            test = self.guess(fold, "test", deadline=deadline) if "test" in self.packs else None
-        except OutOfTime:
-            return
-        crossval.keep(self.run, fold, held, test)
+        if not vlm_fit.is_done(self.folder(fold) / self.config.method):
+            self._fit(fold)
+        if is_first_process():
+            self._choose(fold)
 
-    def _fit(self, fold: int, folder: Path, devices: int, max_hours: float | None) -> bool:
-        """Train to the end, or until the hours are over; False when it is not at its end."""
+    def _fit(self, fold: int) -> None:
+        """Train to the end. Raises Unfinished when the hours are over before."""
         from kitlib.models.vlm import trainer as vlm_fit
 
-        config, inner = self.config, folder / self.config.method
+        config, folder = self.config, self.folder(fold)
+        inner = folder / config.method
         torch.manual_seed(config.seed)
         model, processor = self._starting(fold)
         lesson = vlm_fit.Lesson(self.cases("train", self.parts(fold)[0]), "", self.places.views)
@@ -82,7 +107,7 @@ class Session:
             views = dataset.stream_views(config.stream, config.stream_split)
             lesson = vlm_fit.Lesson(None, config.stream, views)
         recorder = self.recorder(fold)
-        built = (self.run.settings, model, processor, self.task, lesson, inner, devices)
+        built = (self.run.settings, model, processor, self.task, lesson, inner, self.devices)
         trainer = vlm_fit.sft(*built) if config.method == "sft" else vlm_fit.grpo(*built, recorder)
         rows, prior = self.looked_at(fold), self.prior(fold)
         cases = self.cases("train", rows)
@@ -91,22 +116,21 @@ class Session:
             said = asked(cases, self.task, self._speaker(model, processor), config.samples, self._at_once)
             return self._look(step, rows, cases, said.talks, prior, recorder)
 
-        how: dict[str, Any] = {"eval_steps": config.eval_steps, "max_hours": max_hours, "seed": config.seed}
-        if not vlm_fit.fit(trainer, inner, evaluate=evaluate, **how):
-            return False
+        options: dict[str, Any] = {"eval_steps": config.eval_steps, "max_hours": self.hours_left, "seed": config.seed}
+        if not vlm_fit.fit(trainer, inner, evaluate=evaluate, **options):
+            raise Unfinished
         if trainer.is_world_process_zero():
             loading.save(trainer.accelerator.unwrap_model(trainer.model), processor, folder)
             learned, of = loading.n_learning(model)
             vlm_fit.finish(inner, {"steps": config.steps, "weights": of, "learning": learned})
         trainer.accelerator.wait_for_everyone()
-        return True
 
     def _starting(self, fold: int) -> tuple[Any, Any]:
         """The model to train, with what an earlier run learned or with new weights of LoRA, and its processor."""
         config = self.config
         if config.start_from:
             before = runs.open_run(config.start_from)
-            done = crossval.done(before)
+            done = crossval.done_folds(before)
             folder = crossval.folder(before, fold if fold in done else done[0])
             return loading.reload(config.model, folder, self.dtype, four_bit=config.four_bit, learn=True)
         dtype = self.dtype if config.lora_rank else torch.float32  # half precision would lose small steps
@@ -115,8 +139,7 @@ class Session:
 
     def parts(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the training places with a picture that a fold learns from, and all rows that it holds out."""
-        table = saved_folds.load_or_make(self.places, n_folds=self.run.settings["n_folds"])
-        held_out = table[self.run.settings["folds_column"]].to_numpy() == fold
+        held_out = self.held_out(fold)
         return np.flatnonzero(~held_out & ~self.packs["train"].unusable_places), np.flatnonzero(held_out)
 
     def looked_at(self, fold: int) -> np.ndarray:
@@ -127,7 +150,7 @@ class Session:
 
     def recorder(self, fold: int) -> Recorder:
         """What writes a fold's conversations: those of the first fold are the run's own."""
-        there = self.run.dir if not set(crossval.done(self.run)) - {fold} else crossval.folder(self.run, fold)
+        there = self.run.dir if not set(crossval.done_folds(self.run)) - {fold} else self.folder(fold)
         return Recorder(rollouts.Writer(there / "rollouts"), self.config.environment)
 
     def prior(self, fold: int) -> Prior:
@@ -141,17 +164,25 @@ class Session:
         """Places as they are asked about."""
         return dataset.places_cases(self.places, self.packs[split], rows, self.config.max_side, self.config.label)
 
-    def guess(self, fold: int, split: str, rows: np.ndarray | None = None, deadline: float | None = None) -> Guesses:
-        """What a fold's saved model says of the places in `rows` (of all when None); deadline: as for `vlm_said`."""
+    def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
+        """What a fold's saved model guesses of the places in `rows` (of all when None)."""
         pack = self.packs[split]
         rows = np.arange(len(pack.sample_id)) if rows is None else rows
         chosen = self.choice(fold)["chosen"]
-        said = self._guessed(fold, split, rows[~pack.unusable_places[rows]], [chosen], deadline)
-        return self._completed(fold, split, rows, said[chosen])
+        replies = self._guessed(fold, split, rows[~pack.unusable_places[rows]], [chosen])
+        return self._completed(fold, split, rows, replies[chosen])
+
+    def guess_held_out(self, fold: int) -> Guesses:
+        """From the replies that decided how states are found."""
+        return self._completed(fold, "train", self.parts(fold)[1], self._choose(fold))
+
+    def metrics(self) -> dict[str, Any]:
+        """How each fold finds its states."""
+        return {"states_by": {str(fold): self.choice(fold) for fold in crossval.done_folds(self.run)}}
 
     def choice(self, fold: int) -> dict[str, Any]:
         """How a fold finds its states."""
-        return json.loads((crossval.folder(self.run, fold) / "choice.json").read_text())
+        return json.loads((self.folder(fold) / "choice.json").read_text())
 
     def _look(
         self,
@@ -176,18 +207,16 @@ class Session:
         parts = [said, self.prior(fold).blind(pack.sample_id[blind])] if len(blind) else [said]
         return guesses.stack(parts).at(pack.sample_id[rows])
 
-    def _guessed(
-        self, fold: int, split: str, rows: np.ndarray, ways: Sequence[str], deadline: float | None
-    ) -> dict[str, Guesses]:
+    def _guessed(self, fold: int, split: str, rows: np.ndarray, ways: Sequence[str]) -> dict[str, Guesses]:
         """Guesses for places with pictures, with the states found in each of some ways: samples, likelihood."""
         pack, prior, likelihood = self.packs[split], self.prior(fold), "likelihood" in ways
         said = reply_cache.kept(
-            crossval.folder(self.run, fold) / "said",
+            self.folder(fold) / "said",
             f"{split}-{storage.digest(self.places.checksum, pack.checksum, rows, str(likelihood))}",
             self.cases(split, rows),
             self.task,
             lambda part, number: self._said(fold, part, likelihood, number),
-            deadline,
+            self.deadline,
             f"fold {fold}: guessing {split}",
         )
         found = {"samples": prior.guesses(pack.sample_id[rows], said.talks)}
@@ -204,13 +233,13 @@ class Session:
             torch.manual_seed(int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0]))
             return asked(cases, self.task, speaker, config.samples, self._at_once, names, config.label)
 
-    def _choose(self, fold: int, held_out: np.ndarray, deadline: float | None) -> Guesses:
+    def _choose(self, fold: int) -> Guesses:
         """Guesses for held-out places, by the better way to find states; choice.json says what each one scores."""
-        rows = held_out[~self.packs["train"].unusable_places[held_out]]
-        said = self._guessed(fold, "train", rows, self.ways, deadline)
+        held_out = self.parts(fold)[1]
+        said = self._guessed(fold, "train", held_out[~self.packs["train"].unusable_places[held_out]], self.ways)
         scores = {way: metrics.score_guesses(guess, self.places).state for way, guess in said.items()}
         chosen = max(scores, key=lambda way: scores[way])
-        storage.write_json(crossval.folder(self.run, fold) / "choice.json", {"chosen": chosen, "state_scores": scores})
+        storage.write_json(self.folder(fold) / "choice.json", {"chosen": chosen, "state_scores": scores})
         return said[chosen]
 
     @cached_property
@@ -222,7 +251,7 @@ class Session:
         if fold not in self._loaded:
             self._loaded.clear()
             config = self.config
-            folder = crossval.folder(self.run, fold)
+            folder = self.folder(fold)
             model, processor = loading.reload(config.model, folder, self.dtype, four_bit=config.four_bit)
             self._loaded[fold] = (model if config.four_bit else model.to(best_device())), processor
         return self._loaded[fold]
@@ -236,3 +265,23 @@ class Session:
     def _at_once(self) -> int:
         """Conversations that are sampled at once: without gradients several times more fit than in training."""
         return max(self.config.samples, 8 * self.config.device_batch)
+
+
+def _starting_run(config: Config, places: Places, folds_column: str, todo: Sequence[int]) -> str:
+    """A checksum of the run to start from. Raises KitError where it does not fit, or has seen what is held out."""
+    name, data = config.start_from, crossval.data_checksums(places, folds_column)
+    before = runs.open_run(name)
+    was, done = before.settings, crossval.done_folds(before)
+    if was["family"] != "vlm" or not done:
+        raise KitError(f"start_from={name!r}: expected a run of the family vlm with a trained fold")
+    for key in ("model", "lora_rank", "lora_attention_only"):
+        if was[key] != getattr(config, key):
+            raise KitError(
+                f"start_from={name!r}: expected its {key} {was[key]!r} here too; got {getattr(config, key)!r}"
+            )
+    if before.params["data"]["places"] == data["places"]:
+        if was["folds_column"] != folds_column or before.params["data"].get("folds") != data["folds"]:
+            raise KitError(f"start_from={name!r} was trained on other folds: it has seen places that are held out here")
+        if missing := sorted(set(todo) - set(done)):
+            raise KitError(f"start_from={name!r} has no fold {missing[0]}: there are {done}")
+    return storage.digest(json.dumps(before.params["settings"], sort_keys=True), before.params["started"])

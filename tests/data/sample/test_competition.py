@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import simplejpeg
-from data_helper import SHARED
+from data_helper import SHARED, competition
 
 from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.data import readers
 from kitlib.data.readers import VIEWS
 from kitlib.data.sample import competition as sample
 from kitlib.data.sample import scenery
@@ -226,6 +227,7 @@ def test_pictures_tell_where_they_were_taken():
     assert geo.distance_km(guess, truth).mean() < 0.93 * constant.mean()
 
 
-def test_figures_of_a_drawn_data_set_say_so(small_sample, tmp_path):
-    assert sample.note(sample.ensure(str(small_sample))) == sample.DRAWN
-    assert sample.note(tmp_path) == ""
+def test_places_know_that_they_are_drawn(small_sample, tmp_path):
+    drawn, other = readers.load(small_sample), readers.read(competition(tmp_path))
+    assert drawn.is_drawn and drawn.preset == "sample" and "not photographs" in drawn.note
+    assert not other.is_drawn and other.preset == other.note == ""

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from kitlib.core.errors import KitError
 from kitlib.models.multiview.heads import Classes, Heads
-from kitlib.models.multiview.training import Geolocator, Teaching
+from kitlib.models.multiview.training import Geolocator, GeolocatorOptions
 from kitlib.training import losses, sphere
 from kitlib.training.learner import encode
 from kitlib.training.sphere import unit_vectors
@@ -25,9 +25,9 @@ CLASSES = Classes(
 )
 
 
-def module_of(**teaching) -> Geolocator:
+def module_of(**options) -> Geolocator:
     torch.manual_seed(0)
-    return Geolocator(Heads(CLASSES, 4, 12, hidden=32, dropout=0.1), None, Teaching(**teaching), 1, rate=1e-3)
+    return Geolocator(Heads(CLASSES, 4, 12, hidden=32, dropout=0.1), None, GeolocatorOptions(**options), 1, rate=1e-3)
 
 
 def batch_of(n: int = 8) -> dict[str, torch.Tensor]:
@@ -81,8 +81,8 @@ def test_validation_tells_the_share_of_right_states_and_the_mean_distance():
     assert logged["batch_size"] == 8
 
 
-def test_teaching_refuses():
-    with pytest.raises(KitError, match="soft_labels='county': allowed are place, matrix, none"):
-        Teaching(soft_labels="county")
-    with pytest.raises(KitError, match="temperature_km=0: allowed is more than 0"):
-        Teaching(temperature_km=0)
+def test_options_refuse():
+    with pytest.raises(KitError, match="soft_labels: expected one of place, matrix, none; got 'county'"):
+        GeolocatorOptions(soft_labels="county")
+    with pytest.raises(KitError, match="temperature_km: expected more than 0; got 0"):
+        GeolocatorOptions(temperature_km=0)

@@ -222,15 +222,15 @@ def test_a_folder_with_metadata_ends_with_metrics_too(world, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"method": "magic"}, "allowed are knn, metric, gps"),
-        ({"by": "smell"}, "allowed are mean, heading, rotation"),
-        ({"method": "metric", "by": "heading"}, "allowed is mean"),
-        ({"gallery": "grid:50"}, "allowed is train"),
+        ({"method": "magic"}, "expected one of knn, metric, gps"),
+        ({"by": "smell"}, "expected one of mean, heading, rotation"),
+        ({"method": "metric", "by": "heading"}, "expected mean with method"),
+        ({"gallery": "grid:50"}, "expected train with method"),
         ({"sigmas": "2,x"}, "allowed are numbers above 0"),
         ({"smoothing": 0.0}, "more than 0"),
-        ({"finetune_epochs": 1}, "nothing is learned"),
-        ({"method": "metric", "geoclip": "a.pth"}, "only gps embeds coordinates"),
-        ({"method": "metric", "lora_rank": 4}, "the encoder would not learn"),
+        ({"finetune_epochs": 1}, "expected 0 with method"),
+        ({"method": "metric", "geoclip": "a.pth"}, "it is for gps"),
+        ({"method": "metric", "lora_rank": 4}, "expected 0 with finetune_epochs 0"),
     ],
 )
 def test_config_refuses(changed, told):
@@ -239,13 +239,18 @@ def test_config_refuses(changed, told):
 
 
 def test_a_method_takes_what_it_reads_of_shared_settings():
-    shared = {"encoder": "tiny", "by": "heading", "gallery": "grid:50", "gallery_size": 10, "epochs": 5, "loss": "both"}
-    made = {method: Config.for_method(method, shared) for method in embedders.METHODS}
+    cell = {"ENCODER": "tiny", "GALLERY": "grid:50", "GALLERY_SIZE": 10, "EPOCHS": 5, "METHOD": "metric"}
+    made = Config.for_methods(embedders.METHODS, cell, "{by: heading, loss: both}")
     assert made["knn"] == Config(encoder="tiny", by="heading", gallery_size=10)
     assert made["metric"] == Config(encoder="tiny", method="metric", gallery_size=10, epochs=5, loss="both")
     assert made["gps"] == Config(encoder="tiny", method="gps", gallery="grid:50", epochs=5)
+    assert Config.for_methods(["gps"], {}, "", "sample")["gps"] == Config(
+        encoder="tiny", method="gps", dim=256, hidden=128
+    )
     with pytest.raises(KitError, match="unknown setting rates"):
-        Config.for_method("knn", {"rates": 1})
+        Config.for_methods(["gps"], {}, "{rates: 1}")
+    with pytest.raises(KitError, match="by: not read by metric, gps"):  # or it would be ignored in silence
+        Config.for_methods(["metric", "gps"], {}, "{by: heading}")
 
 
 @pytest.mark.parametrize("gallery", ["grid:fine", "world:1", "missing.csv", "empty.csv", "far.csv"])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from kitlib.evaluation import crossval
 from kitlib.models.vlm.dataset import Cases
 from kitlib.models.vlm.reply_cache import Said
 from kitlib.models.vlm.session import Session
@@ -31,11 +29,11 @@ class RemoteSession(Session):
         """What makes tokens of messages for this model."""
         return remote.renderer(self.name)
 
-    def _fit(self, fold: int, folder: Path, devices: int, max_hours: float | None) -> bool:
+    def _fit(self, fold: int) -> None:
         """Train to the end; hours and devices are not of this machine."""
         from kitlib.models.vlm import trainer
 
-        config, inner, recorder = self.config, folder / self.config.method, self.recorder(fold)
+        config, inner, recorder = self.config, self.folder(fold) / self.config.method, self.recorder(fold)
         rows, prior = self.looked_at(fold), self.prior(fold)
         looked = self.cases("train", rows)
 
@@ -67,12 +65,11 @@ class RemoteSession(Session):
         before = pd.read_csv(inner / "history.csv").iloc[0].to_dict()
         trainer.write_history(inner, [{str(name): value for name, value in before.items()}, look(config.steps)])
         trainer.finish(inner, {"steps": config.steps})
-        return True
 
     def _said(self, fold: int, cases: Cases, likelihood: bool = False, number: int = 0) -> Said:
         """What a fold's training has come to says of cases, at first what the published model says."""
         config = self.config
-        client = remote.sampling_client(self.name, crossval.folder(self.run, fold) / config.method / "tinker")
+        client = remote.sampling_client(self.name, self.folder(fold) / config.method / "tinker")
         talks = remote.sampled(
             cases,
             self.task,
