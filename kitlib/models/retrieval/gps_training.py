@@ -133,7 +133,7 @@ def guess(
     """The gallery's entries that go best with each image: rows (N, k) int64 and similarities (N, k), best first.
 
     features: as for `embed_images`. gallery_points: (M, 2), any places at all: training places, a grid; each is
-    embedded once. The groups are those of `neighbours.search`. The softmax of the similarities times the logit scale
+    embedded once. The groups are those of `search`. The softmax of the similarities times the logit scale
     weighs the entries: training learns how much likelier a place is for this image than for any, so that training
     places bring the density of places along, and a grid does not.
     """
