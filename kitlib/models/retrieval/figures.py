@@ -1,6 +1,6 @@
 """Figures of embeddings beside each other: similarity against distance, its spread near and far, and dimensions used.
 
-Every function takes {"frozen": ..., "trained": ...}, as made by `affinity`, and gives a Figure; an embedding has the
+Every function takes {"frozen": ..., "trained": ...}, as made by `analysis`, and gives a Figure; an embedding has the
 same colour in all of them. As in `figures`, `note` is printed small below.
 """
 
@@ -59,7 +59,7 @@ def against_distance(
 
 @house
 def mean_curves(curves: Mapping[str, pd.DataFrame], title: str = "", note: str = "") -> Figure:
-    """The mean cosine similarity by distance of all embeddings, from tables that `affinity.curve` makes."""
+    """The mean cosine similarity by distance of all embeddings, from tables that `analysis.curve` makes."""
     _check(curves)
     figure = new(3.8)
     axes = figure.subplots()
@@ -102,7 +102,7 @@ def distributions(
 def spectra(variances: Mapping[str, ArrayLike], title: str = "", note: str = "") -> Figure:
     """Cumulative share of the variance over components, a line an embedding, its effective dimension marked.
 
-    `variances` (K,) are those of `affinity.spectrum`; the mark is at their participation ratio.
+    `variances` (K,) are those of `analysis.spectrum`; the mark is at their participation ratio.
     """
     _check(variances)
     figure = new(3.6)
