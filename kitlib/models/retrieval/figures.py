@@ -58,22 +58,6 @@ def against_distance(
 
 
 @house
-def mean_curves(curves: Mapping[str, pd.DataFrame], title: str = "", note: str = "") -> Figure:
-    """The mean cosine similarity by distance of all embeddings, from tables that `analysis.curve` makes."""
-    _check(curves)
-    figure = new(3.8)
-    axes = figure.subplots()
-    drawn = {name: _bins(table) for name, table in curves.items()}
-    for (name, (table, km)), colour in zip(drawn.items(), PALETTE * len(curves), strict=False):
-        axes.plot(km, table["mean"], color=colour, marker="o", ms=4, label=name)
-    _log_km(axes, *(km for _, km in drawn.values()))
-    axes.set(xlabel="distance (km)", ylabel="mean cosine similarity")
-    axes.legend(loc="best")
-    left_out = any(len(drawn[name][0]) < len(table) for name, table in curves.items())
-    return finish(figure, title, join_notes(f"bins with fewer than {FEW} pairs left out" if left_out else "", note))
-
-
-@house
 def distributions(
     pairs: Mapping[str, Pairs], near_km: Sequence[float] = (100.0, 50.0), bins: int = 40, title: str = "",
     note: str = "",
