@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -25,6 +26,12 @@ def geoscore(km: ArrayLike) -> np.ndarray:
     [5000.0, 1839.0, 0.0]
     """
     return GEOSCORE_MOST * np.exp(-np.asarray(km, float) / GEOSCORE_KM)
+
+
+def _html_table(cells: Mapping[str, str]) -> str:
+    """One row of cells below their names, as a notebook shows it."""
+    rows = ("".join(f"<{tag}>{text}</{tag}>" for text in row) for tag, row in (("th", cells), ("td", cells.values())))
+    return f"<table><tr>{'</tr><tr>'.join(rows)}</tr></table>"
 
 
 @dataclass(frozen=True)
@@ -59,15 +66,13 @@ class Report:
 
     def _repr_html_(self) -> str:
         shares = {f"{km:g} km": f"{share:.1%}" for km, share in zip(self.radii_km, self.within, strict=True)}
-        cells = {
+        return _html_table({
             "Geoscore": f"<b>{self.geoscore:,.0f}</b>",
             "mean km": f"{self.mean_km:,.1f}",
             "median km": f"{self.median_km:,.1f}",
             **shares,
             "places": f"{self.n:,}",
-        }
-        head = "".join(f"<th>{name}</th>" for name in cells)
-        return f"<table><tr>{head}</tr><tr>{''.join(f'<td>{cell}</td>' for cell in cells.values())}</tr></table>"
+        })  # fmt: skip
 
 
 def report(km: ArrayLike, radii_km: tuple[float, ...] = RADII_KM) -> Report:
@@ -131,7 +136,7 @@ class Score:
         )
 
     def _repr_html_(self) -> str:
-        cells = {
+        return _html_table({
             "final": f"<b>{self.final:.4f}</b>",
             "state": f"{self.state:.4f}",
             "GPS": f"{self.gps:.4f}",
@@ -140,9 +145,7 @@ class Score:
             "mean km": f"{self.mean_km:,.0f}",
             "median km": f"{self.median_km:,.0f}",
             "places": f"{self.n:,}",
-        }
-        head = "".join(f"<th>{name}</th>" for name in cells)
-        return f"<table><tr>{head}</tr><tr>{''.join(f'<td>{cell}</td>' for cell in cells.values())}</tr></table>"
+        })  # fmt: skip
 
 
 def score_arrays(true_state: ArrayLike, true_points: ArrayLike, ranked_states: ArrayLike, points: ArrayLike) -> Score:

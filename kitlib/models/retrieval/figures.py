@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
 from kitlib.core.errors import KitError
-from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, new
+from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, new, plain_numbers
 from kitlib.models.retrieval import analysis
 from kitlib.models.retrieval.analysis import Pairs, Summary
 
@@ -106,7 +106,7 @@ def spectra(variances: Mapping[str, ArrayLike], title: str = "", note: str = "")
         axes.plot(used, at, "o", color=colour, ms=7, mec="white", zorder=3)
     axes.set(xscale="log", xlim=(0.95, 1.05 * longest), ylim=(0, 1.03), xlabel="principal components, largest first")
     axes.set_ylabel("share of the variance")
-    _plain(axes.xaxis)
+    plain_numbers(axes.xaxis)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="lower right", frameon=True, edgecolor="none", framealpha=0.9)
     return finish(figure, title, note)
@@ -168,10 +168,4 @@ def _log_km(axes: Axes, *km: np.ndarray) -> None:
     """A logarithmic axis over some distances, with plain numbers."""
     low, high = min(float(a.min()) for a in km), max(float(a.max()) for a in km)
     axes.set(xscale="log", xlim=(0.85 * max(low, FLOOR_KM), 1.15 * max(high, FLOOR_KM)))
-    _plain(axes.xaxis)
-
-
-def _plain(axis) -> None:
-    axis.set_major_locator(LogLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
-    axis.set_minor_formatter(NullFormatter())
+    plain_numbers(axes.xaxis)
