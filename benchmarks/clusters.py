@@ -1,4 +1,4 @@
-"""DBSCAN on the globe against scikit-learn: seconds, peak memory, ratios and whether the labels agree, in one run.
+"""DBSCAN by chords against DBSCAN by haversine: seconds, peak memory, ratios, and whether the labels agree.
 
     OMP_NUM_THREADS=1 python benchmarks/clusters.py
 
@@ -30,13 +30,13 @@ EPS_KM = (5, 25, 50, 100)
 UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of the system's peak resident set
 
 
-def ours(points: np.ndarray, eps_km: float) -> np.ndarray:
+def by_chords(points: np.ndarray, eps_km: float) -> np.ndarray:
     return clustering.dbscan(points, eps_km, MIN_SAMPLES)
 
 
-def scikit_learn(points: np.ndarray, eps_km: float) -> np.ndarray:
-    found = DBSCAN(eps=eps_km / geo.EARTH_RADIUS_KM, min_samples=MIN_SAMPLES, metric="haversine")
-    return found.fit(np.radians(points)).labels_
+def by_haversine(points: np.ndarray, eps_km: float) -> np.ndarray:
+    model = DBSCAN(eps=eps_km / geo.EARTH_RADIUS_KM, min_samples=MIN_SAMPLES, metric="haversine")
+    return model.fit(np.radians(points)).labels_
 
 
 def measure(
@@ -74,11 +74,11 @@ def places(n: int, rng: np.random.Generator) -> np.ndarray:
 def main() -> None:
     points = places(N_PLACES, np.random.default_rng(0))
     print(f"DBSCAN of {N_PLACES:,} places, min_samples {MIN_SAMPLES}; least seconds of {REPEATS}")
-    print("    eps  neighbours  clusters   noise              ours        scikit-learn   time  memory  labels")
+    print("    eps  neighbours  clusters   noise            chords           haversine   time  memory  labels")
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
         for eps_km in EPS_KM:
             runs = [
-                [pool.submit(measure, way, points, eps_km).result() for way in (ours, scikit_learn)]
+                [pool.submit(measure, way, points, eps_km).result() for way in (by_chords, by_haversine)]
                 for _ in range(REPEATS)
             ]
             (s, mb), (s_theirs, mb_theirs) = (

@@ -44,7 +44,7 @@ def minimised(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Geometric medians by a general minimiser, row by row."""
 
     def one(cloud: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        start = geo.mean_point(cloud, weight)
+        start = geo.from_unit_vectors(weight @ geo.unit_vectors(cloud))
         return minimize(lambda p: weight @ geo.distance_km(cloud, p), start, method="Nelder-Mead").x
 
     return np.array([one(cloud, weight) for cloud, weight in zip(points, weights, strict=True)])

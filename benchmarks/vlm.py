@@ -40,7 +40,6 @@ from kitlib.figures import style
 from kitlib.models.vlm import config as vlm_config
 from kitlib.models.vlm import guessing, loading
 from kitlib.models.vlm import run as vlm
-from kitlib.models.vlm.conversation import environments
 from kitlib.models.vlm.conversation.replies import Answer
 from kitlib.models.vlm.generation import Sampler
 from kitlib.models.vlm.session import Session
@@ -126,7 +125,7 @@ def constant(data: Places, run: str) -> float:
     cases, rewards = session.cases("train", held_out), []
     for truth in cases.truths:
         env = session.task.last(cases.views, truth)
-        rewards.append(sum(step.reward for step in environments.play(env, [reply] * env.turns)))
+        rewards.append(sum(env.step(reply).reward for _ in range(env.turns)))
     return float(np.mean(rewards))
 
 

@@ -27,7 +27,7 @@ from kitlib import geo
 from kitlib.core import paths
 from kitlib.evaluation import runs
 from kitlib.geo import projection
-from kitlib.models.vlm.conversation import rewards, rollouts, schedules
+from kitlib.models.vlm.conversation import rollouts, schedules
 
 PLACES, GROUPS, ROLLOUTS, STEPS = 40, 4, 8, 313  # 313 steps of 4 places with 8 rollouts: 10,016
 EVAL_EVERY, EVAL_PLACES = 40, 12
@@ -70,7 +70,7 @@ def rows(
     for place in chosen.tolist():
         points = guesses(rng, truth[place], 2500 * 0.06 ** (skill * rng.uniform(0.7, 1.1)))
         points[rng.random(points.shape[:2]) < 0.25 * (1 - skill) ** 2 + 0.01] = np.nan
-        worth = rewards.rewards_of(points, truth[place], tau)
+        worth = np.nan_to_num(np.exp(-geo.distance_km(points, truth[place]) / tau))  # 0 where nothing was said
         km = geo.distance_km(points[:, -1], truth[place])
         earned = worth[:, -1]
         advantage = (earned - earned.mean()) / (earned.std() + 1e-4)

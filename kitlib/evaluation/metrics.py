@@ -29,6 +29,12 @@ def geoscore(km: ArrayLike) -> np.ndarray:
     return GEOSCORE_MOST * np.exp(-np.asarray(km, float) / GEOSCORE_KM)
 
 
+def _html_table(cells: Mapping[str, str]) -> str:
+    """One row of cells below their names, as a notebook shows it."""
+    rows = ("".join(f"<{tag}>{text}</{tag}>" for text in row) for tag, row in (("th", cells), ("td", cells.values())))
+    return f"<table><tr>{'</tr><tr>'.join(rows)}</tr></table>"
+
+
 @dataclass(frozen=True)
 class Report:
     """What `n` distances come to: mean_km, median_km, mean geoscore, and within (R,), the shares <= radii_km (R,)."""
@@ -61,15 +67,13 @@ class Report:
 
     def _repr_html_(self) -> str:
         shares = {f"{km:g} km": f"{share:.1%}" for km, share in zip(self.radii_km, self.within, strict=True)}
-        cells = {
+        return _html_table({
             "Geoscore": f"<b>{self.geoscore:,.0f}</b>",
             "mean km": f"{self.mean_km:,.1f}",
             "median km": f"{self.median_km:,.1f}",
             **shares,
             "places": f"{self.n:,}",
-        }
-        head = "".join(f"<th>{name}</th>" for name in cells)
-        return f"<table><tr>{head}</tr><tr>{''.join(f'<td>{cell}</td>' for cell in cells.values())}</tr></table>"
+        })  # fmt: skip
 
 
 def report(km: ArrayLike, radii_km: tuple[float, ...] = RADII_KM) -> Report:
@@ -133,7 +137,7 @@ class Score:
         )
 
     def _repr_html_(self) -> str:
-        cells = {
+        return _html_table({
             "final": f"<b>{self.final:.4f}</b>",
             "state": f"{self.state:.4f}",
             "GPS": f"{self.gps:.4f}",
@@ -142,9 +146,7 @@ class Score:
             "mean km": f"{self.mean_km:,.0f}",
             "median km": f"{self.median_km:,.0f}",
             "places": f"{self.n:,}",
-        }
-        head = "".join(f"<th>{name}</th>" for name in cells)
-        return f"<table><tr>{head}</tr><tr>{''.join(f'<td>{cell}</td>' for cell in cells.values())}</tr></table>"
+        })  # fmt: skip
 
 
 def score_arrays(true_state: ArrayLike, true_points: ArrayLike, ranked_states: ArrayLike, points: ArrayLike) -> Score:

@@ -18,7 +18,7 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike
 
-from kitlib.figures.style import GREY, LAND, Figure, finish, new
+from kitlib.figures.style import GREY, LAND, NUMBERS, Figure, finish, new
 from kitlib.geo import EARTH_RADIUS_KM, outlines
 
 WHOLE_KM = 1500.0  # a map wider than this shows all contiguous states, a smaller one those with places
@@ -214,7 +214,7 @@ class Map:
         bar = self.figure.colorbar(marks, ax=self.axes, shrink=0.7, pad=0.01, aspect=28, label=label, **style)
         bar.outline.set_visible(False)
         bar.ax.minorticks_off()
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
+        bar.ax.yaxis.set_major_formatter(NUMBERS)
 
     def finish(self, title: str = "", note: str = "") -> Figure:
         """Title, note, and a height that leaves no empty band above or below the map."""

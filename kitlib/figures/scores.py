@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.colors import PowerNorm
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
 from kitlib import geo
 from kitlib.evaluation import metrics
 from kitlib.evaluation.metrics import Score
 from kitlib.figures.charts import barh, geographic_order, heat
-from kitlib.figures.style import GREY, INK, PALETTE, Figure, finish, house, join_notes, new
+from kitlib.figures.style import GREY, INK, PALETTE, Figure, finish, house, join_notes, new, plain_numbers
 
 # The distances at which the field counts guesses as right (IM2GPS and everyone since).
 LEVELS_KM = {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
@@ -88,7 +88,7 @@ def cumulative_error(km: Mapping[str, ArrayLike], title: str = "", note: str = "
         axes.annotate(f"{share_within:.0%}", (level, share_within), (-6, 5), textcoords="offset points", ha="right",
                       color=PALETTE[0], fontsize=9)  # fmt: skip
     axes.set(xscale="log", xlim=(0.4, 12_000), ylim=(0, 1.02), xlabel="error of the guess (km)", ylabel="places within")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    plain_numbers(axes.xaxis)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="upper left")
     return finish(figure, title, note)

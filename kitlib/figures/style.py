@@ -9,6 +9,8 @@ from typing import Any
 import matplotlib
 import matplotlib.figure
 from cycler import cycler
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from kitlib.core import storage
 
@@ -24,6 +26,7 @@ HOUSE: Any = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": LIGHT, "grid.linewidth": 0.8,
     "axes.prop_cycle": cycler(color=PALETTE), "lines.linewidth": 2.0, "image.cmap": "viridis",
 }  # fmt: skip
+NUMBERS = "{x:,.7g}"  # of ticks: 20,000 and 0.5, no powers of ten
 house = matplotlib.rc_context(HOUSE)  # a decorator: the caller's own settings are left alone
 
 
@@ -48,6 +51,15 @@ def finish(figure: Figure, title: str = "", note: str = "") -> Figure:
     if note:
         figure.supxlabel(note, x=0.99, ha="right", fontsize=8, color=GREY)
     return figure
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Write an axis's ticks as plain numbers; on a logarithmic one at 2 and 5 too where it spans few powers of ten."""
+    if axis.get_scale() == "log":
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(NUMBERS)
 
 
 def join_notes(*notes: str) -> str:

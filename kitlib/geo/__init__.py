@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from kitlib.geo.sphere import distance_km as distance_km
     from kitlib.geo.sphere import distance_matrix_km as distance_matrix_km
     from kitlib.geo.sphere import from_unit_vectors as from_unit_vectors
-    from kitlib.geo.sphere import mean_point as mean_point
     from kitlib.geo.sphere import nearest as nearest
     from kitlib.geo.sphere import pairs_within_km as pairs_within_km
     from kitlib.geo.sphere import unit_vectors as unit_vectors

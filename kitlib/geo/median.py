@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kitlib.geo.sphere import BLOCK, Array, _checked, _mean_vector, from_unit_vectors, unit_vectors
+from kitlib.core.errors import KitError
+from kitlib.geo.sphere import BLOCK, Array, check_points, from_unit_vectors, unit_vectors
 
 SAME_PLACE_RAD = 1e-8  # 6 cm: closer points count as one, and a median that moves less has arrived
 MEDIAN_STEPS = 200  # a bound; most medians take 4 steps, the worst seen took 40
@@ -156,3 +157,25 @@ def _median_steps(local: Array, weights: Array) -> tuple[Array, Array, Array]:
     newton = np.einsum("ne,nde->nd", along, axes)
     newton /= np.maximum(np.linalg.norm(newton, axis=1, keepdims=True), 1)
     return total, weiszfeld, np.where((held > 0)[:, None], weiszfeld, newton)
+
+
+def _checked(points: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
+    """Points (..., K, 2) and weights (..., K) that sum to 1, with a harmless point where the weight is zero."""
+    points = np.asarray(points, float)
+    if points.ndim < 2 or points.shape[-2] == 0:
+        raise KitError(f"points have shape {points.shape}, wanted is (..., K, 2) with K at least 1")
+    weights = np.ones(points.shape[:-1]) if weights is None else np.asarray(weights, float)
+    weights = np.broadcast_to(weights, points.shape[:-1])
+    if not (weights >= 0).all() or not np.isfinite(weights).all():
+        raise KitError("weights of points must be finite and not negative")
+    total = weights.sum(axis=-1, keepdims=True)
+    if not (total > 0).all():
+        raise KitError(f"all weights of row {int(np.argmin(total))} are zero; at least one point needs a weight")
+    return check_points(np.where(weights[..., None] > 0, points, 0.0), "points"), weights / total
+
+
+def _mean_vector(vectors: Array, weights: Array) -> Array:
+    """Mean vectors (..., 3), not normalised, of unit vectors (..., K, 3); the heaviest where they cancel out."""
+    mean = np.einsum("...k,...kd->...d", weights, vectors)
+    heaviest = np.take_along_axis(vectors, weights.argmax(-1)[..., None, None], axis=-2)[..., 0, :]
+    return np.where(np.linalg.norm(mean, axis=-1, keepdims=True) > 1e-12, mean, heaviest)

@@ -93,15 +93,6 @@ def distance_matrix_km(
     return out
 
 
-def mean_point(points: ArrayLike, weights: ArrayLike | None = None) -> Array:
-    """The mean (..., 2) of points (..., K, 2) with weights (..., K): the direction of their mean unit vector.
-
-    Where the vectors cancel out, as for antipodes, there is no mean: the heaviest point stands in.
-    """
-    points, weights = _checked(points, weights)
-    return from_unit_vectors(_mean_vector(unit_vectors(points), weights))
-
-
 def nearest(points: ArrayLike, of: ArrayLike, k: int = 1) -> tuple[Array, NDArray[np.intp]]:
     """Distances (N, k) in km and indices (N, k) of the k nearest of `of` (M, 2) to points (N, 2), nearest first.
 
@@ -124,25 +115,3 @@ def pairs_within_km(points: ArrayLike, radius_km: float) -> NDArray[np.intp]:
     chord = 2 * np.sin(min(radius_km / EARTH_RADIUS_KM, np.pi) / 2)
     pairs = cKDTree(unit_vectors(points)).query_pairs(chord, output_type="ndarray")
     return pairs[np.lexsort(pairs.T[::-1])]
-
-
-def _checked(points: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
-    """Points (..., K, 2) and weights (..., K) that sum to 1, with a harmless point where the weight is zero."""
-    points = np.asarray(points, float)
-    if points.ndim < 2 or points.shape[-2] == 0:
-        raise KitError(f"points have shape {points.shape}, wanted is (..., K, 2) with K at least 1")
-    weights = np.ones(points.shape[:-1]) if weights is None else np.asarray(weights, float)
-    weights = np.broadcast_to(weights, points.shape[:-1])
-    if not (weights >= 0).all() or not np.isfinite(weights).all():
-        raise KitError("weights of points must be finite and not negative")
-    total = weights.sum(axis=-1, keepdims=True)
-    if not (total > 0).all():
-        raise KitError(f"all weights of row {int(np.argmin(total))} are zero; at least one point needs a weight")
-    return check_points(np.where(weights[..., None] > 0, points, 0.0), "points"), weights / total
-
-
-def _mean_vector(vectors: Array, weights: Array) -> Array:
-    """Mean vectors (..., 3), not normalised, of unit vectors (..., K, 3); the heaviest where they cancel out."""
-    mean = np.einsum("...k,...kd->...d", weights, vectors)
-    heaviest = np.take_along_axis(vectors, weights.argmax(-1)[..., None, None], axis=-2)[..., 0, :]
-    return np.where(np.linalg.norm(mean, axis=-1, keepdims=True) > 1e-12, mean, heaviest)

@@ -29,7 +29,7 @@ def objective(cloud, weights, guess):
 
 def by_search(cloud, weights, spread_deg):
     """The median by a grid of starts and Nelder-Mead, on a plane that is tilted to lie around the cloud."""
-    centre = geo.mean_point(cloud, weights)
+    centre = geo.from_unit_vectors(np.asarray(weights, float) @ geo.unit_vectors(cloud))
     grid = np.linspace(-spread_deg, spread_deg, 9)
     starts = sorted(
         ((objective(cloud, weights, centre + np.array([a, b])), a, b) for a in grid for b in grid),
@@ -94,13 +94,6 @@ def test_a_point_that_is_not_on_earth_is_named():
     with pytest.raises(KitError, match="shape"):
         geo.check_points([1.0, 2.0, 3.0], "train")
     assert geo.check_points([[90, -180]], "train").dtype == float
-
-
-def test_mean_point():
-    assert geo.mean_point([[0, 170], [0, -170]])[1] == pytest.approx(180)
-    assert geo.distance_km(geo.mean_point([[80, 0], [80, 180]]), [90, 0]) < METRE
-    np.testing.assert_allclose(geo.mean_point([[0, 0], [0, 180]], [1, 1]), [0, 0], atol=1e-9)
-    assert geo.mean_point(np.zeros((3, 4, 5, 2))).shape == (3, 4, 2)
 
 
 def test_median_of_one_point_and_of_padding():
@@ -188,8 +181,6 @@ def test_weights_that_mean_nothing_are_refused():
     for bad in ([0, 0], [-1, 2], [np.nan, 1]):
         with pytest.raises(KitError, match="weight"):
             geo.geometric_median([[0, 0], [1, 1]], bad)
-        with pytest.raises(KitError, match="weight"):
-            geo.mean_point([[0, 0], [1, 1]], bad)
     with pytest.raises(KitError, match=r"\(\.\.\., K, 2\)"):
         geo.geometric_median(np.zeros((0, 2)))
 

@@ -1,4 +1,4 @@
-"""Which labelled places to learn from: a list to leave out, deviations within a region, places with no company.
+"""Clean the training places: drop a given list, outliers within a region, and places without others nearby.
 
 cleaned = clean(sample_id, points, group, names, mad_threshold=3.5, eps_km=2.0, exclude=["img_0007.jpg"])
 cleaned.kept       # (N,) bool
@@ -54,7 +54,7 @@ def clean(
         points: (N, 2).
         group: (N,) int, the region of each place.
         names: (G,), the regions' names.
-        mad_threshold: of `mad_outliers`; 0 switches it off.
+        mad_threshold: the largest modified z-score of latitude and of longitude within the group; 0 switches it off.
         eps_km: of `dbscan`; 0 switches it off.
         min_samples: of `dbscan`.
         exclude: sample_ids, or row numbers as ints. A text of digits is a sample_id if there is such a one, else a
@@ -117,25 +117,6 @@ def clean(
     return Cleaned(kept, pd.DataFrame(columns))
 
 
-def mad_outliers(points: ArrayLike, group: ArrayLike, threshold: float = 3.5) -> np.ndarray:
-    """Which places (N,) lie too far from their group's median, in latitude or in longitude; points (N, 2), group (N,).
-
-    Too far is a modified z-score, 0.6745 |x - median| / MAD, above the threshold, MAD being the median absolute
-    deviation; where that is 0, as more than half of the values are equal, 1.253314 times the mean absolute deviation
-    stands in for MAD / 0.6745; where that is 0 too, nothing is an outlier (Iglewicz and Hoaglin 1993, How to Detect
-    and Handle Outliers). Longitudes are those east of the group's circular mean, so that the date line is nowhere
-    near. Groups of fewer than 5 places are left alone. KitError for a threshold that is not positive.
-
-    >>> mad_outliers([[0, 179.8], [0, 179.9], [0, 180], [0, -179.9], [0, -179.8], [0, -170]], [0] * 6).tolist()
-    [False, False, False, False, False, True]
-    """
-    points, group = check_places(points), np.asarray(group)
-    _check_group(group, len(points))
-    if not threshold > 0:
-        raise KitError(f"threshold={threshold:g} of deviations: allowed are positive numbers")
-    return np.any(_mad_scores(points, group) > threshold, axis=1)
-
-
 def _check_group(group: np.ndarray, n: int) -> None:
     if group.shape != (n,):
         raise KitError(f"{n} places have groups of shape {group.shape}, wanted is one a place")
@@ -166,7 +147,13 @@ def _named(exclude: Iterable[str | int], sample_id: np.ndarray) -> np.ndarray:
 
 
 def _mad_scores(points: Array, group: np.ndarray) -> Array:
-    """Modified z-scores (N, 2) of latitudes and longitudes within groups; 0 where there is nothing to compare with."""
+    """Modified z-scores (N, 2) of latitudes and longitudes within groups; 0 where there is nothing to compare with.
+
+    0.6745 |x - median| / MAD, MAD being the median absolute deviation; where that is 0, as more than half of the values
+    are equal, 1.253314 times the mean absolute deviation stands in for MAD / 0.6745; where that is 0 too, so is the
+    score (Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers). Longitudes are those east of the group's
+    circular mean, so that the date line is nowhere near. Groups of fewer than 5 places score 0.
+    """
     _, group, count = np.unique(group, return_inverse=True, return_counts=True)
     lat, lon = points.T
     # Every place has one vote on the direction, so a few far ones cannot turn it to where the others would be cut.

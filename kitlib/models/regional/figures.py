@@ -12,13 +12,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.figures.atlas import Map
-from kitlib.figures.style import GREY, INK, LIGHT, PALETTE, Figure, finish, house, join_notes, new
+from kitlib.figures.style import GREY, INK, LIGHT, PALETTE, Figure, finish, house, join_notes, new, plain_numbers
 from kitlib.geo import projection
 
 FAR_TIMES = 3.0  # a dropped place this many times farther out than the kept ones needs a map of its own
@@ -113,22 +113,14 @@ def neighbour_curve(km: ArrayLike, eps_km: float, k: int, title: str = "", note:
     axes.annotate(told, (0, eps_km), (6, 5), xycoords=("axes fraction", "data"), textcoords="offset points",
                   color=PALETTE[1], fontweight="bold")  # fmt: skip
     axes.set_yscale("log")
-    _kilometres(axes.yaxis)
+    plain_numbers(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
+    plain_numbers(axes.xaxis)
     axes.set(xlabel="places, sorted", ylabel=f"km to neighbour {k}", xlim=(0, len(distance) + 1))
     zero, missing = int((finite == 0).sum()), len(distance) - len(finite)
     told_zero = f"at distance 0, drawn at the bottom: {zero:,}" if zero else ""
     told_missing = f"without a neighbour {k}: {missing:,}" if missing else ""
     return finish(figure, title, join_notes(told_zero, told_missing, note))
-
-
-def _kilometres(axis) -> None:
-    """Plain numbers on a logarithmic axis, also between powers of ten where there are few of them."""
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 @house
@@ -236,7 +228,7 @@ def against_median(
     axes.set(xlabel="mean distance (km)", ylim=(len(order) - 0.4, -0.6))
     if max(model.max(), median.max()) > LOG_TIMES * max(min(model.min(), median.min()), 1e-9):
         axes.set_xscale("log")
-        _kilometres(axes.xaxis)
+        plain_numbers(axes.xaxis)
     else:
         axes.set_xlim(0)
     axes.tick_params(axis="y", length=0)

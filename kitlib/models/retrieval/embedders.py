@@ -1,6 +1,6 @@
 """How retrieval sees places: frozen features standardised, projected by metric learning, or matched with coordinates.
 
-Each of the three turns features (N, M, V, D) of places, M being plain and mirrored, into what `neighbours.search` takes
+Each of the three turns features (N, M, V, D) of places, M being plain and mirrored, into what `search` takes
 for queries, and for the gallery either the same of other places or, of the third, coordinates.
 """
 

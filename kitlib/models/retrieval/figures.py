@@ -1,6 +1,6 @@
 """Figures of embeddings beside each other: similarity against distance, its spread near and far, and dimensions used.
 
-Every function takes {"frozen": ..., "trained": ...}, as made by `affinity`, and gives a Figure; an embedding has the
+Every function takes {"frozen": ..., "trained": ...}, as made by `analysis`, and gives a Figure; an embedding has the
 same colour in all of them. As in `figures`, `note` is printed small below.
 """
 
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
 from kitlib.core.errors import KitError
-from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, new
+from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, new, plain_numbers
 from kitlib.models.retrieval import analysis
 from kitlib.models.retrieval.analysis import Pairs, Summary
 
@@ -58,22 +58,6 @@ def against_distance(
 
 
 @house
-def mean_curves(curves: Mapping[str, pd.DataFrame], title: str = "", note: str = "") -> Figure:
-    """The mean cosine similarity by distance of all embeddings, from tables that `affinity.curve` makes."""
-    _check(curves)
-    figure = new(3.8)
-    axes = figure.subplots()
-    drawn = {name: _bins(table) for name, table in curves.items()}
-    for (name, (table, km)), colour in zip(drawn.items(), PALETTE * len(curves), strict=False):
-        axes.plot(km, table["mean"], color=colour, marker="o", ms=4, label=name)
-    _log_km(axes, *(km for _, km in drawn.values()))
-    axes.set(xlabel="distance (km)", ylabel="mean cosine similarity")
-    axes.legend(loc="best")
-    left_out = any(len(drawn[name][0]) < len(table) for name, table in curves.items())
-    return finish(figure, title, join_notes(f"bins with fewer than {FEW} pairs left out" if left_out else "", note))
-
-
-@house
 def distributions(
     pairs: Mapping[str, Pairs], near_km: Sequence[float] = (100.0, 50.0), bins: int = 40, title: str = "",
     note: str = "",
@@ -102,7 +86,7 @@ def distributions(
 def spectra(variances: Mapping[str, ArrayLike], title: str = "", note: str = "") -> Figure:
     """Cumulative share of the variance over components, a line an embedding, its effective dimension marked.
 
-    `variances` (K,) are those of `affinity.spectrum`; the mark is at their participation ratio.
+    `variances` (K,) are those of `analysis.spectrum`; the mark is at their participation ratio.
     """
     _check(variances)
     figure = new(3.6)
@@ -122,7 +106,7 @@ def spectra(variances: Mapping[str, ArrayLike], title: str = "", note: str = "")
         axes.plot(used, at, "o", color=colour, ms=7, mec="white", zorder=3)
     axes.set(xscale="log", xlim=(0.95, 1.05 * longest), ylim=(0, 1.03), xlabel="principal components, largest first")
     axes.set_ylabel("share of the variance")
-    _plain(axes.xaxis)
+    plain_numbers(axes.xaxis)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="lower right", frameon=True, edgecolor="none", framealpha=0.9)
     return finish(figure, title, note)
@@ -184,10 +168,4 @@ def _log_km(axes: Axes, *km: np.ndarray) -> None:
     """A logarithmic axis over some distances, with plain numbers."""
     low, high = min(float(a.min()) for a in km), max(float(a.max()) for a in km)
     axes.set(xscale="log", xlim=(0.85 * max(low, FLOOR_KM), 1.15 * max(high, FLOOR_KM)))
-    _plain(axes.xaxis)
-
-
-def _plain(axis) -> None:
-    axis.set_major_locator(LogLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
-    axis.set_minor_formatter(NullFormatter())
+    plain_numbers(axes.xaxis)

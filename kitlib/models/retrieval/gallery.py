@@ -1,7 +1,7 @@
-"""Galleries that represent the land: which of many places to keep, a grid where there are none, and what they can earn.
+"""Build reference galleries: select places that represent the land, read points, compute the best possible score.
 
-A gallery of chance holds its cities a thousand times and its deserts never. `choose` deals its places in turn: cell by
-cell of the land, in each cell cluster by cluster of what the places look like, in each cluster label by label.
+A random gallery holds cities a thousand times and deserts never. `choose` takes places in turn: from every cell of the
+land, within a cell from every cluster of similar embeddings, within a cluster from every label.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from kitlib.core.errors import KitError, shorten
 from kitlib.data.files import Files
 from kitlib.evaluation import metrics
 from kitlib.geo import grid
-from kitlib.geo.lattice import CHUNK, land_grid, world_grid
+from kitlib.geo.lattice import land_grid, world_grid
 
 LATITUDE, LONGITUDE = ("latitude", "lat"), ("longitude", "lon", "lng", "long")  # in the order they are looked for
-MINI_BATCH = 2000  # places in a cell from which MiniBatchKMeans clusters them
 
 
 def choose(
@@ -55,14 +54,14 @@ def choose(
     n = len(points)
     _check_budget(n, budget, seed)
     if cell_km <= 0 or clusters < 1:
-        raise KitError(
-            f"cell_km={cell_km:g}, clusters={clusters}: allowed are cells of more than 0 km and clusters >= 1"
-        )
+        raise KitError(f"expected cell_km above 0 and clusters from 1; got cell_km={cell_km:g}, clusters={clusters}")
     rng = np.random.default_rng(seed)
     cell = grid.blocks(points, cell_km)
     cluster, away = np.zeros(n, np.int64), np.zeros(n)
     if embeddings is not None:
-        cluster, away = _clusters(_checked_embeddings(embeddings, n), cell, min(clusters, _turns(cell, budget)), seed)
+        size = np.bincount(cell)
+        turns = next(turns for turns in range(1, n + 1) if np.minimum(size, turns).sum() >= budget)
+        cluster, away = _clusters(_checked_embeddings(embeddings, n), cell, min(clusters, turns), seed)
     cluster = _codes(cell, cluster)
     leaf = _codes(cluster, _label_codes(labels, n))
 
@@ -92,17 +91,17 @@ def read_csv(path: str | Path) -> tuple[np.ndarray, pd.DataFrame]:
     """
     path = Path(path)
     table, _ = Files(path.parent).read_csv(path.name)
-    found = [_column(table, names, path.name) for names in (LATITUDE, LONGITUDE)]
-    numbers = table[found].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    columns = [_column(table, names, path.name) for names in (LATITUDE, LONGITUDE)]
+    numbers = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     bad = np.flatnonzero(np.isnan(numbers).any(axis=1))
     if len(bad):
         raise KitError(
-            f"{path.name}: {len(bad)} of {len(table)} rows have no numbers in {' and '.join(found)}, "
-            f"first {table[found].iloc[bad[0]].tolist()} in line {bad[0] + 2}"
+            f"{path.name}: {len(bad)} of {len(table)} rows have no numbers in {' and '.join(columns)}, "
+            f"first {table[columns].iloc[bad[0]].tolist()} in line {bad[0] + 2}"
         )
     if not len(table):
         raise KitError(f"{path.name} has no rows")
-    return geo.check_points(numbers, f"{path.name} (row 0 is line 2)"), table.drop(columns=found)
+    return geo.check_points(numbers, f"{path.name} (row 0 is line 2)"), table.drop(columns=columns)
 
 
 def named(name: str) -> np.ndarray:
@@ -113,12 +112,12 @@ def named(name: str) -> np.ndarray:
     try:
         spacing_km = float(km)
     except ValueError:
-        raise KitError(f"gallery {name!r}: allowed is {kind}:KM such as {kind}:50") from None
+        raise KitError(f"gallery: expected {kind}:KM such as {kind}:50; got {name!r}") from None
     return land_grid(spacing_km) if kind == "grid" else world_grid(spacing_km)
 
 
 def expected_scores(gallery_points: ArrayLike, truth_points: ArrayLike) -> dict[str, float]:
-    """What retrieval earns with this gallery at best: `accuracy.report` on the distances to the nearest entry.
+    """The best scores that retrieval can have with this gallery: `metrics.report` on distances to the nearest entry.
 
     gallery_points: (M, 2). truth_points: (N, 2), where the pictures that are asked about were taken.
     """
@@ -129,22 +128,21 @@ def expected_scores(gallery_points: ArrayLike, truth_points: ArrayLike) -> dict[
 def _points(points: ArrayLike, what: str) -> np.ndarray:
     points = geo.check_points(points, what)
     if points.ndim != 2 or len(points) == 0:
-        raise KitError(f"{what}: points have shape {points.shape}, wanted is (N, 2) with N at least 1")
+        raise KitError(f"{what}: expected points (N, 2) with N at least 1; got shape {points.shape}")
     return points
 
 
 def _check_budget(n: int, budget: int, seed: int) -> None:
     if not 1 <= budget <= n or seed < 0:
-        raise KitError(f"a gallery of {budget} out of {n} places with seed {seed}: allowed are 1..{n} and seeds >= 0")
+        raise KitError(f"budget, seed: expected 1..{n} of {n} places and a seed from 0; got {budget}, {seed}")
 
 
 def _checked_embeddings(embeddings: np.ndarray, n: int) -> np.ndarray:
     if embeddings.ndim != 2 or len(embeddings) != n:
-        raise KitError(f"embeddings of shape {embeddings.shape} for {n} places: wanted is ({n}, D), views averaged")
-    for start in range(0, n, CHUNK // 16):
-        bad = np.flatnonzero(~np.isfinite(embeddings[start : start + CHUNK // 16]).all(axis=1))
-        if len(bad):
-            raise KitError(f"embeddings for a gallery: row {start + bad[0]} is not finite")
+        raise KitError(f"embeddings: expected shape ({n}, D), views averaged; got {embeddings.shape}")
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(bad):
+        raise KitError(f"embeddings for a gallery: row {bad[0]} is not finite")
     return embeddings
 
 
@@ -154,20 +152,13 @@ def _label_codes(labels: ArrayLike | pd.DataFrame | None, n: int) -> np.ndarray:
         return np.zeros(n, np.int64)
     table = labels if isinstance(labels, pd.DataFrame) else pd.DataFrame(np.asarray(labels))
     if len(table) != n or table.shape[1] == 0:
-        raise KitError(f"labels of shape {table.shape} for {n} places: wanted is ({n},) or ({n}, L)")
+        raise KitError(f"labels: expected shape ({n},) or ({n}, L); got {table.shape}")
     return table.groupby(list(table.columns), dropna=False).ngroup().to_numpy()
-
-
-def _turns(cell: np.ndarray, budget: int) -> int:
-    """How many turns it takes to deal `budget` places from the cells (N,), each giving one a turn while it has any."""
-    size = np.bincount(cell)
-    given = np.cumsum(np.bincount(size)[::-1])[::-1][1:]  # in turn 1, 2, …: as many as cells have that many places
-    return int(np.searchsorted(np.cumsum(given), budget)) + 1
 
 
 def _clusters(embeddings: np.ndarray, cell: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Clusters (N,) of the normalised embeddings in each cell, from 0 in each, and distances (N,) to the centres."""
-    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.cluster import KMeans
 
     cluster, away = np.zeros(len(cell), np.int64), np.zeros(len(cell))
     order = np.argsort(cell, kind="stable")
@@ -177,8 +168,7 @@ def _clusters(embeddings: np.ndarray, cell: np.ndarray, most: int, seed: int) ->
         k = min(most, len(np.unique(looks, axis=0)))
         centres = looks.mean(axis=0, keepdims=True)
         if k > 1:
-            kind = KMeans if len(rows) < MINI_BATCH else MiniBatchKMeans
-            fitted = kind(k, n_init=1, random_state=seed).fit(looks)
+            fitted = KMeans(k, n_init=1, random_state=seed).fit(looks)
             cluster[rows], centres = fitted.labels_, fitted.cluster_centers_
         away[rows] = np.linalg.norm(looks - centres[cluster[rows]], axis=1)
     return cluster, away
@@ -191,20 +181,18 @@ def _codes(group: np.ndarray, within: np.ndarray) -> np.ndarray:
 
 def _rank(group: np.ndarray, *keys: np.ndarray) -> np.ndarray:
     """Each row's place (N,) from 0 within its group (N,), ordered by the first key, then the second, and so on."""
-    order = np.lexsort((*keys[::-1], group))
-    first = np.concatenate([[True], np.diff(group[order]) != 0])
-    at = np.arange(len(order))
+    order = np.lexsort(keys[::-1])
     rank = np.empty(len(order), np.int64)
-    rank[order] = at - np.maximum.accumulate(np.where(first, at, 0))
+    rank[order] = pd.Series(group[order]).groupby(group[order]).cumcount()
     return rank
 
 
 def _column(table: pd.DataFrame, names: Sequence[str], file: str) -> str:
     """The one column with one of these names, whatever the letters' case; the first name counts most."""
     for name in names:
-        found = [column for column in table.columns if column.lower() == name]
-        if len(found) > 1:
-            raise KitError(f"{file}: {' and '.join(found)} are both {name}; leave only one of them")
-        if found:
-            return found[0]
+        matches = [column for column in table.columns if column.lower() == name]
+        if len(matches) > 1:
+            raise KitError(f"{file}: {' and '.join(matches)} are both {name}; leave only one of them")
+        if matches:
+            return matches[0]
     raise KitError(f"{file} has no column {' or '.join(names)}; its columns are {shorten(table.columns, 20)}")

@@ -1,15 +1,17 @@
-"""Image to GPS, GeoCLIP's way: images and places embedded alike, so that the nearest place of a gallery is the guess.
+"""Train image-to-GPS matching as GeoCLIP does: images and places share one embedding, the nearest place is the guess.
 
     match = GpsMatch(n_features, sigmas=(2, 4, 8))
     match.fit_scale(features)                                  # (N, V, D) of the training places
     module = MatchTraining(match, None, Teaching(), steps, gallery_points=points, rate=3e-4)
     fit(module, batches, folder, epochs=60, config=..., val_batches=..., monitor="val_km")
-    index, similarity = guess(match, features, gallery_points, k=16)
 
-Vivanco Cepeda et al. 2023, arXiv:2309.16020. As there, an image is told apart from the places of its batch and from a
-queue of earlier ones, which is kept as coordinates and encoded anew each step, with its gradient. Not as there: noise
-on coordinates is in metres, not in degrees; the queue starts empty; and a place that is all but the image's own is no
+Vivanco Cepeda et al. 2023, arXiv:2309.16020. As there, an image's negatives are the places of its batch and a queue of
+earlier ones, which is kept as coordinates and encoded anew each step, with its gradient. Not as there: noise on
+coordinates is in metres, not in degrees; the queue starts empty; and a place that is all but the image's own is no
 negative. The finer the scales of the location encoder, the more places it takes before it learns more than a list.
+
+Points are tensors (..., 2) [lat, lon] in degrees. In float32, which a GPU works with, a degree of longitude is good to
+a metre; noise and distances are in the points' own precision.
 """
 
 from __future__ import annotations
@@ -19,16 +21,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import nn
 
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Names
-from kitlib.models.retrieval import search
-from kitlib.models.retrieval.geoclip import embed_points
-from kitlib.models.retrieval.gps_network import GpsMatch, embed_images
-from kitlib.models.retrieval.gps_queue import GpsQueue, contrast, jitter, too_near, unit_vectors
+from kitlib.models.retrieval.gps_network import GpsMatch
 from kitlib.training import learner, sphere
 from kitlib.training.learner import Batch, Learner, encode
 from kitlib.vision.encoders import Encoder
@@ -46,6 +46,74 @@ class Teaching(learner.TrainingOptions):
     freeze: float = 0.0  # share of the steps in which the location encoder does not learn yet
 
     SHARES: ClassVar[Names] = ("freeze",)
+
+
+def jitter(points: torch.Tensor, noise_m: float) -> torch.Tensor:
+    """Points (..., 2) moved at random: east and north by normal noise of standard deviation `noise_m` metres each.
+
+    >>> jitter(torch.tensor([[10.0, 20.0]]), 0.0).tolist()
+    [[10.0, 20.0]]
+    """
+    return sphere.moved(points, torch.randn_like(points) * (noise_m / 1000)) if noise_m > 0 else points
+
+
+class GpsQueue(nn.Module):
+    """The last `size` points (n, 2) that were pushed; in the state_dict, so that a fit resumes exactly.
+
+    It starts empty: until it is full only real places are in it. With several processes each pushes its own points,
+    and DDP broadcasts those of the first.
+    """
+
+    points: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        if size < 0:
+            raise KitError(f"size of the queue: expected a whole number from 0; got {size}")
+        self.register_buffer("points", torch.zeros(size, 2))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # points ever pushed
+
+    def forward(self) -> torch.Tensor:
+        """A copy (n, 2) of what is in the queue, in no particular order."""
+        return self.points[: int(self.count)].clone()
+
+    @torch.no_grad()
+    def push(self, points: torch.Tensor) -> None:
+        """Add points (B, 2), each in the place of the oldest one where the queue is full."""
+        size = len(self.points)
+        if size:
+            newest = points[-size:]
+            skipped = len(points) - len(newest)
+            slots = (self.count + skipped + torch.arange(len(newest), device=points.device)) % size
+            self.points[slots] = newest.to(self.points)
+        self.count += len(points)
+
+
+def too_near(points: torch.Tensor, others: torch.Tensor, same_km: float) -> torch.Tensor:
+    """Which of others (M, 2) lie closer than `same_km` to each of points (B, 2): (B, M) bool."""
+    return sphere.haversine_km(sphere.unit_vectors(points)[:, None], sphere.unit_vectors(others)) < same_km
+
+
+def contrast(logits: torch.Tensor, left_out: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean cross-entropy of images against places, and the share of images whose own place leads the batch.
+
+    logits (B, B + Q) of images and places: image i belongs to place i, the last Q are from the queue. left_out
+    (B, B + Q) bool: places that are no negatives of an image; its own place always counts. symmetric: the mean with the
+    cross-entropy of the batch's places against its images, as in CLIP.
+
+    >>> contrast(torch.zeros(1, 2), torch.tensor([[True, False]]), False)[0].exp().round().item()
+    2.0
+    """
+    n = len(logits)
+    own = torch.arange(n, device=logits.device)
+    left_out = left_out & (own[:, None] != torch.arange(logits.shape[1], device=logits.device))
+    logits = logits.float().masked_fill(left_out, -torch.inf)
+    among = logits[:, :n]
+    loss = F.cross_entropy(logits, own)
+    if symmetric:
+        loss = (loss + F.cross_entropy(among.T, own)) / 2
+    return loss, (among.argmax(1) == own).float().mean()
 
 
 class MatchTraining(Learner):
@@ -77,7 +145,7 @@ class MatchTraining(Learner):
         self.freeze_steps = round(teaching.freeze * total_steps)
         gallery = geo.check_points(np.empty((0, 2)) if gallery_points is None else gallery_points, "the gallery")
         if gallery.ndim != 2:
-            raise KitError(f"the gallery has shape {gallery.shape}, wanted is (M, 2), [lat, lon]")
+            raise KitError(f"gallery_points: expected shape (M, 2), [lat, lon]; got {gallery.shape}")
         self.register_buffer("gallery_points", torch.from_numpy(gallery).float(), persistent=False)
         self.gallery_places = torch.empty(0)
 
@@ -111,36 +179,10 @@ class MatchTraining(Learner):
         """Log how far the gallery's best place lies from a held-out place, on average: val_km."""
         images = self.match.images(encode(batch, self.encoder))
         best = self.gallery_points[self.match.logits(images, self.gallery_places).argmax(1)]
-        km = sphere.haversine_km(unit_vectors(best), unit_vectors(batch["point"].float()))
+        km = sphere.haversine_km(sphere.unit_vectors(best), sphere.unit_vectors(batch["point"].float()))
         self.log("val_km", km.mean(), batch_size=len(km), sync_dist=True)
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
         """The location encoder by a rate of its own."""
         own = [p for name, p in self.match.named_parameters() if not name.startswith("location.")]
         return [(own, self.rate), (list(self.match.location.parameters()), self.location_rate)]
-
-
-def guess(
-    match: GpsMatch,
-    features: np.ndarray,
-    gallery_points: ArrayLike,
-    k: int,
-    *,
-    query_group: ArrayLike | None = None,
-    gallery_group: ArrayLike | None = None,
-    batch: int = 4096,
-    device: torch.device | str | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The gallery's entries that go best with each image: rows (N, k) int64 and similarities (N, k), best first.
-
-    features: as for `embed_images`. gallery_points: (M, 2), any places at all: training places, a grid; each is
-    embedded once. The groups are those of `neighbours.search`. The softmax of the similarities times the logit scale
-    weighs the entries: training learns how much likelier a place is for this image than for any, so that training
-    places bring the density of places along, and a grid does not.
-    """
-    places = embed_points(match.location, gallery_points, batch, device)
-    images = embed_images(match, features, batch, device)
-    similarity, index = search.search(
-        images, places, k, query_group=query_group, gallery_group=gallery_group, device=match.log_scale.device
-    )
-    return index, similarity

@@ -8,6 +8,12 @@
 
 A batch is learned from as a whole, so a larger one has more pairs: gathering gradients over several does not add any
 between them, and neither do several devices.
+
+Two pairs of places, one of them clearly nearer on the globe, should be in that order by similarity too; where they are
+not, they violate it. Distances fall into buckets, and pairs compare when `GAP` buckets lie between their numbers: as
+edges double, the far pair's distance is more than twice the near one's. The losses are CoSENT (Su 2022,
+kexue.fm/archives/8847) over such pairs, and InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) with targets that fade
+with the distance. Throughout, similarity, km and mask are (B, B) and symmetric, and mask says which pairs may be used.
 """
 
 from __future__ import annotations
@@ -25,23 +31,23 @@ from torch import nn
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
-from kitlib.models.retrieval import mining
 from kitlib.training import learner, sphere
 from kitlib.training.learner import Batch, Learner, encode
 from kitlib.vision.encoders import Encoder
 from kitlib.vision.weights import Saved
 
 LOSSES = ("cosent", "infonce", "both")
+KM_EDGES = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0, 2560.0, 5120.0)  # between 11 buckets
+GAP = 2  # from a pair's bucket to that of a clearly farther one
+REACH = 3.0  # in near_km, where a target's weight is 5 % of the highest: a place farther off is not near
 
 
 @dataclass(frozen=True)
 class Teaching(learner.TrainingOptions):
-    """What a projection is taught, and how; see `mining` for the losses."""
+    """The losses of a projection and their settings."""
 
     loss: str = "both"  # cosent, infonce, or both: their sum
-    scale: float = 5.0  # of similarities in CoSENT; at 20 the worst outliers of a batch are all that it learns from
-    budget: int = 2048  # pairs of pairs that CoSENT sees in a batch
-    momentum: float = 0.9  # of the mean curve
+    scale: float = 5.0  # of similarities in CoSENT; at 20 it learns from the worst outliers of a batch only
     temperature: float = 0.07  # of similarities in InfoNCE
     near_km: float = 100.0  # km at which an InfoNCE target falls to 1/e
     min_km: float = 0.0  # closer pairs are left out
@@ -65,8 +71,8 @@ class Projection(Saved):
         super().__init__()
         if not 1 <= dim <= n_features or hidden < 0 or not 0 <= dropout < 1:
             raise KitError(
-                f"dim {dim}, hidden {hidden}, dropout {dropout} for {n_features} features: allowed are a dim from 1 to "
-                f"{n_features}, hidden from 0, and a dropout from 0 to below 1"
+                f"for {n_features} features: expected dim 1..{n_features}, hidden from 0, dropout from 0 to below 1; "
+                f"got dim {dim}, hidden {hidden}, dropout {dropout}"
             )
         self.settings: dict[str, Any] = {"n_features": n_features, "dim": dim, "hidden": hidden, "dropout": dropout}
         self.dropout = nn.Dropout(dropout)
@@ -83,12 +89,12 @@ class Projection(Saved):
 
     @torch.no_grad()
     def fit_scale(self, features: torch.Tensor) -> None:
-        """Take over mean, spread and principal directions of the training places' pooled features (..., D)."""
+        """Take mean, spread and principal directions from the training places' pooled features (..., D)."""
         flat = features.detach().float().reshape(-1, features.shape[-1])
         if flat.shape[1] != len(self.mean) or len(flat) < 2 or not flat.isfinite().all():
             raise KitError(
-                f"features of shape {tuple(features.shape)} set no scale: allowed are at least 2 rows of "
-                f"{len(self.mean)} finite numbers"
+                f"features for the scale: expected at least 2 rows of {len(self.mean)} finite numbers; got shape "
+                f"{tuple(features.shape)}"
             )
         self.mean.copy_(flat.mean(0))
         self.scale.copy_(1 / (flat.std(0) + 1e-3 * flat.std() + 1e-12))
@@ -112,6 +118,81 @@ def pool(features: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tens
     return (features.float() * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
 
 
+def pair_mask(km: torch.Tensor, group: torch.Tensor | None = None, min_km: float = 0.0) -> torch.Tensor:
+    """Mask (B, B) of usable pairs: no place with itself, none of one group (B,), none closer than min_km.
+
+    >>> pair_mask(torch.tensor([[0.0, 3.0], [3.0, 0.0]]), min_km=5.0).any().item()
+    False
+    """
+    mask = (km >= min_km) & ~torch.eye(len(km), dtype=torch.bool, device=km.device)
+    return mask if group is None else mask & (group[:, None] != group)
+
+
+def _pairs(similarity: torch.Tensor, km: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Similarities (P,) float32 and buckets of distance (P,) of the usable pairs i < j."""
+    i, j = mask.triu(1).nonzero().T
+    edges = torch.tensor(KM_EDGES, device=km.device)
+    return similarity[i, j].float(), torch.bucketize(km[i, j].float().contiguous(), edges, right=True)
+
+
+@torch.no_grad()
+def violations(similarity: torch.Tensor, km: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many of the clearly ordered pairs of pairs violate their order, and how many there are: two scalars, exact.
+
+    The near pair's similarity is below the far pair's in a violation; equal ones are none.
+    """
+    similarity, bucket = _pairs(similarity, km, mask)
+    similarity, order = similarity.sort()
+    bucket = bucket[order]
+    wrong = compared = torch.zeros((), dtype=torch.int64, device=km.device)
+    for number in range(len(KM_EDGES) + 1 - GAP):
+        near, far = similarity[bucket == number], similarity[bucket >= number + GAP]
+        wrong = wrong + (len(far) - torch.searchsorted(far, near, right=True)).sum()
+        compared = compared + len(near) * len(far)
+    return wrong, compared
+
+
+def cosent(similarity: torch.Tensor, km: torch.Tensor, mask: torch.Tensor, scale: float = 5.0) -> torch.Tensor:
+    """log(1 + sum over buckets of mean exp(scale * (s_far - s_near))), float32; each bucket of near pairs counts alike.
+
+    The mean is over all pairs of the bucket with all clearly farther ones, each farther bucket counting alike too: it
+    is a product of means, so that no pair of pairs has to be drawn. Without two such buckets the loss is 0.
+
+    >>> km = torch.tensor([[0.0, 5.0, 900.0], [5.0, 0.0, 900.0], [900.0, 900.0, 0.0]])
+    >>> round(cosent(torch.zeros(3, 3), km, km > 0).item(), 4)
+    0.6931
+    """
+    with torch.autocast(similarity.device.type, enabled=False):
+        similarity, bucket = _pairs(similarity, km, mask)
+        inside = F.one_hot(bucket, len(KM_EDGES) + 1).float()
+        inside = inside / inside.sum(0).clamp(min=1)
+        near, far = (-scale * similarity).exp() @ inside, (scale * similarity).exp() @ inside
+        return (near @ torch.ones(len(near), len(far), device=near.device).triu(GAP) @ far).log1p()
+
+
+def has_near(km: torch.Tensor, mask: torch.Tensor, near_km: float) -> torch.Tensor:
+    """Which rows (B,) have a near place among the batch: one that may be used, within REACH times near_km."""
+    return (mask & (km <= REACH * near_km)).any(1)
+
+
+def info_nce(
+    similarity: torch.Tensor, km: torch.Tensor, mask: torch.Tensor, temperature: float = 0.07, near_km: float = 100.0
+) -> torch.Tensor:
+    """Mean cross-entropy, float32, of softmax(similarity / temperature) over the other places against soft targets.
+
+    A row's targets are proportional to exp(-km / near_km); what the mask leaves out is no other place. Rows without a
+    near place (see `has_near`) have nothing to be drawn to and do not count; without any row the loss is 0.
+    """
+    if not (temperature > 0 and near_km > 0):
+        raise KitError(f"temperature, near_km: expected numbers above 0; got {temperature}, {near_km}")
+    rows = has_near(km, mask, near_km)
+    with torch.autocast(similarity.device.type, enabled=False):
+        others, mask = similarity.float()[rows] / temperature, mask[rows]
+        targets = (-km[rows].float() / near_km).masked_fill(~mask, -torch.inf).softmax(1)
+        log_share = others.masked_fill(~mask, -torch.inf).log_softmax(1).masked_fill(~mask, 0.0)
+        return -(targets * log_share).sum() / max(1, len(mask))
+
+
 class MetricTraining(Learner):
     """A projection, and the encoder below it when it learns too, with the losses.
 
@@ -125,21 +206,19 @@ class MetricTraining(Learner):
         self, projection: Projection, encoder: Encoder | None, teaching: Teaching, total_steps: int, **options: Any
     ) -> None:
         super().__init__(encoder, teaching, total_steps, **options)
-        self.projection, self.curve = projection, mining.MeanCurve(momentum=teaching.momentum)
+        self.projection = projection
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of the batch; its parts, the share of violations and of places without a near one are logged."""
         teaching = self.options
         similarity, km, mask = self._compare(self.projection(pool(*self.seen(batch))), batch)
-        self.curve.update(similarity, km, mask)
         parts = {}
         if teaching.loss in ("cosent", "both"):
-            pairs = mining.mine(similarity, km, mask, self.curve, teaching.budget)
-            parts["cosent"] = mining.cosent(similarity, *pairs, scale=teaching.scale)
+            parts["cosent"] = cosent(similarity, km, mask, teaching.scale)
         if teaching.loss in ("infonce", "both"):
-            parts["infonce"] = mining.info_nce(similarity, km, mask, teaching.temperature, teaching.near_km)
-        wrong, compared = mining.violations(similarity, km, mask, self.curve)
-        alone = ~mining.has_near(km, mask, teaching.near_km)
+            parts["infonce"] = info_nce(similarity, km, mask, teaching.temperature, teaching.near_km)
+        wrong, compared = violations(similarity, km, mask)
+        alone = ~has_near(km, mask, teaching.near_km)
         self.log_dict(parts | {"violations": wrong / compared.clamp(min=1), "without_near": alone.float().mean()})
         return torch.stack(list(parts.values())).sum()
 
@@ -149,7 +228,7 @@ class MetricTraining(Learner):
         Each is a mean over all batches: over pairs of pairs, and over places that have another to be compared with.
         """
         similarity, km, mask = self._compare(self.projection(pool(encode(batch, self.encoder))), batch)
-        wrong, compared = (int(number) for number in mining.violations(similarity, km, mask, self.curve))
+        wrong, compared = (int(number) for number in violations(similarity, km, mask))
         self.log("val_violations", wrong / max(1, compared), batch_size=compared, sync_dist=True)
         has = mask.any(1)
         nearest = similarity.masked_fill(~mask, -torch.inf).argmax(1, keepdim=True)
@@ -161,7 +240,7 @@ class MetricTraining(Learner):
         with torch.autocast(embeddings.device.type, enabled=False):
             similarity = embeddings @ embeddings.T
         km = sphere.haversine_km(batch["place"][:, None], batch["place"])
-        return similarity, km, mining.pair_mask(km, batch["group"], self.options.min_km)
+        return similarity, km, pair_mask(km, batch["group"], self.options.min_km)
 
 
 class _NearBatches(Batches):
@@ -196,7 +275,7 @@ def near_batches(
     share such a group among them, which makes it smaller by their number.
     """
     if together < 1:
-        raise KitError(f"together {together}: allowed is a whole number from 1")
+        raise KitError(f"together: expected a whole number from 1; got {together}")
     rows = np.arange(len(points)) if rows is None else rows
     batches = _NearBatches(rows, batch_size, seed, load, prefetch=prefetch)
     batches.together = together

@@ -1,6 +1,6 @@
 """From neighbours to guesses: how the k entries most like a place vote, and how k and temperature are chosen.
 
-similarity, index = neighbours.search(...)
+similarity, index = search.search(...)
 vote = choose(similarity, index, entries, state_position, points)[0]   # on places whose truth may be used
 guesses = vote.guess(sample_id, similarity, index, entries)            # for those whose truth may not
 """
@@ -108,7 +108,7 @@ class Vote:
         return weights / weights.sum(axis=1, keepdims=True)
 
     def guess(self, sample_id: np.ndarray, similarity: np.ndarray, index: np.ndarray, entries: Entries) -> Guesses:
-        """Guesses for places (N,) from what `neighbours.search` found: similarities and rows (N, K) of entries."""
+        """Guesses for places (N,) from what `search` found: similarities and rows (N, K) of entries."""
         weights, index = self.weights(similarity), index[:, : self.k].clip(min=0)
         probs = self.state_probs(weights, index, entries)
         points, answered = entries.points[index], np.ones(len(index), bool)

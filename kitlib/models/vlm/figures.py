@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.figures.atlas import Map
-from kitlib.figures.style import INK, PALETTE, Figure, finish, house, join_notes, new
+from kitlib.figures.style import INK, PALETTE, Figure, finish, house, join_notes, new, plain_numbers
 from kitlib.models.vlm.conversation import rollouts
 
 COLOURS = {"train": PALETTE[0], "eval": PALETTE[1]}
@@ -82,7 +82,7 @@ def rewards_by_distance(tau_km: Mapping[str, float], title: str = "", note: str 
     for name, tau in tau_km.items():
         axes.plot(km, np.exp(-km / tau), label=f"{name}: tau {tau:,.4g} km")
     axes.set(xscale="log", xlabel="distance (km)", ylabel="reward", ylim=(-0.02, 1.02))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
+    plain_numbers(axes.xaxis)
     axes.legend()
     return finish(figure, title, note)
 
@@ -117,9 +117,7 @@ def _log_km(axes: Axes) -> None:
     low, high = axes.dataLim.intervaly
     if low > 0 and high > 3 * low:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(10, (1, 2, 5), numticks=6))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
+    plain_numbers(axes.yaxis)
 
 
 def _small_map(axes: Axes, rows: pd.DataFrame, everything: np.ndarray, truth: np.ndarray) -> None:

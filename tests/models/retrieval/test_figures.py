@@ -9,7 +9,6 @@ from matplotlib.collections import PathCollection
 
 from kitlib import geo
 from kitlib.core.errors import KitError
-from kitlib.figures.style import PALETTE
 from kitlib.models.retrieval import analysis, figures
 
 RNG = np.random.default_rng(0)
@@ -71,17 +70,6 @@ def test_the_same_spot_is_drawn_at_the_edge():
 
 
 @COUNTS
-def test_mean_curves_share_a_panel(n):
-    figure = figures.mean_curves(first(CURVES, n), "Title", "drawn sample")
-    (axes,) = figure.axes
-    assert [line.get_label() for line in axes.lines] == list(CURVES)[:n]
-    assert [line.get_color() for line in axes.lines] == list(PALETTE[:n])
-    assert "fewer than 30 pairs left out" in texts(figure) and not overlapping_texts(figure)
-    few = {"few": CURVES["frozen"].assign(count=3)}
-    assert len(figures.mean_curves(few).axes[0].lines[0].get_ydata()) == len(CURVES["frozen"])
-
-
-@COUNTS
 def test_distributions_tell_medians_and_have_equal_areas(n):
     figure = figures.distributions(first(PAIRS, n), title="Title", note="drawn sample")
     assert len(figure.axes) == n and not overlapping_texts(figure)
@@ -126,7 +114,7 @@ def test_spectra_mark_the_effective_dimension(n):
 
 
 def test_nothing_to_draw_is_refused():
-    for draw in (figures.mean_curves, figures.distributions, figures.spectra):
+    for draw in (figures.distributions, figures.spectra):
         with pytest.raises(KitError, match="none was given"):
             draw({})
     with pytest.raises(KitError, match="none was given"):

@@ -1,4 +1,4 @@
-"""gpsqueue: noise in metres wherever it is, first in first out, who is no negative, the loss by hand."""
+"""The queue of places: noise in metres wherever it is, first in first out, who is no negative, the loss by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.geo import projection
-from kitlib.models.retrieval.gps_queue import GpsQueue, contrast, jitter, too_near, unit_vectors
+from kitlib.models.retrieval.gps_training import GpsQueue, contrast, jitter, too_near
+from kitlib.training.sphere import unit_vectors
 
 RAYLEIGH = np.sqrt(np.pi / 2)  # the mean length of a step whose two parts have standard deviation 1
 
@@ -88,7 +89,7 @@ def test_the_queue_resumes_from_its_state():
 
 
 def test_a_negative_size_is_refused():
-    with pytest.raises(KitError, match="queue of -1 places: allowed is a whole number from 0"):
+    with pytest.raises(KitError, match="size of the queue: expected a whole number from 0; got -1"):
         GpsQueue(-1)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import cache
 from itertools import chain
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 torch = pytest.importorskip("torch")
@@ -15,14 +18,14 @@ torch = pytest.importorskip("torch")
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
-from kitlib.models.retrieval import mining
-from kitlib.models.retrieval.metric_learning import MetricTraining, Projection, Teaching, near_batches, pool
+from kitlib.models.retrieval import metric_learning
+from kitlib.models.retrieval.metric_learning import MetricTraining, Projection, Teaching, near_batches, pair_mask, pool
 from kitlib.training import fit
-from kitlib.training.sphere import unit_vectors
+from kitlib.training.sphere import haversine_km, unit_vectors
 
 N, V, D = 360, 2, 40
 HELD_OUT = np.arange(N) % 4 == 0
-TEACHING = Teaching(budget=512, near_km=300.0, view_dropout=0.1)
+TEACHING = Teaching(near_km=300.0, view_dropout=0.1)
 
 
 @cache
@@ -41,9 +44,9 @@ def load(rows):
     return {name: tensor[torch.from_numpy(rows)] for name, tensor in toy()[1].items()}
 
 
-def projection_of(dim=16, **settings) -> Projection:
+def projection_of(dim=16, **options) -> Projection:
     torch.manual_seed(0)
-    projection = Projection(D, dim, **settings)
+    projection = Projection(D, dim, **options)
     projection.fit_scale(pool(toy()[1]["features"][~HELD_OUT, 0]))
     return projection
 
@@ -74,8 +77,8 @@ def measured(projection) -> tuple[float, float]:
     points, data = toy()
     embedding = projection.eval()(pool(data["features"][HELD_OUT, 0]))
     similarity, km = embedding @ embedding.T, torch.from_numpy(geo.distance_matrix_km(points[HELD_OUT]))
-    mask = mining.pair_mask(km)
-    wrong, compared = mining.violations(similarity, km, mask, mining.MeanCurve())
+    mask = pair_mask(km)
+    wrong, compared = metric_learning.violations(similarity, km, mask)
     return spearmanr(similarity[mask], -km[mask]).statistic, float(wrong / compared)
 
 
@@ -117,13 +120,13 @@ def test_constant_features_and_half_precision_stay_finite():
 
 @pytest.mark.parametrize("bad", [{"dim": 0}, {"dim": D + 1}, {"hidden": -1}, {"dropout": 1.0}])
 def test_projection_refuses(bad):
-    with pytest.raises(KitError, match=f"allowed are a dim from 1 to {D}"):
+    with pytest.raises(KitError, match=rf"expected dim 1\.\.{D}"):
         Projection(**{"n_features": D, "dim": 4} | bad)
 
 
 @pytest.mark.parametrize("features", [torch.zeros(5, D - 1), torch.zeros(1, D), torch.full((5, D), torch.nan)])
 def test_fit_scale_refuses(features):
-    with pytest.raises(KitError, match=f"allowed are at least 2 rows of {D} finite"):
+    with pytest.raises(KitError, match=f"expected at least 2 rows of {D} finite"):
         Projection(D, 4).fit_scale(features)
 
 
@@ -136,6 +139,116 @@ def test_pool_is_the_mean_of_the_kept_views():
 def test_teaching_refuses_another_loss():
     with pytest.raises(KitError, match="allowed are cosent, infonce, both"):
         Teaching(loss="triplet")
+
+
+# losses
+
+
+def places(n: int, seed: int = 0, spread: float = 0.2):
+    """Similarity, km and mask of n random places; nothing in the similarities knows the distances."""
+    generator = torch.Generator().manual_seed(seed)
+    middle = torch.tensor([0.6, 0.0, 0.8])
+    place = torch.nn.functional.normalize(middle + spread * torch.randn(n, 3, generator=generator), dim=1)
+    embedding = torch.nn.functional.normalize(torch.randn(n, 4, generator=generator), dim=1)
+    km = haversine_km(place[:, None], place)
+    return embedding @ embedding.T, km, pair_mask(km)
+
+
+def test_pair_mask_leaves_out_itself_its_group_and_what_is_too_close():
+    km = torch.tensor([[0.0, 1.0, 50.0], [1.0, 0.0, 50.0], [50.0, 50.0, 0.0]])
+    assert pair_mask(km).tolist() == [[False, True, True], [True, False, True], [True, True, False]]
+    assert pair_mask(km, min_km=2.0).tolist() == [[False, False, True], [False, False, True], [True, True, False]]
+    assert pair_mask(km, torch.tensor([4, 5, 4])).tolist() == [
+        [False, True, False],
+        [True, False, True],
+        [False, True, False],
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 9), seed=st.integers(0, 10**6), digits=st.integers(0, 3))
+def test_violations_count_what_loops_count(n, seed, digits):
+    similarity, km, mask = places(n, seed)
+    similarity = similarity.mul(10**digits).round()  # ties, which are no violations
+    bucket = np.digitize(km.numpy(), metric_learning.KM_EDGES)
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+    ordered = [(a, b) for a in pairs for b in pairs if bucket[b] - bucket[a] >= 2]
+    wrong = sum(bool(similarity[a] < similarity[b]) for a, b in ordered)
+    assert [int(x) for x in metric_learning.violations(similarity, km, mask)] == [wrong, len(ordered)]
+
+
+def test_violations_of_a_perfect_and_of_a_reversed_similarity():
+    _, km, mask = places(30)
+    wrong, compared = metric_learning.violations(-km, km, mask)
+    assert wrong == 0 < compared
+    assert metric_learning.violations(km, km, mask)[0] == compared
+
+
+@pytest.mark.parametrize("scale", [0.0, 5.0])
+def test_cosent_is_that_of_loops_over_pairs_of_pairs(scale):
+    similarity, km, mask = places(12)
+    bucket = np.digitize(km.numpy(), metric_learning.KM_EDGES)
+    pairs = [(i, j) for i in range(12) for j in range(i + 1, 12)]
+    buckets = sorted({bucket[pair] for pair in pairs})
+
+    def mean(sign, number):
+        return np.mean([np.exp(sign * scale * similarity[pair].item()) for pair in pairs if bucket[pair] == number])
+
+    terms = [mean(-1, near) * mean(1, far) for near in buckets for far in buckets if far - near >= 2]
+    assert metric_learning.cosent(similarity, km, mask, scale).item() == pytest.approx(math.log1p(sum(terms)), rel=1e-5)
+
+
+def test_cosent_draws_the_near_pair_together_and_pushes_the_far_ones_apart():
+    km = torch.tensor([[0.0, 5.0, 900.0], [5.0, 0.0, 900.0], [900.0, 900.0, 0.0]])
+    similarity = torch.zeros(3, 3, requires_grad=True)
+    metric_learning.cosent(similarity, km, pair_mask(km), 5.0).backward()
+    assert similarity.grad[0, 1] < 0 < similarity.grad[0, 2] == similarity.grad[1, 2]
+    alone = metric_learning.cosent(similarity, km, pair_mask(km) & (km < 10), 5.0)
+    assert alone.item() == 0 and alone.requires_grad
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), half=st.booleans())
+def test_losses_have_finite_gradients(seed, half):
+    similarity, km, mask = places(8, seed)
+    mask[0] = mask[:, 0] = False
+    leaf = similarity.to(torch.bfloat16 if half else torch.float32).requires_grad_()
+    loss = metric_learning.cosent(leaf, km, mask, 20.0) + metric_learning.info_nce(leaf, km, mask, near_km=500.0)
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite() and leaf.grad.isfinite().all()
+    assert (leaf.grad[0] == 0).all()
+
+
+def test_info_nce_by_hand():
+    km = torch.tensor([[0.0, 100.0, 200.0], [100.0, 0.0, 250.0], [200.0, 250.0, 0.0]])
+    similarity = torch.tensor([[9.0, 0.1, 0.3], [0.1, 9.0, 0.2], [0.3, 0.2, 9.0]])
+    rows = []
+    for (km_a, s_a), (km_b, s_b) in [((100, 0.1), (200, 0.3)), ((100, 0.1), (250, 0.2)), ((200, 0.3), (250, 0.2))]:
+        target = np.exp([-km_a / 100, -km_b / 100])
+        share = np.exp([s_a / 0.5, s_b / 0.5])
+        rows.append(-(target / target.sum() * np.log(share / share.sum())).sum())
+    loss = metric_learning.info_nce(similarity, km, pair_mask(km), temperature=0.5, near_km=100.0)
+    assert loss.item() == pytest.approx(np.mean(rows), rel=1e-5)
+
+
+def test_info_nce_skips_rows_without_a_near_place():
+    km = torch.tensor([[0.0, 10.0, 900.0], [10.0, 0.0, 900.0], [900.0, 900.0, 0.0]])
+    similarity = torch.tensor([[1.0, 0.4, 0.1], [0.4, 1.0, 0.2], [0.1, 0.2, 1.0]], requires_grad=True)
+    mask = pair_mask(km)
+    assert metric_learning.has_near(km, mask, 10.0).tolist() == [True, True, False]
+    loss = metric_learning.info_nce(similarity, km, mask, temperature=1.0, near_km=10.0)
+    loss.backward()
+    expected = [math.log(1 + math.exp(-0.3)), math.log(1 + math.exp(-0.2))]
+    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-5)
+    assert (similarity.grad[2] == 0).all() and (similarity.grad[0] != 0).any()
+    alone = metric_learning.info_nce(similarity, km, mask, near_km=1.0)
+    assert alone.item() == 0 and alone.requires_grad
+
+
+def test_info_nce_refuses():
+    similarity, km, mask = places(3)
+    with pytest.raises(KitError, match="above 0; got 0"):
+        metric_learning.info_nce(similarity, km, mask, temperature=0.0)
 
 
 # near_batches
@@ -174,7 +287,7 @@ def test_near_batches_have_many_more_near_pairs_than_random_ones():
 
 
 def test_near_batches_refuse():
-    with pytest.raises(KitError, match="together 0"):
+    with pytest.raises(KitError, match="together: expected"):
         near_batches(toy()[0], 8, 0, load, together=0)
     with pytest.raises(KitError, match="not on Earth"):
         near_batches(np.array([[95.0, 0.0], [0.0, 0.0]]), 8, 0, load)
@@ -209,7 +322,7 @@ def test_a_fit_that_was_cut_short_ends_with_the_same_weights(tmp_path, crash):
     again, resumed = training(tmp_path / "cut", epochs=3, checkpoint_steps=2)
     assert resumed.finished and resumed.steps == fitted.steps
     weights = whole.state_dict()
-    assert {"curve.total", "curve.count", "projection.start", "projection.mean"} < set(weights)
+    assert {"projection.start", "projection.mean"} < set(weights)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in again.state_dict().items())
     assert resumed.history["val_violations"].iloc[-1] == fitted.history["val_violations"].iloc[-1]
 

@@ -11,7 +11,7 @@ No model, no torch, no chance but for a seed. An environment lasts one episode, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -59,11 +59,6 @@ class Environment(ABC):
         self.turn += 1
         done = self.turn == self.turns
         return Step(reward, done, None if done else user(self._next()), metrics)
-
-
-def play(env: Environment, replies: Iterable[str]) -> list[Step]:
-    """The steps that given replies lead to, for tests and for replies made elsewhere."""
-    return [env.step(reply) for reply in replies]
 
 
 class Graded(Environment):

@@ -23,24 +23,6 @@ from kitlib.models.vlm.conversation.vocabulary import Labels, normalised
 TAU_KM = 25.0  # a city
 
 
-def rewards_of(points: ArrayLike, truth: ArrayLike, tau_km: float = TAU_KM, unparsed: float = 0.0) -> np.ndarray:
-    """exp(-km / tau) of points (..., 2) against truth (..., 2), broadcast; for instance (G, N, 2) against (N, 2).
-
-    A point with a NaN is unparsed and earns `unparsed`; where the truth has a NaN the reward is NaN, not to be graded.
-
-    >>> rewards_of([[[0.0, 0.0]], [[np.nan, np.nan]]], [[0.0, 0.0]]).tolist()
-    [[1.0], [0.0]]
-    """
-    if not tau_km > 0:
-        raise KitError(f"tau {tau_km} km: allowed is more than 0")
-    points, truth = np.asarray(points, float), np.asarray(truth, float)
-    said, known = ~np.isnan(points).any(-1), ~np.isnan(truth).any(-1)
-    geo.check_points(points[said], "points to reward")
-    geo.check_points(truth[known], "true points")
-    km = geo.distance_km(np.where(said[..., None], points, 0.0), np.where(known[..., None], truth, 0.0))
-    return np.where(known, np.where(said, np.exp(-km / tau_km), unparsed), np.nan)
-
-
 def returns(rewards: ArrayLike) -> np.ndarray:
     """What each turn (..., T) and those after it earned together: the credit of a turn in a conversation.
 

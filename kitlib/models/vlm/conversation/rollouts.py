@@ -1,4 +1,4 @@
-"""What a vision-language model said while it learned: every step's rollouts on disk, to watch live and to replay.
+"""The rollouts of a vision-language model in training, on disk step by step: to watch live and to replay.
 
     rollouts/steps/00000012-train.parquet    one file a step and phase; these are the record
     rollouts/rollouts.jsonl                  the same rows as text, one a line, for grep and jq
@@ -14,10 +14,8 @@ Of several processes one writes. Any number of others may read meanwhile.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -72,22 +70,22 @@ class Writer:
         The same step and phase again replaces what was there, and steps after it are dropped: a training that goes on
         from an earlier checkpoint takes them back. Raises KitError for missing or unknown keys and values out of range.
         """
-        checked = [_row(row, f"row {i} of step {step}", step) for i, row in enumerate(rows)]
-        phases = {row["phase"] for row in checked}
+        table = _table(rows, step)
+        phases = set(table["phase"].to_pylist())
         if len(phases) != 1:
-            raise KitError(f"step {step}: {len(rows)} rows of {len(phases)} phases; wanted are rows of one phase")
+            raise KitError(f"step {step}: expected rows of one phase; got {len(rows)} rows of {len(phases)} phases")
         path = self.folder / "steps" / f"{step:08d}-{phases.pop()}.parquet"
         stale = [file for file in step_files(self.folder, after=step - 1) if file == path or _step(file) > step]
         for file in stale:
             if file != path:
                 file.unlink()
         with storage.atomic_write(path) as beside:
-            pq.write_table(pa.Table.from_pylist(checked, SCHEMA), beside, compression="zstd")
+            pq.write_table(table, beside, compression="zstd")
         if stale or not self._in_step:
             self._rewrite_text()
         else:
             with self._text.open("a", encoding="utf-8", newline="\n") as out:
-                out.write(_lines(checked))
+                out.write(_lines(table.to_pylist()))
         self._in_step = True
         return path
 
@@ -107,8 +105,8 @@ class Writer:
         views = views[None] if views.ndim == 3 else views
         if views.dtype != np.uint8 or views.ndim != 4 or views.shape[-1] != 3 or not views.size:
             raise KitError(
-                f"pictures of {sample_id}: {views.dtype} of shape {np.shape(pictures)}; wanted are uint8 of shape "
-                "(H, W, 3) or (V, H, W, 3)"
+                f"pictures of {sample_id}: expected uint8 of shape (H, W, 3) or (V, H, W, 3); got {views.dtype} of "
+                f"shape {np.shape(pictures)}"
             )
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", sample_id)[:80]
         stem = stem if stem == sample_id else f"{stem}-{storage.digest(sample_id)}"
@@ -149,6 +147,8 @@ def read_table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         with pq.ParquetFile(file) as parquet:  # half the time of read_table
             return parquet.read(names).select(names)
+    except (pa.ArrowException, KeyError):
+        raise KitError(f"{file.name}: expected a Parquet file with the columns {', '.join(names)}") from None
     except FileNotFoundError:
         return pa.schema([SCHEMA.field(name) for name in names]).empty_table()
 
@@ -171,7 +171,7 @@ def summary(frame: pd.DataFrame, middle: ArrayLike | None = None) -> pd.DataFram
     places in the frame. `parsed` is the share that needed none. Raises KitError for a frame without the columns SUMMED.
     """
     if lost := [name for name in SUMMED if name not in frame.columns]:
-        raise KitError(f"rollouts without {', '.join(lost)}: wanted are the columns {', '.join(SUMMED)}")
+        raise KitError(f"rollouts: expected the columns {', '.join(SUMMED)}; {', '.join(lost)} missing")
     km = frame["km"].to_numpy(float)
     parsed = np.isfinite(km)
     if not parsed.all():
@@ -198,64 +198,47 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _row(row: Mapping[str, Any], where: str, step: int) -> dict[str, Any]:
-    """A rollout's row as plain Python values; KitError for anything that is not as SCHEMA says."""
-    if set(row) != set(SCHEMA.names):
-        lost, unknown = sorted(set(SCHEMA.names) - set(row)), sorted(map(str, set(row) - set(SCHEMA.names)))
-        told = [f"{what} {', '.join(names)}" for what, names in (("lacks", lost), ("has unknown", unknown)) if names]
-        raise KitError(f"{where} {' and '.join(told)}; wanted are {', '.join(SCHEMA.names)}")
-    plain = {field.name: _value(field.type, row[field.name], f"{field.name} of {where}") for field in SCHEMA}
-    if lost := [name for name, value in plain.items() if value is None and name not in OPTIONAL]:
-        raise KitError(f"{where} has no {', '.join(lost)}; only {', '.join(sorted(OPTIONAL))} may be None")
-    if plain["step"] != step or step < 0 or plain["rollout"] < 0:
-        raise KitError(f"{where}: step {plain['step']}, rollout {plain['rollout']}; allowed are {step}, and 0 or more")
-    if plain["phase"] not in PHASES:
-        raise KitError(f"{where}: phase {plain['phase']!r}; allowed are {', '.join(PHASES)}")
-    turns = [len(plain[name]) for name in ("replies", "points", "rewards")]
-    if len(set(turns)) > 1 or not turns[0]:
-        raise KitError("{}: {} replies, {} points, {} rewards; wanted is one of each a turn".format(where, *turns))
-    if (plain["km"] is None) != (plain["point"] is None) or (plain["km"] or 0) < 0 or plain["tau_km"] <= 0:
-        raise KitError(
-            f"{where}: point {plain['point']}, {plain['km']} km, tau {plain['tau_km']} km; wanted are km of at least 0 "
-            "where there is a point and only there, and a tau above 0"
-        )
-    if unsafe := [name for name in plain["pictures"] if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name)]:
-        raise KitError(f"{where}: picture {unsafe[0]!r} is no file name as Writer.picture gives it")
-    return plain
+def _table(rows: Sequence[Mapping[str, Any]], step: int) -> pa.Table:
+    """The rows of one step as a table with SCHEMA; KitError for what does not fit it, or is out of range."""
+    for row in rows:
+        if wrong := sorted(map(str, set(SCHEMA.names) ^ set(row))):
+            raise KitError(
+                f"a rollout of step {step}: expected {', '.join(SCHEMA.names)}; missing or unknown: {', '.join(wrong)}"
+            )
+    table = pa.table([_column(field, [row[field.name] for row in rows], step) for field in SCHEMA], schema=SCHEMA)
+    for i, row in enumerate(table.to_pylist()):
+        where = f"row {i} of step {step}"
+        if row["step"] != step or step < 0 or row["rollout"] < 0:
+            raise KitError(f"{where}: expected step {step} and a rollout from 0; got {row['step']}, {row['rollout']}")
+        if row["phase"] not in PHASES:
+            raise KitError(f"{where}: phase: expected {', '.join(PHASES)}; got {row['phase']!r}")
+        turns = [len(row[name]) for name in ("replies", "points", "rewards")]
+        if len(set(turns)) > 1 or not turns[0]:
+            counts = "{} replies, {} points, {} rewards".format(*turns)
+            raise KitError(f"{where}: expected one of each a turn; got {counts}")
+        if (row["km"] is None) != (row["point"] is None) or (row["km"] or 0) < 0 or row["tau_km"] <= 0:
+            raise KitError(
+                f"{where}: expected km of at least 0 where there is a point and only there, and tau_km above 0; got "
+                f"point {row['point']}, km {row['km']}, tau_km {row['tau_km']}"
+            )
+        if unsafe := [name for name in row["pictures"] if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name)]:
+            raise KitError(f"{where}: picture {unsafe[0]!r} is no file name as Writer.picture gives it")
+    return table
 
 
-def _value(kind: pa.DataType, value: Any, what: str) -> Any:
-    """One value of a row as SCHEMA's type has it, in plain Python."""
-    if value is None:
-        return None
-    if kind == POINT:
-        return _point(value, what)
-    if pa.types.is_list(kind):
-        return _list(kind.value_type, value, what)
-    if pa.types.is_string(kind) and isinstance(value, str):
-        return value.encode(errors="replace").decode()  # half a surrogate pair has no UTF-8
-    if pa.types.is_int64(kind) and isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    if pa.types.is_float64(kind) and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    wanted = {pa.string(): "text", pa.int64(): "a whole number"}.get(kind, "a finite number")
-    raise KitError(f"{what}: {value!r}; wanted is {wanted}")
-
-
-def _list(kind: pa.DataType, value: Any, what: str) -> list:
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
-        raise KitError(f"{what}: {value!r}; wanted is a list")
-    plain = [_value(kind, one, what) for one in value]
-    if None in plain and kind != POINT:
-        raise KitError(f"{what}: number {plain.index(None)} of {len(plain)} is None; only a point may be")
-    return plain
-
-
-def _point(value: Any, what: str) -> list[float]:
+def _column(field: pa.Field, values: list[Any], step: int) -> pa.Array:
+    """The values of one column as pyarrow holds them, finite, on Earth, and None only where it may be."""
+    where = f"{field.name} of step {step}"
     try:
-        point = np.asarray(value, float)
-    except (TypeError, ValueError):
-        point = np.empty(0)
-    if point.shape != (2,):
-        raise KitError(f"{what}: {value!r}; wanted is [latitude, longitude]")
-    return geo.check_points(point, what).tolist()
+        column = pa.array(values, field.type)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise KitError(f"{where}: expected {field.type}; {error}") from None
+    items = column.flatten() if pa.types.is_list(field.type) else column
+    nulls = column.null_count + (items.null_count if items.type != POINT else 0)
+    if nulls and field.name not in OPTIONAL:
+        raise KitError(f"{where}: a value is None; only {', '.join(sorted(OPTIONAL))} and a turn's point may be")
+    if items.type == POINT:
+        geo.check_points(items.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, 2), where)
+    elif pa.types.is_floating(items.type) and not np.isfinite(items.drop_null().to_numpy()).all():
+        raise KitError(f"{where}: expected finite numbers; got {values}")
+    return column

@@ -1,16 +1,16 @@
-"""Names that a reply may give: a closed vocabulary, matched by the exact normalised name or an alias, never by a part.
+"""Names that a reply may give: a closed vocabulary, matched by the exact normalised name, never by a part.
 
 A match by substring finds Kansas in Arkansas, Virginia in West Virginia and "" in everything, and what earns by
 accident is learnt on purpose. The names come from the data:
 
-    states = labels.from_table(places.states, "state")
-    countries = Labels(table["country"].unique(), aliases={"USA": "United States"})
+    states = from_table(places.states, "state")
+    countries = Labels(table["country"].unique())
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -29,41 +29,30 @@ def normalised(name: str) -> str:
     ('sao paulo', 'washington dc', 'hawaii', '')
     """
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", name).casefold())
-    kept = (char if unicodedata.category(char)[0] in KEPT else " " for char in text if char not in SILENT)
-    return " ".join("".join(kept).split())
+    letters = (char if unicodedata.category(char)[0] in KEPT else " " for char in text if char not in SILENT)
+    return " ".join("".join(letters).split())
 
 
 class Labels:
     """A closed vocabulary.
 
     names: the labels (S,), in the order of their positions.
-    aliases: other name -> label; for instance {"USA": "United States"}.
-    Raises KitError for no names, for a name or alias that is empty or stands for two labels, for an alias of nothing.
+    Raises KitError for no names, and for names that are empty, stand twice, or are the same but for case and accents.
     """
 
-    def __init__(self, names: Iterable[str], aliases: Mapping[str, str] | None = None):
+    def __init__(self, names: Iterable[str]):
         self.names = tuple(str(name) for name in names)
         if not self.names:
             raise KitError("a vocabulary needs at least one name")
         self._label: dict[str, str] = {}
         for name in self.names:
-            self._add(name, name)
-        if len(set(self.names)) < len(self.names):
-            twice = next(name for name in self.names if self.names.count(name) > 1)
-            raise KitError(f"{twice!r} stands twice in the vocabulary; each name may stand once")
-        for alias, name in (aliases or {}).items():
-            if name not in self.names:
-                raise KitError(f"alias {alias!r} stands for {name!r}, which is not in the vocabulary")
-            self._add(alias, name)
+            key = normalised(name)
+            if not key or len(name) > LONGEST:
+                raise KitError(f"{name[:LONGEST]!r} cannot be a name: expected letters or digits, at most {LONGEST}")
+            if key in self._label:
+                raise KitError(f"{name!r} and {self._label[key]!r} are one name in the vocabulary; each may stand once")
+            self._label[key] = name
         self._position = {name: position for position, name in enumerate(self.names)}
-
-    def _add(self, text: str, name: str) -> None:
-        key = normalised(text)
-        if not key or len(text) > LONGEST:
-            raise KitError(f"{text[:LONGEST]!r} cannot be a name: wanted are letters or digits, at most {LONGEST}")
-        other = self._label.setdefault(key, name)
-        if other != name:
-            raise KitError(f"{text!r} would stand for both {other!r} and {name!r}; a name or alias stands for one")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,33 +60,22 @@ class Labels:
     def find(self, text: str) -> str | None:
         """The label that `text` as a whole names, None when it names none.
 
-        >>> states = Labels(["Kansas", "Arkansas"], aliases={"KS": "Kansas"})
-        >>> states.find("**kansas**"), states.find("KS"), states.find("Kansas, Arkansas"), states.find("")
-        ('Kansas', 'Kansas', None, None)
+        >>> states = Labels(["Kansas", "Arkansas"])
+        >>> states.find("**kansas**"), states.find("Kansas, Arkansas"), states.find("")
+        ('Kansas', None, None)
         """
         return self._label.get(normalised(text)) if len(text) <= LONGEST else None
 
     def positions(self, texts: Iterable[str | None]) -> np.ndarray:
         """The positions in `names` (N,) of what N texts name, -1 for None and for what names no label."""
-        found = [None if text is None else self.find(text) for text in texts]
-        return np.array([-1 if name is None else self._position[name] for name in found], np.int64)
+        names = [None if text is None else self.find(text) for text in texts]
+        return np.array([-1 if name is None else self._position[name] for name in names], np.int64)
 
 
-def from_table(table: Any, name: str, *aliases: str) -> Labels:
-    """The vocabulary of a table's column `name`, with further columns of aliases; empty cells are no alias.
+def from_table(table: Any, name: str) -> Labels:
+    """The vocabulary of a table's column `name`; table: a DataFrame or a mapping of columns, one row a label.
 
-    table: a DataFrame or a mapping of columns, one row a label. Raises KitError for a column that is not there.
-
-    >>> from_table({"state": ["Ohio", "Iowa"], "postal": ["OH", ""]}, "state", "postal").find("oh")
+    >>> from_table({"state": ["Ohio", "Iowa"]}, "state").find("ohio")
     'Ohio'
     """
-    columns = list(table)
-    if missing := [column for column in (name, *aliases) if column not in columns]:
-        raise KitError(f"no column {', '.join(missing)} in the table of names; there are {', '.join(columns)}")
-    names = [str(cell) for cell in table[name]]
-    found: dict[str, str] = {}
-    for column in aliases:
-        for alias, of in zip(table[column], names, strict=True):
-            if isinstance(alias, str) and alias.strip() and found.setdefault(alias, of) != of:
-                raise KitError(f"{alias!r} would stand for both {found[alias]!r} and {of!r}; an alias stands for one")
-    return Labels(names, found)
+    return Labels(table[name])

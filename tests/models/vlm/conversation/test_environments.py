@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitlib.core.errors import KitError
-from kitlib.models.vlm.conversation.environments import Hierarchical, SingleTurn, Telescoping, play
+from kitlib.models.vlm.conversation.environments import Environment, Hierarchical, SingleTurn, Telescoping
 from kitlib.models.vlm.conversation.prompts import COMPETITION, WORLD
 from kitlib.models.vlm.conversation.replies import Answer
 from kitlib.models.vlm.conversation.rewards import Grader, Weights, returns
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
 VIEWS = ("north", "east", "south", "west")
-STATES = Labels(["Kansas", "Ohio"], {"KS": "Kansas"})
+STATES = Labels(["Kansas", "Ohio"])
 TRUTH = Answer((38.5, -98.5), region="Kansas")
 GAME = Weights(distance=0.0, geoscore=1.0, form=0.0)
 GRADER = Grader(COMPETITION, {"region": STATES}, GAME)
@@ -25,11 +25,15 @@ PLACE = Answer((48.85, 2.35), "Paris", "Île-de-France", "France")
 
 REPLY = st.one_of(
     st.sampled_from(
-        ["", "Somewhere.", "<think>38.5, -98.5", "99, 0", "1, 2\n3, 4", "State: Kansas", "State: KS, 38.5, -98.5"]
+        ["", "Somewhere.", "<think>38.5, -98.5", "99, 0", "1, 2\n3, 4", "State: Kansas", "State: KANSAS, 38.5, -98.5"]
     ),
     st.builds("{:.3f}, {:.3f}".format, st.floats(-90, 90), st.floats(-180, 180)),
 )
 WEIGHTS = st.sampled_from([GAME, Weights(), Weights(distance=0.5, region=0.4, geoscore=0.2)])
+
+
+def play(env: Environment, replies) -> list:
+    return [env.step(reply) for reply in replies]
 
 
 def shown(messages) -> str:
@@ -40,7 +44,7 @@ def test_one_turn_is_the_graders_reward():
     env = SingleTurn(VIEWS, TRUTH, Grader(COMPETITION, {"region": STATES}, Weights(region=0.5)), listed=["region"])
     prompt = shown(env.messages())
     assert prompt.count("<image>") == 4 and "Allowed for State: Kansas, Ohio." in prompt
-    step = env.step("State: KS\nLatitude: 38.5\nLongitude: -98.5")
+    step = env.step("State: KANSAS\nLatitude: 38.5\nLongitude: -98.5")
     assert step.reward == pytest.approx(1.6) and step.done and step.message is None
     assert step.metrics == {"parsed": 1.0, "km": 0.0, "distance": 1.0, "geoscore": 1.0, "region": 1.0, "form": 1.0}
     with pytest.raises(KitError, match="over after 1 replies"):

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from kitlib.core.errors import KitError
 from kitlib.geo import distance_km
 from kitlib.geo.geohash import ALPHABET, decode, encode
-from kitlib.models.vlm.conversation.environments import play
 from kitlib.models.vlm.conversation.geohash_env import GeohashTurns, read_geohash
 from kitlib.models.vlm.conversation.replies import Answer
 from kitlib.models.vlm.conversation.schedules import forcing_at, lengths_at
@@ -18,6 +17,10 @@ from kitlib.models.vlm.conversation.schedules import forcing_at, lengths_at
 TRUTH = Answer((57.64911, 10.40744))  # u4pruydqqvj
 WORD = st.text(ALPHABET, min_size=1, max_size=6)
 GUESS = st.one_of(st.just(""), st.sampled_from(["u4", "u4pr", "u4pruy", "u4 or u5", "<think>u4", "il"]), WORD)
+
+
+def play(env, replies) -> list:
+    return [env.step(reply) for reply in replies]
 
 
 def turns(**options) -> GeohashTurns:

@@ -18,8 +18,7 @@ from kitlib.models.vlm.conversation.rewards import Grader, Weights
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
 NAMES = ["Kansas", "Arkansas", "Virginia", "West Virginia", "New York", "Ohio", "Oregon", "Washington"]
-POSTAL = {"KS": "Kansas", "AR": "Arkansas", "WV": "West Virginia", "OR": "Oregon", "OH": "Ohio"}
-STATES = Labels(NAMES, POSTAL)
+STATES = Labels(NAMES)
 HERE = (38.5, -98.5)
 TRUTH = Answer(HERE, region="Kansas")
 GRADER = Grader(COMPETITION, {"region": STATES}, Weights(distance=1.0, form=0.0, region=0.0))
@@ -31,7 +30,7 @@ REPLIES = [
     ("City: Hays\nRegion: Kansas\nCountry: USA\nLatitude: 38.5\nLongitude: -98.5", HERE, "Kansas", 1.0),
     ("state: kansas\nlatitude: 38.6\nlongitude: -98.5", (38.6, -98.5), "Kansas", 0.64),
     ("State: Ohio\nLatitude: 40\nLongitude: -83", (40.0, -83.0), "Ohio", 0.0),
-    ("State = KS\nLat = 38.5\nLon = -98.5", HERE, "Kansas", 1.0),
+    ("State = KANSAS\nLat = 38.5\nLon = -98.5", HERE, "Kansas", 1.0),
     ("Lat 38.5, Long -98.5", HERE, None, 1.0),
     ("State: Kansas, Lat: 38.5, Lng: -98.5", HERE, "Kansas", 1.0),
     ("Longitude: -98.5\nLatitude: 38.5\nState: Kansas", HERE, "Kansas", 1.0),
@@ -137,14 +136,12 @@ REPLIES = [
     ('[{"lat": 38.5, "lon": -98.5}, {"lat": 40, "lon": -83}]', None, None, 0.0),
     # the same place twice is one
     ("38.5, -98.5\nLatitude: 38.50\nLongitude: -98.5", HERE, None, 1.0),
-    ("State: Kansas\nRegion: KS\n38.5, -98.5", HERE, "Kansas", 1.0),
+    ("State: Kansas\nRegion: KANSAS\n38.5, -98.5", HERE, "Kansas", 1.0),
     # states: the whole name, one of them
     ("State: Arkansas", None, "Arkansas", 0.0),
     ("State: West Virginia", None, "West Virginia", 0.0),
     ("State: west-virginia.", None, "West Virginia", 0.0),
     ("State: Virginia", None, "Virginia", 0.0),
-    ("State: Kansas (KS)", None, "Kansas", 0.0),
-    ("State: or", None, "Oregon", 0.0),
     ("Kansas", None, "Kansas", 0.0),
     ("State: Kansas, Arkansas", None, None, 0.0),
     ("State: Kansas/Arkansas", None, None, 0.0),
@@ -154,7 +151,6 @@ REPLIES = [
     ("State: Kansas\nArkansas", None, None, 0.0),
     ("State: Kansas Region: Arkansas", None, None, 0.0),
     ("Kansas\nArkansas\nOhio", None, None, 0.0),
-    ("KS AR OH", None, None, 0.0),
     ("KansasArkansasVirginia", None, None, 0.0),
     ("State:\n- Kansas\n- Arkansas", None, None, 0.0),
     ("State: kan", None, None, 0.0),

@@ -13,29 +13,14 @@ from hypothesis import strategies as st
 from kitlib.core.errors import KitError
 from kitlib.models.vlm.conversation.prompts import COMPETITION, WORLD, Form
 from kitlib.models.vlm.conversation.replies import Answer
-from kitlib.models.vlm.conversation.rewards import Grader, Weights, returns, rewards_of, turn_advantages
+from kitlib.models.vlm.conversation.rewards import Grader, Weights, returns, turn_advantages
 from kitlib.models.vlm.conversation.schedules import SCHEDULES, tau_at
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
-STATES = Labels(["Kansas", "Arkansas", "Ohio"], {"KS": "Kansas"})
+STATES = Labels(["Kansas", "Arkansas", "Ohio"])
 TRUTH = Answer((38.5, -98.5), region="Kansas")
 GRADER = Grader(COMPETITION, {"region": STATES}, Weights(distance=0.6, form=0.1, region=0.3))
 HONEST = "State: Kansas\nLatitude: 38.5\nLongitude: -98.5"
-
-
-def test_rewards_of_arrays():
-    truth = np.array([[0.0, 0.0], [10.0, 20.0], [np.nan, 0.0]])
-    points = np.stack([truth, truth + np.array([0.0, 1.0]), np.full((3, 2), np.nan)])
-    points[:2, 2] = 5.0
-    rewards = rewards_of(points, truth, 100.0)
-    assert rewards.shape == (3, 3) and rewards[0, :2].tolist() == [1.0, 1.0]
-    assert rewards[1, 0] == pytest.approx(np.exp(-111.195 / 100), rel=1e-5)
-    assert rewards[2, :2].tolist() == [0.0, 0.0] and np.isnan(rewards[:, 2]).all()
-    assert rewards_of(points[2], truth, unparsed=-0.5)[0] == -0.5
-    with pytest.raises(KitError, match="points to reward: 1 of 1 points"):
-        rewards_of([95.0, 0.0], [0.0, 0.0])
-    with pytest.raises(KitError, match="allowed is more than 0"):
-        rewards_of([5.0, 0.0], [0.0, 0.0], 0.0)
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
@@ -71,7 +56,7 @@ def test_bad_schedules_are_refused():
     [
         (HONEST, 1.0),
         (f"<think>Ohio?</think>\n{HONEST}", 1.0),
-        (HONEST.replace("Kansas", "KS"), 1.0),
+        (HONEST.replace("Kansas", "KANSAS"), 1.0),
         (HONEST.replace("Kansas", "Ohio"), 0.7),
         (HONEST.replace("Kansas", "Kansas, Arkansas"), 0.6),
         (HONEST.replace("38.5", "-38.5"), 0.4),
@@ -94,9 +79,7 @@ def test_what_tricks_earn(reply, earned):
     assert GRADER.reward(reply, TRUTH) == pytest.approx(earned, abs=1e-3)
 
 
-@given(
-    st.lists(st.sampled_from([*HONEST.splitlines(), "State: Ohio", "38.5, -98.5", "1, 2", "<think>", "</think>", "KS"]))
-)
+@given(st.lists(st.sampled_from([*HONEST.splitlines(), "State: Ohio", "38.5, -98.5", "1, 2", "<think>", "</think>"])))
 def test_nothing_earns_more_than_the_whole_truth(lines):
     assert 0 <= GRADER.reward("\n".join(lines), TRUTH) <= 1 + 1e-12
 

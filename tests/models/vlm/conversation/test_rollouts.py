@@ -89,46 +89,53 @@ def test_text_and_record_always_agree(tmp_path_factory, writes):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"colour": 1}, "unknown colour"),
-        ({"step": 8}, "step 8"),
-        ({"rollout": -1}, "rollout -1"),
-        ({"rollout": True}, "whole number"),
-        ({"phase": "test"}, "train, eval"),
-        ({"reward": float("nan")}, "finite number"),
-        ({"reward": None}, "has no reward"),
-        ({"rewards": [None]}, "is None"),
+        ({"colour": 1}, "unknown: colour"),
+        ({"step": 8}, "expected step 1.*got 8"),
+        ({"rollout": -1}, "got 1, -1"),
+        ({"rollout": True}, "rollout of step 1: expected int64"),
+        ({"phase": "test"}, "expected train, eval"),
+        ({"reward": float("nan")}, "expected finite numbers"),
+        ({"reward": None}, "reward of step 1: a value is None"),
+        ({"rewards": [None]}, "a value is None"),
         ({"rewards": [1.0, 2.0]}, "2 rewards"),
-        ({"replies": "48, 11"}, "wanted is a list"),
+        ({"replies": "48, 11"}, "got 6 replies"),
         ({"replies": [], "points": [], "rewards": []}, "a turn"),
-        ({"prompt": 7}, "wanted is text"),
-        ({"tau_km": 0.0}, "tau above 0"),
+        ({"prompt": 7}, "prompt of step 1: expected string"),
+        ({"tau_km": 0.0}, "tau_km above 0"),
         ({"km": -1.0}, "at least 0"),
         ({"km": None}, "where there is a point"),
         ({"point": None}, "where there is a point"),
         ({"points": [[91.0, 0.0]]}, "latitude 91"),
         ({"truth": [float("nan"), 0.0]}, "not on Earth"),
-        ({"truth": [1.0, 2.0, 3.0]}, "latitude, longitude"),
-        ({"truth": "home"}, "latitude, longitude"),
+        ({"truth": [1.0, 2.0, 3.0]}, "truth of step 1: expected fixed_size_list"),
+        ({"truth": "home"}, "truth of step 1: expected fixed_size_list"),
         ({"pictures": ["../params.json"]}, "no file name"),
         ({"pictures": [".."]}, "no file name"),
     ],
 )
-def test_a_bad_row_is_refused_before_anything_is_written(tmp_path, change, told):
-    with pytest.raises(KitError, match=told):
+def test_a_bad_row_is_refused_before_anything_is_written(tmp_path, change, message):
+    with pytest.raises(KitError, match=message):
         rollouts.Writer(tmp_path).write(1, [row(1), row(1) | change])
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_keys_and_mixed_phases_are_refused(tmp_path):
     lacking = {name: value for name, value in row(1).items() if name != "truth"}
-    with pytest.raises(KitError, match="lacks truth"):
+    with pytest.raises(KitError, match="missing or unknown: truth"):
         rollouts.Writer(tmp_path).write(1, [lacking])
     with pytest.raises(KitError, match="2 phases"):
         rollouts.Writer(tmp_path).write(1, [row(1), row(1, phase="eval")])
     with pytest.raises(KitError, match="0 phases"):
         rollouts.Writer(tmp_path).write(1, [])
+
+
+def test_a_file_by_a_stranger_is_refused(tmp_path):
+    rollouts.Writer(tmp_path).write(1, [row(1)])
+    (tmp_path / "steps/00000002-train.parquet").write_bytes(b"no Parquet at all")
+    with pytest.raises(KitError, match=r"00000002-train\.parquet: expected a Parquet file with the columns step"):
+        rollouts.read(tmp_path)
 
 
 def test_pictures_are_small_and_stored_once(tmp_path):

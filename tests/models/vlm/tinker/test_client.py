@@ -19,7 +19,7 @@ from tinker_helper import REPLIES, RIGHT, STOP, Canned, Letters, Plain
 
 from kitlib.core import paths
 from kitlib.core.errors import KitError
-from kitlib.models.vlm.conversation import environments, rollouts
+from kitlib.models.vlm.conversation import rollouts
 from kitlib.models.vlm.conversation.dialogue import Talk
 from kitlib.models.vlm.conversation.prompts import COMPETITION
 from kitlib.models.vlm.conversation.recorder import Book, Recorder
@@ -103,7 +103,7 @@ def test_each_kind_of_conversation_is_played_as_it_is_here(environment, tinker):
     played = asyncio.run(remote.rollout(group, Canned(), max_tokens=64))
     envs = asyncio.run(group.make_envs())
     for talk, turns, again in zip(played.talks, played.turns, envs, strict=True):
-        steps = environments.play(again.talk.env, talk.replies)
+        steps = [again.talk.env.step(reply) for reply in talk.replies]
         assert len(turns) == again.talk.env.turns == len(talk.replies)
         assert [turn.result.reward for turn in turns] == [step.reward for step in steps] == talk.rewards
         assert [turn.result.episode_done for turn in turns] == [step.done for step in steps]
