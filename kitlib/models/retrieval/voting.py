@@ -7,7 +7,7 @@ guesses = vote.guess(sample_id, similarity, index, entries)            # for tho
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,15 +62,14 @@ class Entries:
 
     def save(self, path: Path, embeddings: np.ndarray) -> None:
         """Write the entries and their embeddings (M, E), as float16, to an .npz file, atomically."""
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        with storage.atomic_write(path) as beside, beside.open("wb") as file:
-            np.savez(file, **arrays, embeddings=embeddings.astype(np.float16))
+        storage.write_npz(path, vars(self) | {"embeddings": embeddings.astype(np.float16)})
 
     @classmethod
     def load(cls, path: Path) -> tuple[Entries, np.ndarray]:
         """What `save` wrote: the entries and their embeddings."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(**{field.name: file[field.name] for field in fields(cls)}), file["embeddings"]
+        arrays = storage.read_npz(path)
+        embeddings = arrays.pop("embeddings")
+        return cls(**arrays), embeddings
 
 
 @dataclass(frozen=True)
