@@ -296,7 +296,7 @@ def test_settings_of_another_fit_are_refused_and_those_of_an_older_kit_are_not(t
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0, -1.5, math.nan, math.inf, -math.inf]), max_size=8))
 def test_best_epoch_is_the_first_that_is_lower_than_all_before(values):
-    callback = ResumeCallback(Path(), Batches(1, 1, 0, dict), 1, 0, monitor="m")
+    callback = ResumeCallback(Path(), Batches(1, 1, 0, dict), 1, 0, math.inf, "m", 0)
     for epoch, value in enumerate(values, 1):
         callback.lines += [{"epoch": epoch - 0.5}, {"epoch": float(epoch), "m": value}]
     best, lowest = 0, math.inf

@@ -53,7 +53,7 @@ def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
         np.savez(file, **arrays)
 
 
-def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+def read_npz(path: str | Path) -> dict[str, Any]:
     """The arrays by name of an .npz file, none of them pickled."""
     with np.load(path, allow_pickle=False) as file:
         return dict(file)

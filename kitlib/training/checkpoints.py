@@ -28,7 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         for older in listed(Path(path).parent)[2:]:
             older.unlink()
 
-    def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
+    def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
         """Read the newest checkpoint in the folder of `path` that is whole; KitError if none is."""
         paths = listed(Path(path).parent)
         for checkpoint in paths:

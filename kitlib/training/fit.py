@@ -175,7 +175,6 @@ def fit(
         )
         for loader in filter(None, (batches, val_batches)):
             loader.shard(trainer.global_rank, trainer.world_size)
-            loader.load_state_dict({"epoch": 0, "batch": 0})
         newest = next(iter(checkpoints.listed(folder)), None)
         if trainer.is_global_zero:
             checkpoints.write(folder, record)
@@ -190,10 +189,11 @@ def fit(
             callback.bar.close()
             if isinstance(logger, Tracker):
                 logger.close(failed=trainer.state.status != "finished")
-    finished, best_epoch = trainer.state.status == "finished", callback.epochs_and_best()[1]
-    end = {"steps": trainer.global_step, "seconds": round(callback.seconds(), 3), "best_epoch": best_epoch}
+    finished = trainer.state.status == "finished"
+    end: dict[str, Any] = {"steps": trainer.global_step, "seconds": round(callback.seconds(), 3)}
+    _, end["best_epoch"] = callback.epochs_and_best()
     if finished and monitor:
-        if not best_epoch:
+        if not end["best_epoch"]:
             raise KitError(f"{monitor} was finite after no epoch in {folder}: try a smaller learning rate")
         trainer.strategy.barrier()  # the first process may still be writing them
         module.load_state_dict(checkpoints.best_weights(folder), strict=module.strict_loading)

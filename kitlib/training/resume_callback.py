@@ -43,14 +43,7 @@ class ResumeCallback(pl.Callback):
     """
 
     def __init__(
-        self,
-        folder: Path,
-        batches: Batches,
-        every: int,
-        seed: int,
-        deadline: float = math.inf,
-        monitor: str = "",
-        patience: int = 0,
+        self, folder: Path, batches: Batches, every: int, seed: int, deadline: float, monitor: str, patience: int
     ):
         self.folder, self.batches, self.every, self.seed = folder, batches, every, seed
         self.deadline, self.monitor, self.patience = deadline, monitor, patience
