@@ -109,12 +109,11 @@ def fit(
     Seed before building it. config: whatever else decides the result, as plain values; saved in fit.json.
     The gradient of a step is the mean over all rows of its group of `accumulate` batches on all devices.
     A checkpoint is written every `checkpoint_steps` steps and after each epoch's validation. SIGTERM, Ctrl-C and the
-    end of `max_hours` stop the fit at the next step, with a checkpoint, or in a validation, from before it; each
-    session gets at least one step ahead. `precision`: float32, bfloat16, float16, another name of Lightning's, or auto
-    for `device.best_dtype`; weights are float32 in any case. More than one device: start with
-    `python -m torch.distributed.run --nproc_per_node DEVICES`.
-    logger: one of Lightning's, e.g. `wandb_logger.tracker`; it gets what the module logs, and the history's loss and
-    lr.
+    end of `max_hours` stop the fit at the next step, with a checkpoint. A validation they cut short: the next session
+    repeats the steps since the last checkpoint; but a session that has saved nothing yet first ends the validation.
+    `precision`: float32, bfloat16, float16, another name of Lightning's, or auto for `device.best_dtype`; weights are
+    float32 in any case. More than one device: start with `python -m torch.distributed.run --nproc_per_node DEVICES`.
+    logger: one of Lightning's, e.g. `wandb_logger.tracker`; it gets what the module logs, and loss and lr.
 
     monitor: a metric that validation logs, lower is better. The fit then ends with the weights of the epoch with the
     lowest finite value, and stops after `patience` epochs in a row without a lower one (0: never early). These weights
