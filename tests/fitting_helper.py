@@ -1,4 +1,4 @@
-"""A tiny fit that tests/test_fitting.py also starts as processes: python fitting_helper.py FOLDER [name=value ...]."""
+"""A tiny fit that test_fit.py also starts as processes: python fitting_helper.py FOLDER [name=value ...]."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def same_history(a: pd.DataFrame, b: pd.DataFrame) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if "SLOW_DISK" in os.environ:
-        write = checkpoints.keep_best
-        checkpoints.keep_best = lambda *given: (time.sleep(2), write(*given))
+        write = checkpoints.save_best
+        checkpoints.save_best = lambda *given: (time.sleep(2), write(*given))
     options = {name: json.loads(value) for name, value in (word.split("=") for word in sys.argv[2:])}
     for name, hours in {"at once": None, "in pieces": 0}.items() if "devices" in options else [("", None)]:
         sessions, finished = 0, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
 from kitlib.training import checkpoints
 from kitlib.training import fit as fitting
-from kitlib.training.resume_callback import Keeper
+from kitlib.training.resume_callback import ResumeCallback
 
 # the metric: 2.04 1.96 2.54 2.39 1.41 1.44, so patience 2 ends after four epochs of six with the second
 OPTIONS = {"epochs": 6, "rate": 0.3, "checkpoint_steps": 4}
@@ -79,7 +80,7 @@ def test_the_best_weights_are_in_the_folder_meanwhile(tmp_path):
     assert seen == [kept[:size] for kept in (every_epoch()[0][i] for i in (0, 1, 1))]
 
 
-def test_stopped_at_every_batch(tmp_path):
+def test_stopped_at_every_step(tmp_path):
     for _ in range(24):
         module, batches, folder, options = helper.make(tmp_path, **MONITOR)
         module.before_batch = lambda epoch, batch: signal.raise_signal(signal.SIGTERM)
@@ -91,10 +92,11 @@ def test_stopped_at_every_batch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("hook", "times"), [("on_validation_epoch_end", 2), ("on_validation_end", 2), ("on_train_epoch_end", 1)]
+    ("hook", "times", "repeated"),
+    [("on_validation_epoch_end", 2, 4), ("on_validation_end", 2, 4), ("on_train_epoch_end", 1, 0)],
 )
-def test_killed_around_every_validation(tmp_path, hook, times):
-    """Before the metrics are read, after the best weights are kept, and when the epoch is over."""
+def test_killed_around_every_validation(tmp_path, hook, times, repeated):
+    """Before the metrics are read, after the best weights are saved, and when the epoch is saved."""
     for epoch in range(4):
         for _ in range(times):
             module, batches, folder, options = helper.make(tmp_path, **MONITOR)
@@ -102,7 +104,7 @@ def test_killed_around_every_validation(tmp_path, hook, times):
             with pytest.raises(Killed):
                 fitting.fit(module, batches, folder, **options)
     module, fitted = helper.fit(tmp_path, **MONITOR)
-    assert module.train_calls == 0
+    assert module.train_calls == repeated
     assert_best(module, fitted)
 
 
@@ -141,9 +143,10 @@ def test_killed_at_a_write(tmp_path, monkeypatch, write, moment):
             killed = False
         except Killed:
             killed = True
-    assert killed == (write <= 4)  # best.ckpt, history.csv, finished.ckpt, fit.json
+    assert killed == (write <= 5)  # best.ckpt, history.csv, step-00000006.ckpt, finished.ckpt, fit.json
     module, fitted = helper.fit(folder, **options)
-    assert helper.weights(module) == helper.weights(whole) and fitted.best_epoch == 1 and module.train_calls == 0
+    assert helper.weights(module) == helper.weights(whole) and fitted.best_epoch == 1
+    assert module.train_calls == (2 if write < 3 or (write, moment) == (3, "before") else 0)
     assert sorted(path.name for path in folder.iterdir()) == LEFT
 
 
@@ -151,9 +154,8 @@ def test_max_hours(tmp_path):
     fitted, sessions = None, 0
     while not (fitted and fitted.finished):
         module, fitted = helper.fit(tmp_path, max_hours=0, **MONITOR)
-        made = fitted.history["val_loss"].notna().sum() if fitted.steps > 6 else 0
-        assert fitted.best_epoch == min(made, 2)
         sessions += 1
+        assert fitted.steps == min(sessions, 24) and fitted.best_epoch == min(fitted.steps // 6, 2)
     assert sessions == 25
     assert_best(module, fitted)
 
@@ -222,6 +224,19 @@ def test_what_validation_changes_in_the_module_is_not_lost(tmp_path, monitor):
     helper.same_history(fitted.history, again.history)
 
 
+def test_an_end_that_the_module_asks_for_is_not_lost(tmp_path):
+    for _ in range(2):
+        module, batches, folder, options = helper.make(tmp_path, **OPTIONS)
+        module.on_validation_epoch_end = lambda module=module: setattr(
+            module.trainer, "should_stop", module.current_epoch == 1
+        )
+        module.on_train_epoch_end = lambda module=module: module.current_epoch == 1 and kill()
+        with contextlib.suppress(Killed):
+            fitted = fitting.fit(module, batches, folder, **options)
+    assert fitted.finished and fitted.steps == 12 and module.train_calls == 0
+    assert helper.weights(module) == every_epoch()[0][1]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_is_no_improvement(tmp_path, value):
     def logging(module, bad):
@@ -240,13 +255,13 @@ def test_a_value_that_is_not_finite_is_no_improvement(tmp_path, value):
 
 
 def test_what_cannot_be_monitored_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(KitError, match="'val_los' is not what validation logs: allowed is one of val_loss"):
+    with pytest.raises(KitError, match=r"expected a metric that validation logs \(val_loss\); got 'val_los'"):
         helper.fit(tmp_path / "a", **MONITOR | {"monitor": "val_los"})
-    with pytest.raises(KitError, match="'root' is not what validation logs"):
+    with pytest.raises(KitError, match="got 'root'"):
         helper.fit(tmp_path / "b", **MONITOR | {"monitor": "root"})
-    with pytest.raises(KitError, match="give val_batches"):
+    with pytest.raises(KitError, match="expected val_batches"):
         helper.fit(tmp_path / "c", val_batches=None, **MONITOR)
-    with pytest.raises(KitError, match="'loss': allowed is what validation logs"):
+    with pytest.raises(KitError, match="metric of validation, none of epoch, step, lr, seconds, loss; got 'loss'"):
         helper.fit(tmp_path / "c", **MONITOR | {"monitor": "loss"})
     for options in ({"patience": 1}, {"monitor": "val_loss", "patience": -1}):
         with pytest.raises(KitError, match="patience"):
@@ -281,14 +296,14 @@ def test_settings_of_another_fit_are_refused_and_those_of_an_older_kit_are_not(t
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0, -1.5, math.nan, math.inf, -math.inf]), max_size=8))
 def test_best_epoch_is_the_first_that_is_lower_than_all_before(values):
-    keeper = Keeper(Path(), Batches(1, 1, 0, dict), 1, 1, 0, monitor="m")
+    callback = ResumeCallback(Path(), Batches(1, 1, 0, dict), 1, 0, math.inf, "m", 0)
     for epoch, value in enumerate(values, 1):
-        keeper.lines += [{"epoch": epoch - 0.5}, {"epoch": float(epoch), "m": value}]
+        callback.lines += [{"epoch": epoch - 0.5}, {"epoch": float(epoch), "m": value}]
     best, lowest = 0, math.inf
     for epoch, value in enumerate(values, 1):
         if math.isfinite(value) and value < lowest:
             best, lowest = epoch, value
-    assert keeper.best_epoch() == best
+    assert callback.epochs_and_best() == (len(values), best)
 
 
 @pytest.mark.slow

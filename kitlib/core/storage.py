@@ -1,11 +1,11 @@
-"""Atomic writes and checksums."""
+"""Atomic writes, JSON and .npz files, and checksums."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,19 @@ def digest(*parts: bytes | str | np.ndarray | Path) -> str:
     return whole.hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write readable JSON, atomically."""
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write JSON, atomically; indent None for one long line."""
     with atomic_write(path) as beside:
-        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        beside.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays by name, atomically."""
+    with atomic_write(path) as beside, beside.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_npz(path: str | Path) -> dict[str, Any]:
+    """The arrays by name of an .npz file, none of them pickled."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)

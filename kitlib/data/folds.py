@@ -115,8 +115,7 @@ def load_or_make(places: Places, n_folds: int = 5, block_km: float = 50.0, seed:
         table = make(places, pictures.pack(places, "train").hashes, n_folds, block_km, seed)
         with storage.atomic_write(csv) as path:
             table.to_csv(path, index=False, lineterminator="\n")
-        with storage.atomic_write(meta) as path:
-            path.write_text(json.dumps({**asked, "hashes": True, "checksum": storage.digest(csv)}) + "\n")
+        storage.write_json(meta, {**asked, "hashes": True, "checksum": storage.digest(csv)})
         return table
     saved = json.loads(meta.read_text())
     if saved["checksum"] != storage.digest(csv):

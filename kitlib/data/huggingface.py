@@ -43,7 +43,7 @@ def fetch(source: Any, split: str = "train", name: str = "", limit: int | None =
     rows = _arrived(journal)
     if not known["complete"] and (limit is None or len(rows) < limit or not table.exists()):
         stream = _rows(source, split, folder, len(rows), limit)
-        _write_json(note, known)
+        storage.write_json(note, known)
         for row in stream:
             rows.append(row)
             with journal.open("a", encoding="utf-8") as file:
@@ -52,7 +52,7 @@ def fetch(source: Any, split: str = "train", name: str = "", limit: int | None =
             raise KitError(f"{origin['source']} ({split}) has no row with latitude and longitude among {len(rows)}")
         with storage.atomic_write(table) as path:
             pd.DataFrame([row for row in rows if row]).to_csv(path, index=False)
-        _write_json(note, {**known, "complete": limit is None or len(rows) < limit})
+        storage.write_json(note, {**known, "complete": limit is None or len(rows) < limit})
     return folder, [number for number, row in enumerate(rows) if not row]
 
 
@@ -122,8 +122,3 @@ def content(picture: dict | None) -> bytes:
         with fsspec.open(picture["path"]) as file:
             return file.read()
     return picture["bytes"] or b""
-
-
-def _write_json(path: Path, content: dict) -> None:
-    with storage.atomic_write(path) as beside:
-        beside.write_text(json.dumps(content) + "\n", encoding="utf-8")

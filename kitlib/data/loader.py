@@ -1,4 +1,4 @@
-"""A loader that can stop and go on at the very next batch, deals rows out to processes, and drops nothing."""
+"""A resumable, sharded batch loader: it continues at the next batch after a restart and never drops a row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kitlib.core.errors import KitError
 
 
 class Batches:
-    """A loader that knows which batch comes next, so that a fit can go on in the middle of an epoch.
+    """A loader that knows which batch comes next, so that a fit can continue in the middle of an epoch.
 
     rows: the places to go through, an int array or their count; load(rows of one batch) gives a dict of tensors and
     must draw nothing from the global random generators; with prefetch it works one batch ahead, in a thread.
@@ -36,23 +36,23 @@ class Batches:
     ):
         self.rows = np.arange(rows) if isinstance(rows, int | np.integer) else np.asarray(rows)
         if self.rows.ndim != 1 or not len(self.rows):
-            raise KitError(f"rows of shape {self.rows.shape} make no batches: allowed is a flat array of at least one")
+            raise KitError(f"rows: expected a flat array of at least one; got shape {self.rows.shape}")
         if batch_size < 1:
-            raise KitError(f"batch_size {batch_size}: allowed is a whole number from 1")
+            raise KitError(f"batch_size: expected a whole number from 1; got {batch_size}")
         self.batch_size, self.seed, self.load, self.shuffle, self.prefetch = batch_size, seed, load, shuffle, prefetch
-        self.rank, self.world = 0, 1
-        self.load_state_dict({"epoch": 0, "batch": 0})
+        self.shard(0, 1)
 
     def shard(self, rank: int, world: int) -> None:
-        """Deal the rows out to `world` processes, of which this is number `rank`."""
+        """Deal the rows out to `world` processes, of which this is number `rank`, and start at epoch 0."""
         self.rank, self.world = rank, world
+        self.load_state_dict({"epoch": 0, "batch": 0})
 
     def state_dict(self) -> dict[str, int]:
-        """The batch to be handed out next."""
+        """The next batch; Lightning saves and restores it within an epoch."""
         return {"epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Let the next iteration begin at that batch."""
+        """Start the next iteration at that batch."""
         self.epoch, self.batch = state["epoch"], state["batch"]
         self._begin = self.batch
 

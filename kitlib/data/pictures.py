@@ -150,7 +150,7 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
     signature = storage.digest(f"{FORMAT} {split} {places.checksum}", "\n".join(names.flat), stamps)
     blob, table = out_dir / f"{split}.bin", out_dir / f"{split}.npz"
     with _alone(out_dir / f".{split}.lock"):
-        saved = _load(table) if table.is_file() and blob.is_file() else None
+        saved = storage.read_npz(table) if table.is_file() and blob.is_file() else None
         if saved is None or saved["signature"] != signature or saved["records"]["length"].sum() != blob.stat().st_size:
             work = out_dir / f".{split}-{signature}"
             records, found = _write(places, split, files, names, work)
@@ -158,7 +158,7 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
             entries = json.dumps(_findings(places, split, records, found))
             saved = {"records": records, "signature": signature, "checksum": content, "found": entries}
             (work / "blob").replace(blob)
-            _save(table, saved)
+            storage.write_npz(table, saved)
             shutil.rmtree(work)
     records = saved["records"]
     length = records["length"].ravel()
@@ -187,11 +187,11 @@ def _write(places: Places, split: str, files: Files, names: np.ndarray, work: Pa
     with (work / "blob").open("ab") as out, tqdm(total=names.size, desc=f"packing {split}", unit=" pictures") as bar:
         for start in range(0, len(names), SHARD):
             part, rows = work / f"{start:08d}.npz", slice(start, start + SHARD)
-            shard = _load(part) if part.exists() else None
+            shard = storage.read_npz(part) if part.exists() else None
             if shard is None or shard["end"] > out.tell():
                 out.truncate(end)  # a killed pass may have written beyond its last whole shard
                 shard = _shard(partial(_examine_place, files, size), names[rows], labels[rows], out, bar)
-                _save(part, shard)
+                storage.write_npz(part, shard)
             else:
                 bar.initial += names[rows].size  # the rate shown is that of this pass
                 bar.update(names[rows].size)
@@ -278,13 +278,3 @@ def _alone(lock: Path) -> Iterator[None]:
 def _threads(process: int) -> ThreadPoolExecutor:
     """Threads that read and decode, one set a process as they do not survive a fork. The decoders release the GIL."""
     return ThreadPoolExecutor(paths.workers(), thread_name_prefix="pictures")
-
-
-def _load(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as saved:
-        return {name: saved[name] for name in saved.files}
-
-
-def _save(path: Path, arrays: dict[str, Any]) -> None:
-    with storage.atomic_write(path) as beside:
-        np.savez(beside, **arrays)

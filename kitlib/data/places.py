@@ -8,7 +8,6 @@ place names its split.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -116,8 +115,7 @@ class Places:
         with storage.atomic_write(self.derived / "places.parquet") as path:
             self.table.to_parquet(path, index=False)
         entries = {(entry["check"], entry["where"]): entry for entry in [*self.integrity, *extra]}
-        with storage.atomic_write(self.derived / "integrity.json") as path:
-            path.write_text(json.dumps(list(entries.values()), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        storage.write_json(self.derived / "integrity.json", list(entries.values()))
         return self.derived
 
 

@@ -39,15 +39,16 @@ def commonest(places: Places, train_rows: ArrayLike, sample_id: ArrayLike) -> Gu
     rows, sample_id = np.asarray(train_rows), np.asarray(sample_id)
     count = np.bincount(places.state_position("train")[rows], minlength=len(places.states))
     point = geo.geometric_median(places.points("train")[rows])
+    return constant(sample_id, places.states["state_idx"].to_numpy(), count / count.sum(), point, answered=True)
+
+
+def constant(
+    sample_id: np.ndarray, state_idx: np.ndarray, state_probs: np.ndarray, point: np.ndarray, answered: bool = False
+) -> Guesses:
+    """The same guess for every `sample_id` (N,): state_probs (S,), in the order of state_idx (S,), and point (2,)."""
     n = len(sample_id)
-    return Guesses(
-        sample_id=sample_id,
-        state_idx=places.states["state_idx"].to_numpy(),
-        state_probs=np.tile(count / count.sum(), (n, 1)),
-        points=np.tile(point, (n, 1, 1)),
-        weights=np.ones((n, 1)),
-        answered=np.ones(n, bool),
-    )
+    probs, points = np.tile(state_probs, (n, 1)), np.tile(point, (n, 1, 1))
+    return Guesses(sample_id, state_idx, probs, points, np.ones((n, 1)), np.full(n, answered))
 
 
 def commonest_out_of_fold(places: Places, folds: ArrayLike) -> Guesses:

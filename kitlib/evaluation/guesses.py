@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kitlib import geo
+from kitlib.core import storage
 from kitlib.core.errors import KitError
-from kitlib.core.storage import atomic_write
 
 TOLERANCE = 1e-3  # how far a row's probabilities may be from summing to 1: float32 sums over a few hundred entries
 
@@ -103,8 +103,7 @@ class Guesses:
 
     def save(self, path: str | Path) -> None:
         """Write all fields to an .npz file, atomically."""
-        with atomic_write(path) as beside, beside.open("wb") as file:
-            np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+        storage.write_npz(path, vars(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Guesses:
@@ -112,8 +111,8 @@ class Guesses:
         path = Path(path)
         names = [field.name for field in fields(cls)]
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(**{name: file[name] for name in names})
+            arrays = storage.read_npz(path)
+            return cls(**{name: arrays[name] for name in names})
         except (OSError, KeyError, ValueError) as error:
             raise KitError(
                 f"{path.name} in {path.parent.name} is not a guesses file with {', '.join(names)}: {error}"

@@ -192,6 +192,5 @@ def _tidy(output: Path) -> list[dict[str, Any]]:
                     holder[key] = without_machine(holder[key])
                 elif isinstance(holder[key], list):
                     holder[key] = [without_machine(line) for line in holder[key]]
-    with storage.atomic_write(output) as beside:
-        beside.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    storage.write_json(output, notebook, indent=1)  # as Jupyter indents
     return headlines

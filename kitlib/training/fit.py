@@ -1,11 +1,11 @@
 """The Lightning Trainer as the kit uses it: precision, devices, checkpoints, exact resume, a time budget.
 
-A fit lives in one folder: `fit.json` (its settings, then its end), `step-*.ckpt` (the last two checkpoints),
-`best.ckpt` (the best weights so far, where a metric is monitored), `history.csv`, and `finished.ckpt` (the weights
-that the fit ends with, in place of the others). Calling `fit` again goes on where the folder's newest readable
-checkpoint stands, in the middle of an epoch and of an accumulated step too, and ends with the very weights of a fit
-that was never stopped. Nothing of the random generators needs saving for that: the order of an epoch depends on
-(seed, epoch) and what a batch draws on (seed, rank, epoch, batch) alone; a validation draws as one more batch would.
+A fit has one folder: `fit.json` (its settings, then its result), `step-*.ckpt` (the last two checkpoints), `best.ckpt`
+(the best weights so far, if a metric is monitored), `history.csv`, and `finished.ckpt` (the final weights, in place of
+the others). Calling `fit` again continues from the newest readable checkpoint, at any optimizer step of an epoch, and
+ends with the very weights of a fit that was never stopped. The random generators need no saving for that: the order of
+an epoch depends on (seed, epoch) alone, and what a batch draws on (seed, rank, epoch, batch); a validation draws as one
+more batch would.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,13 @@ from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
 from kitlib.training import checkpoints
-from kitlib.training.resume_callback import Keeper, Stopped
+from kitlib.training.resume_callback import ResumeCallback, Stopped
 from kitlib.training.wandb_logger import Tracker
 from kitlib.vision.device import best_device, best_dtype, precision_of
 
 log = logging.getLogger(__name__)
 
+OWN_NAMES = ("epoch", "step", "lr", "seconds", "loss")  # columns that every history has
 LIGHTNING = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}  # its names of number types
 
 
@@ -72,13 +74,13 @@ def may_fuse(module: pl.LightningModule) -> bool:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit came to: history has a line every checkpoint_steps and at each epoch's end (see `fit`)."""
+    """Result of a fit: history has a line every checkpoint_steps and at each epoch's end (see `fit`)."""
 
-    finished: bool  # False: max_hours are over, call again to go on
+    finished: bool  # False: max_hours are over, call again to continue
     steps: int  # optimizer steps made
     seconds: float  # over all sessions
     history: pd.DataFrame
-    best_epoch: int = 0  # passes made when the monitored metric was lowest, whose weights are kept; 0 without one
+    best_epoch: int = 0  # the epoch, from 1, with the lowest monitored metric, whose weights these are; 0 without one
 
 
 def fit(
@@ -100,39 +102,38 @@ def fit(
     monitor: str = "",
     patience: int = 0,
 ) -> Fitted:
-    """Train `module`, or go on training it from what `folder` holds; a finished fit only gives its weights back.
+    """Train `module`, or continue training it from the checkpoints in `folder`; a finished fit just loads its weights.
 
-    module: training_step gives the mean loss over the rows of its batch (what keeps a smaller batch's weight right),
-    and logs what it likes with self.log; validation_step logs under other names (with sync_dist=True for several
-    devices). Seed before building it. config: whatever else decides the result, as plain values; kept in fit.json.
+    module: training_step returns the mean loss over the rows of its batch (so that a smaller batch is weighted right)
+    and may log with self.log; validation_step logs under other names (with sync_dist=True for several devices).
+    Seed before building it. config: whatever else decides the result, as plain values; saved in fit.json.
     The gradient of a step is the mean over all rows of its group of `accumulate` batches on all devices.
-    Checkpoints come every `checkpoint_steps` steps, at each epoch's end, and on SIGTERM, Ctrl-C and after `max_hours`
-    at the next batch (with several devices at the next step). `precision`: float32, bfloat16, float16, another name of
-    Lightning's, or auto for `views.best_dtype`; weights are float32 in any case. More than one device: start with
-    `python -m torch.distributed.run --nproc_per_node DEVICES`.
-    logger: one of Lightning's, as `tracker` gives; it gets what the module logs, and loss and lr of the history.
+    A checkpoint is written every `checkpoint_steps` steps and after each epoch's validation. SIGTERM, Ctrl-C and the
+    end of `max_hours` stop the fit at the next step, with a checkpoint. A validation they cut short: the next session
+    repeats the steps since the last checkpoint; but a session that has saved nothing yet first ends the validation.
+    `precision`: float32, bfloat16, float16, another name of Lightning's, or auto for `device.best_dtype`; weights are
+    float32 in any case. More than one device: start with `python -m torch.distributed.run --nproc_per_node DEVICES`.
+    logger: one of Lightning's, e.g. `wandb_logger.tracker`; it gets what the module logs, and loss and lr.
 
-    monitor: a metric that validation logs, lower is better. The fit then ends with the weights of the epoch that had it
-    lowest (a value that is not finite is none), and after `patience` epochs in a row without a lower one (0: never
-    early). These weights are the module's state_dict after validation: what on_validation_epoch_end changes in the
-    module's parameters and buffers is part of them, and of every checkpoint.
+    monitor: a metric that validation logs, lower is better. The fit then ends with the weights of the epoch with the
+    lowest finite value, and stops after `patience` epochs in a row without a lower one (0: never early). These weights
+    are the module's state_dict after validation: what on_validation_epoch_end changes in the module's parameters and
+    buffers is part of them, and of every checkpoint.
 
     history: epoch (passes made), step, lr (the largest of the groups), seconds, loss and what training logged (means
     over the rows since the line before), and at an epoch's end what validation logged.
-    Raises KitError for settings that are not those the folder began with, checkpoints none of which can be read, a
-    loss that is not finite, and a monitored metric that validation does not log or that never was finite.
+    Raises KitError if the folder began with other settings, none of its checkpoints can be read, a loss or weight is
+    not finite, or the monitored metric is not logged by validation or was never finite.
     """
     if devices > 1 and not torch.distributed.is_torchelastic_launched():
         raise KitError(f"{devices} devices: start with `python -m torch.distributed.run --nproc_per_node {devices}`")
     validates = getattr(module.validation_step, "__func__", None) is not pl.LightningModule.validation_step
     if monitor and not (val_batches and validates):
-        raise KitError(f"monitor {monitor!r} is a metric of validation: give val_batches, and a module that validates")
-    if monitor in (own := ("epoch", "step", "lr", "seconds", "loss")):
-        raise KitError(
-            f"monitor {monitor!r}: allowed is what validation logs, under a name other than {', '.join(own)}"
-        )
+        raise KitError(f"monitor: expected val_batches and a module that validates; got only {monitor!r}")
+    if monitor in OWN_NAMES:
+        raise KitError(f"monitor: expected a metric of validation, none of {', '.join(OWN_NAMES)}; got {monitor!r}")
     if patience < 0 or (patience and not monitor):
-        raise KitError(f"patience {patience} with monitor {monitor!r}: allowed are whole numbers from 0 with a monitor")
+        raise KitError(f"patience: expected a whole number from 0, and a monitor; got {patience}, monitor {monitor!r}")
     folder, device = Path(folder), best_device()
     precision = precision_of(best_dtype(device)) if precision == "auto" else precision
     precision = LIGHTNING.get(precision, precision)
@@ -145,11 +146,11 @@ def fit(
     record = checkpoints.begin(folder, settings)
     if "finished" in record:
         module.load_state_dict(checkpoints.final_weights(folder), strict=module.strict_loading)
-        checkpoints.sweep(folder)  # where the fit was killed at its very end
+        checkpoints.clear(folder)  # where the fit was killed at its very end
         return Fitted(True, **record["finished"], history=pd.read_csv(folder / "history.csv"))
 
-    keeper = Keeper(folder, batches, accumulate, checkpoint_steps, seed, monitor, patience)
-    disk = checkpoints.Disk()
+    deadline = math.inf if max_hours is None else time.monotonic() + max_hours * 3600
+    callback = ResumeCallback(folder, batches, checkpoint_steps, seed, deadline, monitor, patience)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
@@ -161,8 +162,8 @@ def fit(
             max_epochs=epochs,
             accumulate_grad_batches=accumulate,
             gradient_clip_val=gradient_clip,
-            callbacks=[keeper],
-            plugins=[disk],
+            callbacks=[callback],
+            plugins=[checkpoints.AtomicCheckpointIO()],
             logger=logger or False,
             log_every_n_steps=min(50, total_steps(len(batches.rows), batches.batch_size, accumulate, 1, devices)),
             default_root_dir=folder,
@@ -173,30 +174,23 @@ def fit(
         )
         for loader in filter(None, (batches, val_batches)):
             loader.shard(trainer.global_rank, trainer.world_size)
-            loader.load_state_dict({"epoch": 0, "batch": 0})
-        path, disk.found = checkpoints.newest(folder)
+        newest = next(iter(checkpoints.listed(folder)), None)
         if trainer.is_global_zero:
             checkpoints.write(folder, record)
         try:
-            if path:
-                keeper.resume(disk.found["fitting"])
-                if keeper.owes_validation and val_batches:
-                    _validate(trainer, module, val_batches, disk.found)
-            if max_hours is not None:  # from here on only: however short, a session gets one batch further
-                keeper.deadline = keeper.began + max_hours * 3600
-            trainer.fit(module, batches, val_batches, ckpt_path=path)
+            trainer.fit(module, batches, val_batches, ckpt_path=newest)
         except Stopped:
-            if keeper.heard == signal.SIGINT:
-                raise KeyboardInterrupt("everything is saved: run again to go on") from None
-            if keeper.heard:
-                raise SystemExit(128 + keeper.heard) from None
+            if callback.signal == signal.SIGINT:
+                raise KeyboardInterrupt("everything is saved: run again to continue") from None
+            if callback.signal:
+                raise SystemExit(128 + callback.signal) from None
         finally:
-            keeper.bar.close()
+            callback.bar.close()
             if isinstance(logger, Tracker):
                 logger.close(failed=trainer.state.status != "finished")
     finished = trainer.state.status == "finished"
-    end: dict[str, Any] = {"steps": trainer.global_step, "seconds": round(keeper.seconds(), 3)}
-    end["best_epoch"] = keeper.best_epoch()
+    end: dict[str, Any] = {"steps": trainer.global_step, "seconds": round(callback.seconds(), 3)}
+    _, end["best_epoch"] = callback.epochs_and_best()
     if finished and monitor:
         if not end["best_epoch"]:
             raise KitError(f"{monitor} was finite after no epoch in {folder}: try a smaller learning rate")
@@ -205,16 +199,6 @@ def fit(
         trainer.strategy.barrier()  # all have read it before it goes
     if finished and trainer.is_global_zero:
         checkpoints.finish(folder, record | {"finished": end}, module.state_dict())
-        log.info("%s done: %s", folder.name, keeper.latest())
+        log.info("%s done: %s", folder.name, callback.latest())
     trainer.strategy.barrier()
-    return Fitted(finished, **end, history=pd.DataFrame(keeper.lines))
-
-
-def _validate(trainer: pl.Trainer, module: pl.LightningModule, val_batches: Batches, found: dict[str, Any]) -> None:
-    """Make up for the validation that a checkpoint owes; what it changes in the module goes into the checkpoint."""
-    module.load_state_dict(found["state_dict"], strict=module.strict_loading)
-    trainer.fit_loop.load_state_dict(found["loops"]["fit_loop"])
-    trainer.fit_loop.epoch_progress.current.completed -= 1  # current_epoch: validation is part of the epoch it ends
-    trainer.fit_loop.epoch_loop._batches_that_stepped -= 1  # loggers: and of its last step
-    trainer.validate(module, val_batches, verbose=False)
-    found["state_dict"] = module.state_dict()
+    return Fitted(finished, **end, history=pd.DataFrame(callback.lines))

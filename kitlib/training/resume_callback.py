@@ -1,4 +1,4 @@
-"""The callback that makes Lightning's loop exact: random numbers, weights, checkpoints, stopping, history, the best."""
+"""The callback behind `fit.fit`: seeds, checkpoints at optimizer steps, stopping, history, and the best weights."""
 
 from __future__ import annotations
 
@@ -27,42 +27,36 @@ from kitlib.training import checkpoints
 log = logging.getLogger(__name__)
 
 LOG_EVERY = 30.0  # seconds between two lines of log; history.csv has them all
-LOOK_EVERY = 16  # batches between two looks at the losses: each look makes a GPU wait
+LOOK_EVERY = 16  # batches between two checks of the losses: each makes a GPU wait
 
 
 class Stopped(Exception):
-    """Leaves Lightning's loop at once, everything being saved; Lightning's should_stop would first validate."""
+    """Leaves Lightning's loop at once; Lightning's should_stop would first validate."""
 
 
-class Keeper(pl.Callback):
-    """Watches over one fit; `every`: steps between checkpoints. `deadline` may be set, on time.monotonic()'s clock.
+class ResumeCallback(pl.Callback):
+    """Lets a fit stop at any step and resume exactly; `every`: steps between checkpoints.
 
-    monitor, patience: see `fitting.fit`. What is best follows from the history alone, so a resumed fit agrees.
+    deadline: on time.monotonic()'s clock. monitor, patience: see `fit.fit`. Lightning itself saves and restores the
+    weights, the optimizer, its counters and the place of `batches`; this callback adds the history. The checkpoint of
+    an epoch's last step is written after validation, so whoever stops in between repeats the steps since the last one.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        batches: Batches,
-        accumulate: int,
-        every: int,
-        seed: int,
-        monitor: str = "",
-        patience: int = 0,
+        self, folder: Path, batches: Batches, every: int, seed: int, deadline: float, monitor: str, patience: int
     ):
-        self.folder, self.batches, self.accumulate, self.every, self.seed = folder, batches, accumulate, every, seed
-        self.monitor, self.patience = monitor, patience
-        self.began, self.deadline = time.monotonic(), math.inf
+        self.folder, self.batches, self.every, self.seed = folder, batches, every, seed
+        self.deadline, self.monitor, self.patience = deadline, monitor, patience
+        self.began = time.monotonic()
         self.seconds_before = self.seconds_to_save = 0.0
         self.lines: list[dict[str, float]] = []  # the history
         self.sums: dict[str, float] = {}  # metric x rows, and rows, since its last line
         self.recent: list[tuple[int, int, dict[str, Tensor]]] = []  # step, rows, metrics: still on the device
-        self.training_names: set[str] = set()
         self.validation_names: set[str] = set()
-        self.owes_validation = False  # the epoch's last batch is done, its validation is not
-        self.gradients: dict[str, Tensor] = {}  # of a group of batches that a stop has cut in two
-        self.weight = self.rate = 0.0  # of the batch at work
-        self.heard = 0  # the signal that asked to stop
+        self.ended = False  # the last epoch was told to be the last
+        self.saved = False  # this session has made progress
+        self.weight = self.rate = 0.0  # of the current batch
+        self.signal = 0  # the signal that asked to stop
         self.bar = tqdm(disable=True)
         self.logged = time.monotonic()
 
@@ -70,65 +64,52 @@ class Keeper(pl.Callback):
         """Time spent, earlier sessions included."""
         return self.seconds_before + time.monotonic() - self.began
 
-    def best_epoch(self) -> int:
-        """Epochs made when the monitored metric was lowest for the first time; 0 while it never was finite."""
-        values = [(line.get(self.monitor, math.nan), round(line["epoch"])) for line in self.lines]
-        return min((pair for pair in values if math.isfinite(pair[0])), default=(math.inf, 0))[1]
+    def epochs_and_best(self) -> tuple[int, int]:
+        """Epochs validated, and the one with the lowest finite value of `monitor` (the first of equals; 0: none)."""
+        values = [line[self.monitor] for line in self.lines if self.monitor in line]
+        lowest = min(filter(math.isfinite, values), default=None)
+        return len(values), 0 if lowest is None else values.index(lowest) + 1
 
-    def resume(self, state: dict[str, Any]) -> None:
-        """Go on where `on_save_checkpoint` was."""
-        self.lines, self.sums, self.gradients = state["lines"], state["sums"], state["gradients"]
-        self.owes_validation, self.seconds_before = state["owes_validation"], state["seconds"]
-        self.batches.load_state_dict(state["batches"])
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning puts this into each checkpoint."""
+        return {"lines": self.lines, "sums": self.sums, "ended": self.ended, "seconds": self.seconds()}
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not save, and mend its counters."""
-        checkpoint.pop("hyper_parameters", None)  # may hold more than plain values; fit.json has the config
-        cut = self.batches.batch % self.accumulate
-        checkpoint["fitting"] = {
-            "lines": self.lines,
-            "sums": self.sums,
-            "gradients": {n: p.grad for n, p in module.named_parameters() if cut and p.grad is not None},
-            "owes_validation": self.owes_validation,
-            "seconds": self.seconds(),
-            "batches": self.batches.state_dict(),
-        }
-        # Lightning counts this batch, and this epoch, as not quite done yet, and miscounts when it resumes from that
-        # twice; where all counts agree it has nothing to guess (a validation that is owed is seen to in `fit`)
-        loop = checkpoint["loops"]["fit_loop"]
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step  # what loggers count with
-        for part in ("total", "current"):
-            count = loop["epoch_loop.batch_progress"][part]
-            count["completed"] = count["ready"]
-            if self.batches.batch == 0:
-                loop["epoch_progress"][part] = dict.fromkeys(loop["epoch_progress"][part], self.batches.epoch)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.lines, self.sums, self.ended = state_dict["lines"], state_dict["sums"], state_dict["ended"]
+        self.seconds_before = state_dict["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Put back the gradients of a group that was cut in two, and show the progress."""
-        self._listen()
-        for name, parameter in module.named_parameters():
-            if name in self.gradients:
-                parameter.grad = self.gradients[name].to(parameter.device)
+        """Handle the signals, as Lightning would stop without saving; its teardown restores the handlers before."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._on_signal)
+        trainer.should_stop = self.ended
         self.bar = tqdm(
             desc=self.folder.name,
-            total=math.ceil(len(self.batches) / self.accumulate) * (trainer.max_epochs or 0),
+            total=int(trainer.estimated_stepping_batches),
             initial=trainer.global_step,
             unit="step",
             mininterval=0.5 if sys.stderr.isatty() else 10,  # notebooks and log files keep every update
             disable=not trainer.is_global_zero,
         )
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Tell the loader its epoch: Lightning restores a loader's place only within an epoch."""
+        self.batches.load_state_dict({"epoch": trainer.current_epoch, "batch": 0})
+
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed for this batch, and find its weight: its rows' share of the group's rows."""
-        self._seed(trainer, module, trainer.current_epoch, batch_idx)
-        first = batch_idx - batch_idx % self.accumulate
-        group = sum(map(self.batches.count, range(first, min(first + self.accumulate, len(self.batches)))))
+        self._seed(trainer, module, batch_idx)
+        accumulate = trainer.accumulate_grad_batches
+        first = batch_idx - batch_idx % accumulate
+        group = sum(map(self.batches.count, range(first, min(first + accumulate, len(self.batches)))))
         # Lightning has divided the loss by `accumulate`, and DDP will average over the processes
-        self.weight = self.batches.own_count(batch_idx) * self.accumulate * self.batches.world / group
+        self.weight = self.batches.own_count(batch_idx) * accumulate * self.batches.world / group
         self.rate = max(parameters["lr"] for parameters in trainer.optimizers[0].param_groups)
 
     def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor) -> None:
-        """Weigh the gradient; the loss that is logged stays as it is."""
+        """Weight the gradient; the logged loss stays as it is."""
         weight = self.weight
         if weight != 1:
             loss.register_hook(lambda gradient: gradient * weight)
@@ -136,81 +117,77 @@ class Keeper(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the metrics; write a line of history, save and stop where it is time."""
+        """Record the metrics; after a step, write a line of history, save and stop when it is time."""
         last = batch_idx + 1 == len(self.batches)
-        stepped = last or (batch_idx + 1) % self.accumulate == 0
+        stepped = last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         metrics = {n: v for n, v in trainer.callback_metrics.items() if n not in self.validation_names}
-        self.training_names |= metrics.keys()
-        metrics["loss"] = outputs["loss"] * self.accumulate
+        metrics["loss"] = outputs["loss"] * trainer.accumulate_grad_batches
         self.recent.append((trainer.global_step + (not stepped), self.batches.own_count(batch_idx), metrics))
         self.bar.update(stepped)
         due = last or (stepped and trainer.global_step % self.every == 0)
-        # processes agree at steps only: between them each has gradients of its own, which are not saved
-        stop = (stepped or self.batches.world == 1) and self._has_to_stop(trainer)
+        stop = stepped and not last and self._must_stop(trainer)
         if due or stop or len(self.recent) == LOOK_EVERY:
-            self._look(trainer)
+            self._sum_up(trainer)
         if due:
-            self.owes_validation = last and trainer.enable_validation
-            self._write_line(trainer, trainer.current_epoch + (batch_idx + 1) / len(self.batches))
-        if due or stop:
+            self._add_line(trainer, trainer.current_epoch + (batch_idx + 1) / len(self.batches))
+        if (due or stop) and not last:
             self._save(trainer, module)
         if stop:
             raise Stopped
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Listen here too: `fit` may begin with a validation that is owed; which draws what it would have drawn."""
-        self._listen()
-        self._seed(trainer, module, self.batches.epoch - 1, len(self.batches))
+        """Seed as for one more batch."""
+        self._seed(trainer, module, len(self.batches))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Stop where it is time; the epoch's end is saved, and validation begins anew next time."""
-        if self._has_to_stop(trainer):
+        """Stop when it is time; but a session that has saved nothing yet first finishes its epoch, to get ahead."""
+        if self.saved and self._must_stop(trainer):
             raise Stopped
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Add what validation logged to the epoch's line; keep the best weights, and end early where it is time."""
-        metrics = {n: v.item() for n, v in trainer.callback_metrics.items() if n not in self.training_names}
-        metrics = trainer.strategy.broadcast(metrics)  # the processes agree, whatever each of them has logged
+        """Add the validation metrics to the epoch's line; save the best weights, and end early when it is time."""
+        metrics = {n: v.item() for n, v in trainer.callback_metrics.items() if n not in self.lines[-1]}
+        metrics = trainer.strategy.broadcast(metrics)  # each process may have logged values of its own
         if self.monitor and self.monitor not in metrics:
             logged = ", ".join(sorted(metrics)) or "nothing"
-            raise KitError(f"monitor {self.monitor!r} is not what validation logs: allowed is one of {logged}")
-        self.validation_names, self.owes_validation = set(metrics), False
+            raise KitError(f"monitor: expected a metric that validation logs ({logged}); got {self.monitor!r}")
+        self.validation_names = set(metrics)
         self.lines[-1] |= metrics
-        if self.monitor:
-            made, best = self.batches.epoch, self.best_epoch()
-            if best == made and trainer.is_global_zero:
-                checkpoints.keep_best(self.folder, module.state_dict())
-            if self.patience and made - best >= self.patience:
-                # unlike should_stop this holds for the fit that follows a validation that was owed, and resumes alike
-                trainer.fit_loop.max_epochs = made
-        self._write_history(trainer)
+        epochs, best = self.epochs_and_best()
+        if self.monitor and best == epochs and trainer.is_global_zero:
+            checkpoints.save_best(self.folder, module.state_dict())
+        trainer.should_stop |= 0 < self.patience <= epochs - best
 
-    def _seed(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int, batch: int) -> None:
-        number = int(np.random.SeedSequence([self.seed, trainer.global_rank, epoch, batch]).generate_state(1)[0])
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Save the epoch, its validation included."""
+        self.ended = trainer.should_stop
+        self._save(trainer, module)
+        if self._must_stop(trainer):
+            raise Stopped
+
+    def latest(self) -> str:
+        """The last line of the history, as text."""
+        return ", ".join(f"{name} {value:.5g}" for name, value in self.lines[-1].items())
+
+    def _seed(self, trainer: pl.Trainer, module: pl.LightningModule, batch: int) -> None:
+        entropy = [self.seed, trainer.global_rank, trainer.current_epoch, batch]
+        number = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         random.seed(number)
         np.random.seed(number)  # noqa: NPY002 (a module may draw on any of these)
         torch.default_generator.manual_seed(number)  # torch.manual_seed() sees to every kind of device, and takes 1 ms
         if module.device.type != "cpu":
             torch.get_device_module(module.device.type).manual_seed(number)
 
-    def _listen(self) -> None:
-        """Take the signals over from Lightning, which would stop without saving; its teardown gives them back."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._hear)
-
-    def _hear(self, number: int, frame: Any) -> None:
-        self.heard = number
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
 
-    def _has_to_stop(self, trainer: pl.Trainer) -> bool:
-        has_to = bool(self.heard) or time.monotonic() + self.seconds_to_save >= self.deadline
-        return trainer.strategy.reduce_boolean_decision(has_to, all=False)
+    def _must_stop(self, trainer: pl.Trainer) -> bool:
+        stop = bool(self.signal) or time.monotonic() + self.seconds_to_save >= self.deadline
+        return trainer.strategy.reduce_boolean_decision(stop, all=False)
 
-    def _look(self, trainer: pl.Trainer) -> None:
+    def _sum_up(self, trainer: pl.Trainer) -> None:
         """Add the recent batches of all processes to the sums; a loss that is not finite ends the fit."""
-        if not self.recent:
-            return
         names = list(self.recent[0][2])
         values = torch.stack([torch.stack([m[n].detach().float() for n in names]) for _, _, m in self.recent])
         rows = torch.tensor([[float(rows)] for _, rows, _ in self.recent], device=values.device)
@@ -222,41 +199,31 @@ class Keeper(pl.Callback):
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in batch.items()}
         self.recent.clear()
 
-    def _refuse(self, what: str) -> None:
+    def _refuse(self, reason: str) -> None:
         good = next(iter(checkpoints.listed(self.folder)), "none yet")
-        raise KitError(f"{what}; the last good checkpoint: {good}; try a smaller learning rate")
+        raise KitError(f"{reason}; the last good checkpoint: {good}; try a smaller learning rate")
 
-    def _write_line(self, trainer: pl.Trainer, epoch: float) -> None:
+    def _add_line(self, trainer: pl.Trainer, epoch: float) -> None:
         rows = self.sums.pop("rows")
         line = {"epoch": round(epoch, 4), "step": trainer.global_step, "lr": self.rate}
         line |= {"seconds": round(self.seconds(), 3)} | {name: total / rows for name, total in self.sums.items()}
         self.lines.append(line)
+        self.sums = {}
         for logger in trainer.loggers:  # Lightning counts steps from zero here
             logger.log_metrics({"loss": line["loss"], "lr": line["lr"]}, step=trainer.global_step - 1)
-        self.sums = {}
-        self._write_history(trainer)
 
-    def _write_history(self, trainer: pl.Trainer) -> None:
-        if trainer.is_global_zero:
+    def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Write history.csv, then a checkpoint; weights that are not finite end the fit."""
+        began = time.monotonic()
+        if trainer.is_global_zero and self.lines:
             with storage.atomic_write(self.folder / "history.csv") as beside:
                 pd.DataFrame(self.lines).to_csv(beside, index=False)
             self.bar.set_postfix_str(f"loss {self.lines[-1]['loss']:.4g}", refresh=False)
-            if not self.owes_validation and time.monotonic() - self.logged > LOG_EVERY:
+            if began - self.logged > LOG_EVERY:
                 log.info("%s: %s", self.folder.name, self.latest())
-                self.logged = time.monotonic()
-
-    def latest(self) -> str:
-        """The last line of the history, as text."""
-        return ", ".join(f"{name} {value:.5g}" for name, value in self.lines[-1].items())
-
-    def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        began = time.monotonic()
+                self.logged = began
         weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if not torch.nn.utils.get_total_norm(weights).isfinite():
             self._refuse(f"the weights are not finite after step {trainer.global_step}")
-        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
-        try:
-            trainer.save_checkpoint(path)
-        except (OSError, RuntimeError) as error:
-            raise KitError(f"{path} could not be written ({error}); those before it are kept") from error
-        self.seconds_to_save = time.monotonic() - began
+        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:08d}.ckpt")
+        self.saved, self.seconds_to_save = True, time.monotonic() - began

@@ -21,6 +21,7 @@ from torch import nn
 
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.vision import weights as weight_files
 from kitlib.vision.preprocess import Preprocess
 
 Parts = tuple[nn.Module, list[nn.Module], Preprocess]
@@ -53,7 +54,7 @@ def timm_model(name: str, image_size: int | None) -> Parts:
     spec = f"timm:{name}"
     name, _, weights = name.partition("@")
     name, _, query = name.partition("?")
-    state, notes = _read_safetensors(spec, weights) if weights else ({}, {})
+    state, notes = weight_files.read_file(_find_weights(spec, weights)) if weights else ({}, {})
     options = _options(spec, notes.get("create_kwargs", "").split(",")) | _options(spec, query.split("&"))
     if not timm.is_model(name):
         similar = difflib.get_close_matches(name, timm.list_models(), n=5)
@@ -110,10 +111,8 @@ def _options(spec: str, texts: list[str], to_tuple: bool = False) -> dict[str, A
     return options
 
 
-def _read_safetensors(spec: str, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file, or of model.safetensors in a folder."""
-    from safetensors import SafetensorError, safe_open
-
+def _find_weights(spec: str, weights: str) -> Path:
+    """The weights file of that name, or model.safetensors in the folder of that name."""
     named = Path(weights).expanduser()
     files = [root / named for root in (Path(), paths.home())]
     candidates = files + [file / "model.safetensors" for file in files]
@@ -121,25 +120,16 @@ def _read_safetensors(spec: str, weights: str) -> tuple[dict[str, torch.Tensor],
     if path is None:
         looked = ", ".join(str(path) for path in dict.fromkeys(candidates))
         raise KitError(f"encoder {spec!r}: no weights there; looked for {looked}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise KitError(f"encoder {spec!r}: {path} is not a whole safetensors file ({error})") from error
+    return path
 
 
 def _load_state(spec: str, model: nn.Module, state: dict[str, torch.Tensor], classifiers: list[str]) -> None:
     """Load weights of which nothing but the classifier may be left over, and nothing may be missing."""
-    wanted = model.state_dict()
-    state = {k: v for k, v in state.items() if k in wanted or not k.startswith(tuple(f"{c}." for c in classifiers))}
-    faults = {
-        "missing": sorted(k for k in wanted.keys() - state.keys() if not k.endswith("num_batches_tracked")),
-        "not in the model": sorted(state.keys() - wanted.keys()),
-        "of another shape": sorted(k for k in state.keys() & wanted.keys() if state[k].shape != wanted[k].shape),
-    }
-    told = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in faults.items() if keys]
-    if told:
-        raise KitError(f"encoder {spec!r}: the weights do not fit the model; keys: {', '.join(told)}")
+    expected = model.state_dict()
+    state = {k: v for k, v in state.items() if k in expected or not k.startswith(tuple(f"{c}." for c in classifiers))}
+    counters = [name for name in expected if name.endswith("num_batches_tracked")]
+    if fault := weight_files.misfit(expected, state, optional=counters):
+        raise KitError(f"encoder {spec!r}: the weights do not fit the model: {fault}")
     model.load_state_dict(state, strict=False)
 
 
@@ -188,9 +178,9 @@ def vision_tower(name: str, image_size: int | None) -> Parts:
                 f"encoder {spec!r} could not be had ({first_line(error)}); allowed are a repository of the Hugging "
                 "Face hub or a folder with config.json, preprocessor_config.json and model.safetensors"
             ) from error
-    unfit = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
-    if unfit:
-        raise KitError(f"encoder {spec!r}: {len(unfit)} weights are missing or of another shape ({_some(unfit)})")
+    if unfit := {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}:
+        first = ", ".join(sorted(unfit)[:3])
+        raise KitError(f"encoder {spec!r}: {len(unfit)} weights are missing or of another shape ({first})")
     preprocess = _hugging_face_preprocess(processor)
     if image_size and image_size % tower.config.patch_size:
         raise KitError(f"image_size={image_size}: {spec!r} allows multiples of its {tower.config.patch_size} px patch")
@@ -226,10 +216,6 @@ def _quiet_transformers() -> Iterator[None]:
     finally:
         library.set_verbosity(verbosity)
         library.enable_progress_bar()
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + ", …" * (len(keys) > 3)
 
 
 def first_line(error: Exception) -> str:

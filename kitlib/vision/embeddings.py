@@ -123,7 +123,7 @@ def _made(
             progress = {"places": int(rows[-1]) + 1, "seconds": seconds + now - began}
             if now - saved > SAVE_SECONDS:
                 features.flush()
-                _write_json(partial / "progress.json", progress)
+                storage.write_json(partial / "progress.json", progress)
                 if saved == began:
                     rate = (progress["places"] - done) * n_views / (now - began)
                     left = (n_places - progress["places"]) * n_views / rate
@@ -133,7 +133,7 @@ def _made(
     features.flush()
     rate = n_places * n_views / max(progress["seconds"], 1e-9)
     meta = made_by | {"encoder": encoder.name, "shape": features.shape, "gflop_per_picture": encoder.gflop}
-    _write_json(partial / "meta.json", meta | {"seconds": progress["seconds"], "pictures_per_second": rate})
+    storage.write_json(partial / "meta.json", meta | {"seconds": progress["seconds"], "pictures_per_second": rate})
     (partial / "progress.json").unlink(missing_ok=True)
     partial.rename(folder)
     logger.info(f"embedded {what}: {rate:.1f} pictures/s")
@@ -150,11 +150,6 @@ def _open(partial: Path, shape: tuple[int, int, int]) -> tuple[np.memmap, dict[s
         partial.mkdir(parents=True, exist_ok=True)
         return np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape), {"places": 0, "seconds": 0.0}
     return features, progress
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with storage.atomic_write(path) as beside:
-        beside.write_text(json.dumps(content, indent=1))
 
 
 def _features(encoder: Encoder, batch: torch.Tensor, dtype: torch.dtype, sample_id: np.ndarray) -> np.ndarray:

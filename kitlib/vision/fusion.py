@@ -1,4 +1,4 @@
-"""Fuse the views of a place into one vector."""
+"""Standardise features, and fuse the views of a place into one vector."""
 
 from __future__ import annotations
 
@@ -6,8 +6,34 @@ import torch
 from torch import nn
 
 from kitlib.core.errors import KitError
+from kitlib.vision.weights import Saved
 
 FUSIONS = ("average", "concat", "attention", "learned")
+
+
+class Standardised(Saved):
+    """A saved network on features that it standardises by the mean and spread of those of the training places."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
+
+    @torch.no_grad()
+    def fit_scale(self, features: torch.Tensor) -> None:
+        """Take over the mean and spread of each of the D features (..., D) of the training places."""
+        flat, shape = features.float().reshape(-1, features.shape[-1]), tuple(features.shape)
+        if flat.shape[1] != len(self.mean) or len(flat) < 2 or not flat.isfinite().all():
+            raise KitError(f"features: expected at least 2 rows of {len(self.mean)} finite numbers; got shape {shape}")
+        self.mean.copy_(flat.mean(0))
+        self.scale.copy_(1 / (flat.std(0) + 1e-3 * flat.std() + 1e-12))
+
+    def standardise(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (..., D) with the mean of the training places at 0 and their spread at 1."""
+        return (features - self.mean) * self.scale
 
 
 class Fusion(nn.Module):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from kitlib.core.errors import KitError
-from kitlib.vision.encoders import Encoder
+
+if TYPE_CHECKING:
+    from kitlib.vision.encoders import Encoder
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "out_proj", "query", "key", "value", "o_proj"]  # in transformers' towers
 

@@ -92,7 +92,7 @@ def test_batches_prefetch_one_ahead_in_a_thread_and_pass_errors_on():
 
 @pytest.mark.parametrize("bad", [{"rows": 0}, {"rows": np.zeros((2, 2), int)}, {"size": 0}])
 def test_batches_refuse(bad):
-    with pytest.raises(KitError, match="allowed"):
+    with pytest.raises(KitError, match="expected"):
         loader(**bad)
 
 

@@ -1,4 +1,4 @@
-"""keeper: stops anywhere and resumes bit for bit, weighs gradients rightly, keeps an honest history."""
+"""resume_callback: stops at any step and resumes bit for bit, weighs gradients rightly, keeps an honest history."""
 
 from __future__ import annotations
 
@@ -53,35 +53,42 @@ def test_history_means_are_over_rows(tmp_path):
     assert history["root"].item() == pytest.approx(np.average(np.sqrt(losses), weights=rows), rel=1e-6)
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-def test_sigterm_at_every_batch_resumes_bit_for_bit(tmp_path, accumulate):
-    """Stop after each single batch of three epochs, in the middle of accumulated steps too."""
+@pytest.mark.parametrize(
+    ("batches_of_steps", "options"),
+    [([1] * 18, {}), ([1] * 18, {"val_batches": None}), ([4, 2] * 3, {"accumulate": 4})],
+)
+def test_sigterm_at_every_step_resumes_bit_for_bit(tmp_path, batches_of_steps, options):
+    """Stop in each step of three epochs; no batch is done twice, and a group of batches is not cut in two."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    for stops in range(18):
-        module, batches, folder, options = helper.make(tmp_path, accumulate=accumulate, checkpoint_steps=4)
+    options = options | {"checkpoint_steps": 4}
+    for batches_of_step in batches_of_steps:
+        module, batches, folder, given = helper.make(tmp_path, **options)
         module.before_batch = lambda epoch, batch: signal.raise_signal(signal.SIGTERM)
         with pytest.raises(SystemExit) as exit:
-            fit.fit(module, batches, folder, **options)
-        assert exit.value.code == 143 and module.train_calls == 1
+            fit.fit(module, batches, folder, **given)
+        assert exit.value.code == 143 and module.train_calls == batches_of_step
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-        assert len(list(tmp_path.glob("step-*.ckpt"))) <= 2, stops
-    module, fitted = helper.fit(tmp_path, accumulate=accumulate, checkpoint_steps=4)
-    assert fitted.finished and module.train_calls == 0
-    assert helper.weights(module) == helper.whole(accumulate)[0]
-    helper.same_history(fitted.history, helper.whole(accumulate)[1])
+        assert len(list(tmp_path.glob("step-*.ckpt"))) <= 2
+    module, fitted = helper.fit(tmp_path, **options)
+    weights, history = helper.whole(options.get("accumulate", 1))
+    assert fitted.finished and module.train_calls == 0 and helper.weights(module) == weights
+    helper.same_history(fitted.history, history[list(fitted.history)])
+    assert ("val_loss" in fitted.history) == ("val_batches" not in options)
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
-def test_stop_during_validation_validates_again(tmp_path, epoch):
+def test_stop_during_validation_repeats_the_steps_since_the_checkpoint(tmp_path, epoch):
     module, batches, folder, options = helper.make(tmp_path, checkpoint_steps=4)
     module.before_validation = lambda e, b: (e, b) == (epoch, 1) and signal.raise_signal(signal.SIGTERM)
     with pytest.raises(SystemExit):
         fit.fit(module, batches, folder, **options)
     module, batches, folder, options = helper.make(tmp_path, checkpoint_steps=4)
-    module.before_validation = lambda e, b: b == 2 and signal.raise_signal(signal.SIGTERM)  # and once more
-    with pytest.raises(SystemExit):
+    module.before_validation = lambda e, b: b == 1 and signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SystemExit):  # once more, where the session has saved nothing: it finishes the epoch first
         fit.fit(module, batches, folder, **options)
+    assert module.train_calls == 2
     module, fitted = helper.fit(tmp_path, checkpoint_steps=4)
+    assert module.train_calls == 18 - 6 * (epoch + 1)
     assert helper.weights(module) == helper.whole()[0]
     helper.same_history(fitted.history, helper.whole()[1])
 

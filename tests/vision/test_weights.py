@@ -59,15 +59,15 @@ def test_a_network_comes_back_whole_and_draws_no_random_numbers(tmp_path, kind):
 @pytest.mark.parametrize("kind", MAKE)
 def test_other_files_are_refused(tmp_path, kind):
     path = tmp_path / "a.safetensors"
-    with pytest.raises(KitError, match=r"a.safetensors cannot be read \(.*wanted is a whole .safetensors file"):
+    with pytest.raises(KitError, match=r"a.safetensors cannot be read as weights: expected .* got FileNotFoundError"):
         kind.load(path)
     MAKE[kind]().save(path)
     path.write_bytes(path.read_bytes()[:-10])  # cut short
-    with pytest.raises(KitError, match=r"a.safetensors cannot be read \(SafetensorError"):
+    with pytest.raises(KitError, match=r"a.safetensors cannot be read .* got SafetensorError"):
         kind.load(path)
     for other in set(MAKE) - {kind}:
         MAKE[other]().save(path)
-        with pytest.raises(KitError, match=f"a.safetensors does not fit .*wanted is .* by {kind.__name__}.save"):
+        with pytest.raises(KitError, match=f"a.safetensors does not fit: expected .* by {kind.__name__}.save"):
             kind.load(path)
 
 
@@ -102,5 +102,5 @@ def test_an_encoder_gets_back_what_another_has_learned(tmp_path, clip, how):
 def test_weights_of_another_encoder_are_refused(tmp_path, clip):
     encoder = encoders.load("tiny")
     weights.save_encoder(encoder, tmp_path / "encoder.safetensors")
-    with pytest.raises(KitError, match=r"does not fit encoder 'hf:.*wanted is the encoder that they were trained in"):
+    with pytest.raises(KitError, match=r"does not fit encoder 'hf:.*expected weights that were trained in it"):
         weights.load_encoder(encoders.load(clip), tmp_path / "encoder.safetensors")

@@ -21,11 +21,11 @@ from torch import nn
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
+from kitlib.evaluation import baselines
 from kitlib.evaluation.guesses import Guesses
 from kitlib.geo import EARTH_RADIUS_KM, geocells, projection
 from kitlib.training.sphere import unit_vectors
-from kitlib.vision.fusion import Fusion
-from kitlib.vision.weights import Saved
+from kitlib.vision.fusion import Fusion, Standardised
 
 TIES = ("none", "state", "cell")
 
@@ -66,11 +66,9 @@ class Classes:
         return state, cell
 
     def commonest(self, sample_id: np.ndarray) -> Guesses:
-        """What is said of places (N,) without a usable picture: states by how common they are, one constant point."""
-        n, share = len(sample_id), self.state_count / self.state_count.sum()
+        """Guesses for places (N,) without a usable picture: states by how common they are, one constant point."""
         point = geo.geometric_median(self.state_points, self.state_count)
-        ones = np.ones((n, 1))
-        return Guesses(sample_id, self.state_idx, ones * share, ones[..., None] * point, ones, np.zeros(n, bool))
+        return baselines.constant(sample_id, self.state_idx, self.state_count / self.state_count.sum(), point)
 
 
 class Answer(NamedTuple):
@@ -82,15 +80,13 @@ class Answer(NamedTuple):
     gps: torch.Tensor  # (B, 3) unit vectors
 
 
-class Heads(Saved):
+class Heads(Standardised):
     """Features (B, V, D) to an `Answer`; give it the training features with `fit_scale` before it learns.
 
     tie: what the GPS head starts from, to which it only adds: the middle of the states weighted by their
     probabilities, that of the cells, or (none) one constant point.
     """
 
-    mean: torch.Tensor
-    scale: torch.Tensor
     state_vectors: torch.Tensor
     cell_vectors: torch.Tensor
     cell_axes: torch.Tensor
@@ -106,7 +102,7 @@ class Heads(Saved):
         dropout: float = 0.5,
         tie: str = "state",
     ) -> None:
-        super().__init__()
+        super().__init__(n_features)
         if tie not in TIES:
             raise KitError(f"tie {tie!r}: allowed are {', '.join(TIES)}")
         self.classes, self.tie = classes, tie
@@ -126,8 +122,6 @@ class Heads(Saved):
         for layer in (self.states, self.cells, self.offsets, self.gps):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("scale", torch.ones(n_features))
         self.register_buffer("state_vectors", unit_vectors(classes.state_points))
         self.register_buffer("cell_vectors", unit_vectors(classes.cell_points))
         radius_rad = torch.from_numpy(classes.cell_radius_km / EARTH_RADIUS_KM).float()
@@ -135,20 +129,14 @@ class Heads(Saved):
         self.register_buffer("cell_axes", axes * radius_rad[:, None, None])
         self.register_buffer("cell_state", torch.tensor(classes.cell_state, dtype=torch.long))
 
-    def fit_scale(self, features: torch.Tensor) -> None:
-        """Take over mean and spread of each of the D features (..., D) of the training places, to standardise with."""
-        flat = features.float().flatten(0, -2)
-        self.mean.copy_(flat.mean(0))
-        self.scale.copy_(1 / (flat.std(0) + 1e-3 * flat.std()))
-
     def forward(self, features: torch.Tensor, keep: torch.Tensor | None = None) -> Answer:
         """features (B, V, D); keep (B, V) bool: which views to look at, all when None."""
         views = features.float()
         keep = torch.ones(views.shape[:2], dtype=torch.bool, device=views.device) if keep is None else keep
         if self.fusion.kind in ("average", "learned"):  # shares that sum to 1: scaling comes later, for fewer numbers
-            fused = (self.fusion(views, keep) - self.mean) * self.scale
+            fused = self.standardise(self.fusion(views, keep))
         else:
-            fused = self.fusion((views - self.mean) * self.scale, keep)
+            fused = self.fusion(self.standardise(views), keep)
         fused = self.trunk(fused)
         with torch.autocast(fused.device.type, enabled=False):
             fused = fused.float()

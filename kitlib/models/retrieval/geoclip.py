@@ -21,11 +21,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from safetensors.torch import load_file
 from torch import nn
 
 from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.vision import weights
 
 EQUAL_EARTH = (1.340264, -0.081106, 0.000893, 0.003796)  # the polynomial's coefficients, of theta^1, 3, 7 and 9
 SCALE = 66.50336  # / 180: x runs from -1 to 1 along the equator, y from -0.487 to 0.487 from pole to pole
@@ -168,9 +168,10 @@ def load_logit_scale(path_to_weights: str | Path) -> float:
 
     path_to_weights: logit_scale_weights.pth of the `geoclip` package, or a .safetensors file with `logit_scale`.
     """
-    stored = _read(path_to_weights, "").get("logit_scale")
+    state, _ = weights.read_file(Path(path_to_weights).expanduser())
+    stored = state.get("logit_scale", state.get(""))
     if stored is None or stored.numel() != 1 or not bool(torch.isfinite(stored.double().exp())):
-        raise KitError(f"{path_to_weights}: no logit scale there; wanted is one finite number, alone or as logit_scale")
+        raise KitError(f"{path_to_weights}: expected one finite number, alone or as logit_scale; got {list(state)}")
     return math.exp(stored.item())
 
 
@@ -185,42 +186,16 @@ def _published_name(name: str) -> str:
 
 
 def _read(path: str | Path, prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors of a .pth or .safetensors file by name; of those that begin with `prefix`, if any do, only they."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise KitError(f"no weights at {path}; wanted is a .pth or .safetensors file of GeoCLIP's")
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or foreign file fails in any of a dozen ways
-        told = f"{path} cannot be read as weights ({type(error).__name__}); wanted is a whole .pth or .safetensors file"
-        raise KitError(told) from error
-    if isinstance(content, torch.Tensor):
-        return {"logit_scale": content}
-    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise KitError(f"{path} holds a {type(content).__name__}; wanted are tensors by name")
-    state = {str(name): tensor for name, tensor in content.items()}
-    inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    return inner or state
+    """The tensors of a weights file; if the names of any begin with `prefix`, only those."""
+    state, _ = weights.read_file(Path(path).expanduser())
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)} or state
 
 
 def _fill(
-    net: nn.Module, state: dict[str, torch.Tensor], misfit: str, published_name: Callable[[str], str] = str
+    net: nn.Module, state: dict[str, torch.Tensor], error: str, published_name: Callable[[str], str] = str
 ) -> None:
-    """Give `net` the weights of `state`, by their published names, none missing and none left over.
-
-    Errors begin with `misfit`.
-    """
-    wanted = {published_name(name): tensor for name, tensor in net.state_dict().items()}
-    shared = wanted.keys() & state.keys()
-    faults = {
-        "missing": wanted.keys() - shared,
-        "unknown": state.keys() - shared,
-        "of another shape": {name for name in shared if state[name].shape != wanted[name].shape},
-        "not finite": {name for name in shared if not bool(torch.isfinite(state[name]).all())},
-    }
-    if told := ", ".join(f"{len(names)} {what} ({min(names)})" for what, names in faults.items() if names):
-        raise KitError(f"{misfit} of {len(wanted)} weights: {told}")
+    """Give `net` the weights of `state`, by their published names; KitError beginning with `error` if they misfit."""
+    expected = {published_name(name): tensor for name, tensor in net.state_dict().items()}
+    if fault := weights.misfit(expected, state):
+        raise KitError(f"{error} of {len(expected)} weights: {fault}")
     net.load_state_dict({name: state[published_name(name)] for name in net.state_dict()})

@@ -20,24 +20,20 @@ from kitlib.models.retrieval.geoclip import (
     load_image_projection,
     load_logit_scale,
 )
-from kitlib.vision.fusion import Fusion
-from kitlib.vision.weights import Saved
+from kitlib.vision.fusion import Fusion, Standardised
 
 IMAGES = ("mlp", "geoclip")
 MAX_SCALE = 100.0  # of similarities, as in CLIP (Radford et al. 2021): beyond it training is unstable
 SIGMAS = (1.0, 16.0, 256.0)  # GeoCLIP's
 
 
-class GpsMatch(Saved):
+class GpsMatch(Standardised):
     """Images and places as embeddings of length 1, whose dot product says how well they go together.
 
     image: "mlp", a hidden layer on standardised features (`fit_scale`); or "geoclip", the published projection's form,
     for the 768 projected features of CLIP ViT-L/14 as they are. dim, sigmas, n_frequencies and location_hidden are
     those of `LocationEncoder`; the defaults fit the published weights (`load_published`).
     """
-
-    mean: torch.Tensor
-    scale: torch.Tensor
 
     def __init__(
         self,
@@ -51,7 +47,7 @@ class GpsMatch(Saved):
         n_frequencies: int = 256,
         location_hidden: int = 1024,
     ) -> None:
-        super().__init__()
+        super().__init__(n_features)
         if image not in IMAGES or min(n_features, hidden) < 1 or not 0 <= dropout < 1:
             raise KitError(
                 f"image side {image!r} of {n_features} features, hidden {hidden}, dropout {dropout}: allowed are "
@@ -67,22 +63,12 @@ class GpsMatch(Saved):
             first, last = nn.Linear(n_features, hidden), nn.Linear(hidden, dim)
             self.image = nn.Sequential(nn.Dropout(dropout), first, nn.GELU(), nn.Dropout(dropout), last)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("scale", torch.ones(n_features))
 
-    @torch.no_grad()
     def fit_scale(self, features: torch.Tensor) -> None:
-        """Take over mean and spread of each of the D features (..., D) of the training places, to standardise with."""
-        flat = features.float().reshape(-1, features.shape[-1])
-        if self.settings["image"] != "mlp" or flat.shape[1] != len(self.mean) or len(flat) < 2:
-            raise KitError(
-                f"features of shape {tuple(features.shape)} for an image side {self.settings['image']!r}: a scale is "
-                f"allowed for mlp, from at least 2 rows of {len(self.mean)}"
-            )
-        if not flat.isfinite().all():
-            raise KitError("features that set the scale are not all finite numbers; leave out places without pictures")
-        self.mean.copy_(flat.mean(0))
-        self.scale.copy_(1 / (flat.std(0) + 1e-3 * flat.std() + 1e-12))
+        """As `Standardised`, for an image side "mlp" only."""
+        if self.settings["image"] != "mlp":
+            raise KitError(f"scale of features: expected the image side 'mlp'; got {self.settings['image']!r}")
+        super().fit_scale(features)
 
     def load_published(
         self, location: str | Path, image: str | Path | None = None, logit_scale: str | Path | None = None
@@ -105,7 +91,7 @@ class GpsMatch(Saved):
     def images(self, features: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Embeddings (B, dim) float32 of features (B, V, D), of the views that keep (B, V) bool says, at least one."""
         keep = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device) if keep is None else keep
-        return F.normalize(self.image((self.fusion(features, keep) - self.mean) * self.scale).float(), dim=1)
+        return F.normalize(self.image(self.standardise(self.fusion(features, keep))).float(), dim=1)
 
     def places(self, points: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, dim) float32 of points (B, 2), under any autocast: bfloat16 would mix up neighbours."""

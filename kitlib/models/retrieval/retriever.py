@@ -50,8 +50,7 @@ class Lookup:
         """Write embedder, gallery.npz and vote.json."""
         self.embedder.save(folder)
         self.entries.save(folder / "gallery.npz", self.embeddings)
-        with storage.atomic_write(folder / "vote.json") as beside:
-            beside.write_text(json.dumps(asdict(self.vote)))
+        storage.write_json(folder / "vote.json", asdict(self.vote))
 
     @classmethod
     def load(cls, folder: Path, method: str, by: str) -> Lookup:

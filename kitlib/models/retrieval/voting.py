@@ -7,7 +7,7 @@ guesses = vote.guess(sample_id, similarity, index, entries)            # for tho
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from kitlib import geo
 from kitlib.core import storage
 from kitlib.core.errors import KitError
-from kitlib.evaluation import metrics
+from kitlib.evaluation import baselines, metrics
 from kitlib.evaluation.guesses import Guesses
 
 KS = (5, 10, 20, 40, 80)
@@ -57,22 +57,19 @@ class Entries:
         return replace(self, points=self.points[rows], states=self.states[rows])
 
     def commonest(self, sample_id: np.ndarray) -> Guesses:
-        """What is said of places (N,) without a usable picture: states by how common they are, one constant point."""
-        n, ones = len(sample_id), np.ones((len(sample_id), 1))
-        points = ones[..., None] * self.middle
-        return Guesses(sample_id, self.state_idx, ones * self.common, points, ones, np.zeros(n, bool))
+        """Guesses for places (N,) without a usable picture: states by how common they are, one constant point."""
+        return baselines.constant(sample_id, self.state_idx, self.common, self.middle)
 
     def save(self, path: Path, embeddings: np.ndarray) -> None:
         """Write the entries and their embeddings (M, E), as float16, to an .npz file, atomically."""
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        with storage.atomic_write(path) as beside, beside.open("wb") as file:
-            np.savez(file, **arrays, embeddings=embeddings.astype(np.float16))
+        storage.write_npz(path, vars(self) | {"embeddings": embeddings.astype(np.float16)})
 
     @classmethod
     def load(cls, path: Path) -> tuple[Entries, np.ndarray]:
         """What `save` wrote: the entries and their embeddings."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(**{field.name: file[field.name] for field in fields(cls)}), file["embeddings"]
+        arrays = storage.read_npz(path)
+        embeddings = arrays.pop("embeddings")
+        return cls(**arrays), embeddings
 
 
 @dataclass(frozen=True)

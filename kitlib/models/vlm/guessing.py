@@ -16,7 +16,7 @@ import numpy as np
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
-from kitlib.evaluation import metrics
+from kitlib.evaluation import baselines, metrics
 from kitlib.evaluation.guesses import Guesses
 from kitlib.models.vlm.conversation import dialogue
 from kitlib.models.vlm.conversation.dialogue import Talk, Tokens
@@ -77,9 +77,7 @@ class Prior:
 
     def blind(self, sample_id: np.ndarray) -> Guesses:
         """Guesses for places without a picture."""
-        return guesses_of(
-            sample_id, [[Answer()]] * len(sample_id), self.states, self.state_idx, self.common, self.middle
-        )
+        return baselines.constant(sample_id, self.state_idx, self.common, self.middle)
 
 
 def asked(

@@ -70,8 +70,7 @@ def kept(
 def _write(path: Path, said: Said) -> None:
     scores = None if said.log_likelihood is None else said.log_likelihood.tolist()
     replies = [[talk.replies for talk in row] for row in said.talks]
-    with storage.atomic_write(path) as beside:
-        beside.write_text(json.dumps({"replies": replies, "log_likelihood": scores}))
+    storage.write_json(path, {"replies": replies, "log_likelihood": scores}, indent=None)
 
 
 def _read(path: Path, cases: Cases, task: Task) -> Said:

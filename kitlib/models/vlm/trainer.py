@@ -105,8 +105,7 @@ def fit(
 
 def finish(folder: Path, note: dict[str, Any]) -> None:
     """Mark a fit whose weights are saved as done, and drop its checkpoints."""
-    with storage.atomic_write(folder / "done.json") as beside:
-        beside.write_text(json.dumps(note, indent=1) + "\n")
+    storage.write_json(folder / "done.json", note)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 

@@ -136,13 +136,9 @@ def test_files_that_are_no_weights_are_refused_and_never_executed(pth, tmp_path)
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "text.safetensors").write_text("LocEnc0")
     (tmp_path / "half.pth").write_bytes(pth.read_bytes()[:1_000_000])
-    for name in ("trap.pth", "text.safetensors", "half.pth"):
+    for name in ("trap.pth", "text.safetensors", "half.pth", "list.pth", "absent.pth"):
         with pytest.raises(KitError, match=f"{name} cannot be read as weights"):
             geoclip.load_geoclip(tmp_path / name)
-    with pytest.raises(KitError, match=r"list.pth holds a list; wanted are tensors by name"):
-        geoclip.load_geoclip(tmp_path / "list.pth")
-    with pytest.raises(KitError, match=r"no weights at .*absent.pth"):
-        geoclip.load_geoclip(tmp_path / "absent.pth")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -239,5 +235,5 @@ def test_logit_scale_is_the_factor_itself(tmp_path):
     assert geoclip.load_logit_scale(tmp_path / "logit_scale_weights.pth") == pytest.approx(39.686, abs=1e-3)
     for wrong in (torch.zeros(2), torch.tensor(torch.nan), torch.tensor(1e4), {"other": torch.tensor(1.0)}):
         torch.save(wrong, tmp_path / "wrong.pth")
-        with pytest.raises(KitError, match=r"wrong.pth: no logit scale there"):
+        with pytest.raises(KitError, match=r"wrong.pth: expected one finite number"):
             geoclip.load_logit_scale(tmp_path / "wrong.pth")

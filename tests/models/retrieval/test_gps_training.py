@@ -64,7 +64,8 @@ def fit(folder, epochs=2, teaching=TEACHING, rate=1e-2, gallery_points=None, bef
 
         module.training_step = watched
     held_out = Batches(np.flatnonzero(HELD_OUT), 25, 0, load, shuffle=False)
-    options = {"epochs": epochs, "config": dataclasses.asdict(teaching), "val_batches": held_out} | options
+    defaults = {"epochs": epochs, "config": dataclasses.asdict(teaching), "val_batches": held_out}
+    options = defaults | {"precision": "float32"} | options  # one number type on every processor
     return module, fitting.fit(module, Batches(TRAIN, 48, 3, load), folder, **options)
 
 
@@ -252,7 +253,7 @@ def test_the_published_weights(tmp_path):
         (lambda: GpsMatch(D, dropout=1.0), "a dropout from 0 to below 1"),
         (lambda: GpsMatch(D, sigmas=()), "at least one sigma"),
         (lambda: small().fit_scale(torch.zeros(4, D + 1)), f"at least 2 rows of {D}"),
-        (lambda: small().fit_scale(torch.full((4, D), torch.nan)), "not all finite"),
+        (lambda: small().fit_scale(torch.full((4, D), torch.nan)), "finite numbers"),
         (lambda: Teaching(queue=-1), "queue=-1: must be finite and not negative"),
         (lambda: Teaching(noise_m=math.nan), "noise_m=nan: must be finite"),
         (lambda: Teaching(freeze=1.5), "freeze=1.5: allowed is from 0 to 1"),
