@@ -37,14 +37,14 @@ def geolocating(encoder, n_features=12, **options) -> Learner:
 
 
 def metric_learning(encoder, n_features=12, **options) -> Learner:
-    teaching = metric.Teaching(layer_decay=0.5, near_km=1000.0)
-    return metric.MetricTraining(Projection(n_features, 6), encoder, teaching, 2, **options)
+    chosen = metric.MetricOptions(layer_decay=0.5, near_km=1000.0)
+    return metric.MetricTraining(Projection(n_features, 6), encoder, chosen, 2, **options)
 
 
 def matching(encoder, n_features=12, **options) -> Learner:
     match = GpsMatch(n_features, dim=6, hidden=8, sigmas=(2,), n_frequencies=8, location_hidden=8)
-    teaching = gps_training.Teaching(layer_decay=0.5)
-    return gps_training.MatchTraining(match, encoder, teaching, 2, gallery_points=POINTS, **options)
+    chosen = gps_training.MatchOptions(layer_decay=0.5)
+    return gps_training.MatchTraining(match, encoder, chosen, 2, gallery_points=POINTS, **options)
 
 
 Make = Callable[..., Learner]
@@ -151,7 +151,9 @@ def test_a_share_of_views_is_left_out_but_never_all():
     assert kept_views(torch.zeros(50, V, 3), 0.0).all() and kept_views(torch.zeros(50, V, 3), 1.0).all()
 
 
-@pytest.mark.parametrize("kind", [TrainingOptions, training.GeolocatorOptions, metric.Teaching, gps_training.Teaching])
+@pytest.mark.parametrize(
+    "kind", [TrainingOptions, training.GeolocatorOptions, metric.MetricOptions, gps_training.MatchOptions]
+)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

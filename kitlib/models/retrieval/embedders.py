@@ -168,7 +168,7 @@ def _slices(n: int) -> Iterator[slice]:
     return (slice(start, start + ROWS) for start in range(0, n, ROWS))
 
 
-T = TypeVar("T", metric_learning.Teaching, gps_training.Teaching)
+T = TypeVar("T", metric_learning.MetricOptions, gps_training.MatchOptions)
 
 
 def learn(
@@ -256,13 +256,13 @@ def _training(
 ) -> Learner:
     """The network with its losses and optimizer; points (R, 2) are where the places are that it learns from."""
     if isinstance(network, Projection):
-        return MetricTraining(network, encoder, _teaching(metric_learning.Teaching, settings), steps, **rates)
-    teaching = _teaching(gps_training.Teaching, settings)
-    teaching = replace(teaching, queue=min(teaching.queue, len(points)))  # places that come twice teach nothing more
-    return MatchTraining(network, encoder, teaching, steps, gallery_points=points, **rates)
+        return MetricTraining(network, encoder, _options(metric_learning.MetricOptions, settings), steps, **rates)
+    options = _options(gps_training.MatchOptions, settings)
+    options = replace(options, queue=min(options.queue, len(points)))  # places that come twice teach nothing more
+    return MatchTraining(network, encoder, options, steps, gallery_points=points, **rates)
 
 
-def _teaching(kind: type[T], settings: Mapping[str, Any]) -> T:
-    """What is taught, as the settings of the same names say."""
+def _options(kind: type[T], settings: Mapping[str, Any]) -> T:
+    """The options among the settings of a run."""
     names = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in settings.items() if name in names})

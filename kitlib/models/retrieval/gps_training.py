@@ -2,7 +2,7 @@
 
     match = GpsMatch(n_features, sigmas=(2, 4, 8))
     match.fit_scale(features)                                  # (N, V, D) of the training places
-    module = MatchTraining(match, None, Teaching(), steps, gallery_points=points, rate=3e-4)
+    module = MatchTraining(match, None, MatchOptions(), steps, gallery_points=points, rate=3e-4)
     fit(module, batches, folder, epochs=60, config=..., val_batches=..., monitor="val_km")
 
 Vivanco Cepeda et al. 2023, arXiv:2309.16020. As there, an image's negatives are the places of its batch and a queue of
@@ -29,13 +29,13 @@ from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Names
 from kitlib.models.retrieval.gps_network import GpsMatch
-from kitlib.training import learner, sphere
-from kitlib.training.learner import Batch, Learner, encode
+from kitlib.training import sphere
+from kitlib.training.learner import Batch, Learner, TrainingOptions, encode
 from kitlib.vision.encoders import Encoder
 
 
 @dataclass(frozen=True)
-class Teaching(learner.TrainingOptions):
+class MatchOptions(TrainingOptions):
     """What a `GpsMatch` is taught, and how."""
 
     queue: int = 4096  # earlier places that are negatives too; more than there are places only repeat them
@@ -121,28 +121,28 @@ class MatchTraining(Learner):
 
     Batches hold `point` (B, 2), each place in degrees. gallery_points: (M, 2), the training places say, among which
     validation looks for the held-out ones. rate: of the image side and the logit scale; location_rate: of the location
-    encoder, the same when None. options: those of `Learner`, as everything else.
+    encoder, the same when None. rates: the keyword arguments of `Learner`.
     """
 
     gallery_points: torch.Tensor
-    options: Teaching
+    options: MatchOptions
 
     def __init__(
         self,
         match: GpsMatch,
         encoder: Encoder | None,
-        teaching: Teaching,
+        options: MatchOptions,
         total_steps: int,
         *,
         rate: float,
         gallery_points: ArrayLike | None = None,
         location_rate: float | None = None,
-        **options: Any,
+        **rates: Any,
     ) -> None:
-        super().__init__(encoder, teaching, total_steps, rate=rate, **options)
-        self.match, self.queue = match, GpsQueue(teaching.queue)
+        super().__init__(encoder, options, total_steps, rate=rate, **rates)
+        self.match, self.queue = match, GpsQueue(options.queue)
         self.location_rate = rate if location_rate is None else location_rate
-        self.freeze_steps = round(teaching.freeze * total_steps)
+        self.freeze_steps = round(options.freeze * total_steps)
         gallery = geo.check_points(np.empty((0, 2)) if gallery_points is None else gallery_points, "the gallery")
         if gallery.ndim != 2:
             raise KitError(f"gallery_points: expected shape (M, 2), [lat, lon]; got {gallery.shape}")
@@ -151,13 +151,13 @@ class MatchTraining(Learner):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The mean loss over the batch; the logit scale and the share that find their place in it are logged."""
-        teaching, points = self.options, batch["point"].float()
+        options, points = self.options, batch["point"].float()
         features, keep = self.seen(batch)
         queued = self.queue()
-        moved = torch.cat([jitter(points, teaching.noise_m), jitter(queued, teaching.queue_noise_m)])
+        moved = torch.cat([jitter(points, options.noise_m), jitter(queued, options.queue_noise_m)])
         logits = self.match.logits(self.match.images(features, keep), self.match.places(moved))
-        left_out = too_near(points, torch.cat([points, queued]), teaching.same_km)
-        loss, top1 = contrast(logits, left_out, teaching.symmetric)
+        left_out = too_near(points, torch.cat([points, queued]), options.same_km)
+        loss, top1 = contrast(logits, left_out, options.symmetric)
         self.queue.push(points)
         self.log_dict({"logit_scale": self.match.log_scale.detach().exp(), "top1": top1})
         return loss

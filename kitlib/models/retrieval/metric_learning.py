@@ -2,7 +2,7 @@
 
     projection = Projection(n_features, dim=512)
     projection.fit_scale(pool(features))                      # (N, V, D) of the training places
-    module = MetricTraining(projection, None, teaching, steps, rate=1e-4)
+    module = MetricTraining(projection, None, options, steps, rate=1e-4)
     fit(module, near_batches(points, 128, seed, load), folder, epochs=30, config=...)
     projection(pool(features))                                # (N, dim), whose dot products are similarities
 
@@ -31,8 +31,8 @@ from torch import nn
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
-from kitlib.training import learner, sphere
-from kitlib.training.learner import Batch, Learner, encode
+from kitlib.training import sphere
+from kitlib.training.learner import Batch, Learner, TrainingOptions, encode
 from kitlib.vision.encoders import Encoder
 from kitlib.vision.weights import Saved
 
@@ -43,7 +43,7 @@ REACH = 3.0  # in near_km, where a target's weight is 5 % of the highest: a plac
 
 
 @dataclass(frozen=True)
-class Teaching(learner.TrainingOptions):
+class MetricOptions(TrainingOptions):
     """The losses of a projection and their settings."""
 
     loss: str = "both"  # cosent, infonce, or both: their sum
@@ -197,28 +197,28 @@ class MetricTraining(Learner):
     """A projection, and the encoder below it when it learns too, with the losses.
 
     Batches hold of each place `place` (B, 3), its unit vector, and `group` (B,), its group of near-duplicates.
-    options: those of `Learner`, as everything else.
+    rates: the keyword arguments of `Learner`.
     """
 
-    options: Teaching
+    options: MetricOptions
 
     def __init__(
-        self, projection: Projection, encoder: Encoder | None, teaching: Teaching, total_steps: int, **options: Any
+        self, projection: Projection, encoder: Encoder | None, options: MetricOptions, total_steps: int, **rates: Any
     ) -> None:
-        super().__init__(encoder, teaching, total_steps, **options)
+        super().__init__(encoder, options, total_steps, **rates)
         self.projection = projection
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of the batch; its parts, the share of violations and of places without a near one are logged."""
-        teaching = self.options
+        options = self.options
         similarity, km, mask = self._compare(self.projection(pool(*self.seen(batch))), batch)
         parts = {}
-        if teaching.loss in ("cosent", "both"):
-            parts["cosent"] = cosent(similarity, km, mask, teaching.scale)
-        if teaching.loss in ("infonce", "both"):
-            parts["infonce"] = info_nce(similarity, km, mask, teaching.temperature, teaching.near_km)
+        if options.loss in ("cosent", "both"):
+            parts["cosent"] = cosent(similarity, km, mask, options.scale)
+        if options.loss in ("infonce", "both"):
+            parts["infonce"] = info_nce(similarity, km, mask, options.temperature, options.near_km)
         wrong, compared = violations(similarity, km, mask)
-        alone = ~has_near(km, mask, teaching.near_km)
+        alone = ~has_near(km, mask, options.near_km)
         self.log_dict(parts | {"violations": wrong / compared.clamp(min=1), "without_near": alone.float().mean()})
         return torch.stack(list(parts.values())).sum()
 

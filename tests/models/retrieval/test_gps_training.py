@@ -17,13 +17,13 @@ from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
 from kitlib.models.retrieval.geoclip import ImageProjection
 from kitlib.models.retrieval.gps_network import GpsMatch, embed_images
-from kitlib.models.retrieval.gps_training import MatchTraining, Teaching
+from kitlib.models.retrieval.gps_training import MatchOptions, MatchTraining
 from kitlib.training import fit as fitting
 
 N, V, D = 300, 2, 12
 HELD_OUT = np.arange(N) % 5 == 0
 TRAIN = np.flatnonzero(~HELD_OUT)
-TEACHING = Teaching(queue=100, noise_m=2000.0, queue_noise_m=5000.0, view_dropout=0.2)
+OPTIONS = MatchOptions(queue=100, noise_m=2000.0, queue_noise_m=5000.0, view_dropout=0.2)
 SMALL = {"dim": 16, "hidden": 32, "dropout": 0.1, "sigmas": (2, 8), "n_frequencies": 16, "location_hidden": 32}
 
 
@@ -50,11 +50,11 @@ def small(**changed) -> GpsMatch:
     return match
 
 
-def fit(folder, epochs=2, teaching=TEACHING, rate=1e-2, gallery_points=None, before_step=None, **options):
+def fit(folder, epochs=2, chosen=OPTIONS, rate=1e-2, gallery_points=None, before_step=None, **options):
     """A training that has run on the toy, and what `fitting.fit` gives."""
     steps = fitting.total_steps(len(TRAIN), 48, 1, epochs)
     gallery_points = toy()["point"].numpy()[TRAIN] if gallery_points is None else gallery_points
-    module = MatchTraining(small(), None, teaching, steps, rate=rate, gallery_points=gallery_points)
+    module = MatchTraining(small(), None, chosen, steps, rate=rate, gallery_points=gallery_points)
     if before_step:
         step = module.training_step
 
@@ -64,7 +64,7 @@ def fit(folder, epochs=2, teaching=TEACHING, rate=1e-2, gallery_points=None, bef
 
         module.training_step = watched
     held_out = Batches(np.flatnonzero(HELD_OUT), 25, 0, load, shuffle=False)
-    defaults = {"epochs": epochs, "config": dataclasses.asdict(teaching), "val_batches": held_out}
+    defaults = {"epochs": epochs, "config": dataclasses.asdict(chosen), "val_batches": held_out}
     options = defaults | {"precision": "float32"} | options  # one number type on every processor
     return module, fitting.fit(module, Batches(TRAIN, 48, 3, load), folder, **options)
 
@@ -76,9 +76,9 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     )
 
 
-def alone(teaching=TEACHING, **options) -> MatchTraining:
+def alone(chosen=OPTIONS, **options) -> MatchTraining:
     """A training without a Trainer, whose logs go nowhere."""
-    module = MatchTraining(small(), None, teaching, 10, rate=1e-3, **options)
+    module = MatchTraining(small(), None, chosen, 10, rate=1e-3, **options)
     module.log_dict = lambda metrics, **_: None
     return module
 
@@ -131,7 +131,7 @@ def test_gradients_reach_both_sides_the_scale_and_the_queue():
 
 
 def test_an_image_is_not_told_apart_from_its_own_place_in_the_queue():
-    quiet = dataclasses.replace(TEACHING, noise_m=0.0, queue_noise_m=0.0, view_dropout=0.0)
+    quiet = dataclasses.replace(OPTIONS, noise_m=0.0, queue_noise_m=0.0, view_dropout=0.0)
     for same_km, expected in {1.0: 0.0, 0.0: math.log(2)}.items():
         module = alone(dataclasses.replace(quiet, same_km=same_km)).eval()
         assert module.training_step(load(TRAIN[:1]), 0).item() == 0  # nothing to be told apart from yet
@@ -149,7 +149,7 @@ def test_noise_and_views_are_drawn_under_the_seed():
 
 
 def test_the_location_encoder_waits_while_it_is_frozen(tmp_path):
-    module, _ = fit(tmp_path / "all", epochs=1, teaching=dataclasses.replace(TEACHING, freeze=1.0))
+    module, _ = fit(tmp_path / "all", epochs=1, chosen=dataclasses.replace(OPTIONS, freeze=1.0))
     begin = small()
     assert same(module.match.location, begin.location) and not same(module.match.image, begin.image)
     seen = []
@@ -157,7 +157,7 @@ def test_the_location_encoder_waits_while_it_is_frozen(tmp_path):
     def note(module, batch_idx):
         seen.append(same(module.match.location, begin.location))
 
-    fit(tmp_path / "half", epochs=1, teaching=dataclasses.replace(TEACHING, freeze=0.6), before_step=note)
+    fit(tmp_path / "half", epochs=1, chosen=dataclasses.replace(OPTIONS, freeze=0.6), before_step=note)
     assert seen == [True, True, True, True, False]  # 3 of 5 steps
 
 
@@ -254,9 +254,9 @@ def test_the_published_weights(tmp_path):
         (lambda: GpsMatch(D, sigmas=()), "at least one sigma"),
         (lambda: small().fit_scale(torch.zeros(4, D + 1)), f"at least 2 rows of {D}"),
         (lambda: small().fit_scale(torch.full((4, D), torch.nan)), "finite numbers"),
-        (lambda: Teaching(queue=-1), "queue=-1: must be finite and not negative"),
-        (lambda: Teaching(noise_m=math.nan), "noise_m=nan: must be finite"),
-        (lambda: Teaching(freeze=1.5), "freeze=1.5: allowed is from 0 to 1"),
+        (lambda: MatchOptions(queue=-1), "queue=-1: must be finite and not negative"),
+        (lambda: MatchOptions(noise_m=math.nan), "noise_m=nan: must be finite"),
+        (lambda: MatchOptions(freeze=1.5), "freeze=1.5: allowed is from 0 to 1"),
         (lambda: alone(gallery_points=[[95.0, 0.0]]), "the gallery: 1 of 1 points are not on Earth"),
         (lambda: alone(gallery_points=[5.0, 0.0]), r"gallery_points: expected shape \(M, 2\)"),
         (lambda: alone().on_validation_epoch_start(), "give gallery_points"),

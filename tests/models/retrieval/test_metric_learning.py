@@ -19,13 +19,20 @@ from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data.loader import Batches
 from kitlib.models.retrieval import metric_learning
-from kitlib.models.retrieval.metric_learning import MetricTraining, Projection, Teaching, near_batches, pair_mask, pool
+from kitlib.models.retrieval.metric_learning import (
+    MetricOptions,
+    MetricTraining,
+    Projection,
+    near_batches,
+    pair_mask,
+    pool,
+)
 from kitlib.training import fit
 from kitlib.training.sphere import haversine_km, unit_vectors
 
 N, V, D = 360, 2, 40
 HELD_OUT = np.arange(N) % 4 == 0
-TEACHING = Teaching(near_km=300.0, view_dropout=0.1)
+OPTIONS = MetricOptions(near_km=300.0, view_dropout=0.1)
 
 
 @cache
@@ -51,13 +58,13 @@ def projection_of(dim=16, **options) -> Projection:
     return projection
 
 
-def training(folder, epochs=4, rate=2e-2, teaching=TEACHING, before_step=None, **options):
+def training(folder, epochs=4, rate=2e-2, chosen=OPTIONS, before_step=None, **options):
     """A projection that has learned from the toy, and what `fit` gives."""
     points, _ = toy()
     rows = np.flatnonzero(~HELD_OUT)
     batches = near_batches(points, 48, 3, load, rows=rows)
     steps = fit.total_steps(len(rows), 48, 1, epochs)
-    module = MetricTraining(projection_of(hidden=8), None, teaching, steps, rate=rate)
+    module = MetricTraining(projection_of(hidden=8), None, chosen, steps, rate=rate)
     if before_step:
         step = module.training_step
 
@@ -67,7 +74,7 @@ def training(folder, epochs=4, rate=2e-2, teaching=TEACHING, before_step=None, *
 
         module.training_step = watched
     held_out = Batches(np.flatnonzero(HELD_OUT), 45, 0, load, shuffle=False)
-    options = {"epochs": epochs, "config": dataclasses.asdict(teaching), "val_batches": held_out} | options
+    options = {"epochs": epochs, "config": dataclasses.asdict(chosen), "val_batches": held_out} | options
     return module, fit.fit(module, batches, folder, **options)
 
 
@@ -136,9 +143,9 @@ def test_pool_is_the_mean_of_the_kept_views():
     assert pool(features, torch.tensor([[True, True, False]])).item() == 2
 
 
-def test_teaching_refuses_another_loss():
+def test_options_refuse_another_loss():
     with pytest.raises(KitError, match="allowed are cosent, infonce, both"):
-        Teaching(loss="triplet")
+        MetricOptions(loss="triplet")
 
 
 # losses
@@ -299,7 +306,7 @@ def test_near_batches_refuse():
 @pytest.mark.parametrize("loss", ["cosent", "infonce", "both"])
 def test_training_orders_held_out_places_better(tmp_path, loss):
     rank, wrong = measured(projection_of())
-    module, fitted = training(tmp_path, epochs=8, teaching=dataclasses.replace(TEACHING, loss=loss))
+    module, fitted = training(tmp_path, epochs=8, chosen=dataclasses.replace(OPTIONS, loss=loss))
     rank_after, wrong_after = measured(module.projection)
     assert rank_after > rank + 0.2 and wrong_after < 0.7 * wrong
     parts = {"cosent", "infonce"} if loss == "both" else {loss}
@@ -328,7 +335,7 @@ def test_a_fit_that_was_cut_short_ends_with_the_same_weights(tmp_path, crash):
 
 
 def test_validation_counts_each_pair_and_place_alike():
-    module = MetricTraining(projection_of().eval(), None, TEACHING, 1, rate=1e-3)
+    module = MetricTraining(projection_of().eval(), None, OPTIONS, 1, rate=1e-3)
     logged = {}
     module.log = lambda name, value, batch_size, **_: logged.update({name: (float(value), batch_size)})
     rows = np.arange(20)
@@ -344,7 +351,7 @@ def test_validation_counts_each_pair_and_place_alike():
 
 
 def test_places_of_a_group_are_no_pair():
-    module = MetricTraining(projection_of(), None, TEACHING, 1, rate=1e-3)
+    module = MetricTraining(projection_of(), None, OPTIONS, 1, rate=1e-3)
     logged = {}
     module.log_dict = logged.update
     batch = load(np.arange(10)) | {"group": torch.zeros(10, dtype=torch.long)}
