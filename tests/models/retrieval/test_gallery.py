@@ -119,7 +119,7 @@ def test_a_grid_of_the_world_has_all_land_but_antarctica():
     for place in ([48.9, 2.3], [-25.0, 134.0], [64.0, 100.0]):
         assert geo.nearest(np.array([place]), grid)[0][0, 0] < 200
     assert grid[:, 0].min() > -60
-    with pytest.raises(KitError, match=r"allowed are 5\.0 km and more"):
+    with pytest.raises(KitError, match=r"expected 5\.0 km or more"):
         geo_grid.world_grid(1)
 
 
