@@ -94,7 +94,7 @@ def cumulative_error(km: Mapping[str, ArrayLike], title: str = "", note: str = "
 def by_gallery_size(table: pd.DataFrame, title: str = "", note: str = "") -> Figure:
     """Mean error and Geoscore by the size of the gallery, one line per selection; dashed the best possible ones.
 
-    `table` is by `retrieval.analysis.by_size`. The gallery of all training places is one dark point.
+    `table` is by `retrieval.analysis.by_gallery_size`. The gallery of all training places is one dark point.
     """
     figure = new(3.6)
     parts = {"mean_km": "mean error (km)", "geoscore": "Geoscore"}
@@ -116,7 +116,7 @@ def by_gallery_size(table: pd.DataFrame, title: str = "", note: str = "") -> Fig
 
 
 def gallery_table(table: pd.DataFrame) -> pd.DataFrame:
-    """A rounded table by `retrieval.analysis.by_size`: measured values beside the best possible ones."""
+    """A rounded table by `retrieval.analysis.by_gallery_size`: measured values beside the best possible ones."""
     columns: dict[str, tuple[str, int, type]] = {"geoscore": ("Geoscore", 0, int), "mean_km": ("mean km", 0, int)}
     columns["within_200_km"] = ("within 200 km", 2, float)
     indexed = table.set_index(["chosen", "size"])

@@ -70,8 +70,8 @@ def learning(
     lower.suptitle(f"guesses for {first['sample_id'].iloc[0]} ({first['phase'].iloc[0]}), around the truth",
                    x=0.01, ha="left", fontsize=10.5, fontweight="bold")  # fmt: skip
     missing = int(frame["km"].isna().sum())
-    told = f"{missing:,} of {len(frame):,} rollouts name no place and count as a guess in the middle" if missing else ""
-    return finish(figure, title, join_notes(told, note))
+    text = f"{missing:,} of {len(frame):,} rollouts name no place and count as a guess in the middle" if missing else ""
+    return finish(figure, title, join_notes(text, note))
 
 
 @house
@@ -122,8 +122,8 @@ def _log_km(axes: Axes) -> None:
 
 def _small_map(axes: Axes, rows: pd.DataFrame, everything: np.ndarray, truth: np.ndarray) -> None:
     canvas = Map(everything, truth, axes=axes)
-    said = np.array([point for point in rows["point"] if point is not None], float).reshape(-1, 2)
-    canvas.scatter(said, c=PALETTE[0], s=26, alpha=0.8, lw=0.6, edgecolor="white", zorder=3, rasterized=False)
+    points = np.array([point for point in rows["point"] if point is not None], float).reshape(-1, 2)
+    canvas.scatter(points, c=PALETTE[0], s=26, alpha=0.8, lw=0.6, edgecolor="white", zorder=3, rasterized=False)
     style = {"marker": "o", "facecolor": "none", "zorder": 4, "rasterized": False}
     canvas.scatter(truth, s=90, edgecolor="white", lw=3, **style)
     canvas.scatter(truth, s=90, edgecolor=INK, lw=1.6, **style)

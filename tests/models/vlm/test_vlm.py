@@ -489,3 +489,10 @@ def test_a_model_that_is_built_otherwise_is_refused(tmp_path):
     tiny_model.build("qwen2.5")[1].save_pretrained(tmp_path)
     with pytest.raises(KitError, match=r"is a LlavaForConditionalGeneration: allowed are models built as Qwen2.5-VL"):
         loading.load(f"hf:{tmp_path}", torch.float32)
+
+
+def test_the_preset_for_drawn_places():
+    sft, grpo = (Config.from_dict({"method": method}, "sample") for method in ("sft", "grpo"))
+    assert (sft.model, sft.rate, sft.lora_rank, grpo.rate, grpo.tau_schedule) == ("tiny", 2e-3, 0, 2e-4, "fixed")
+    published = Config.from_dict({"method": "grpo", "model": "hf:Qwen/Qwen2.5-VL-3B-Instruct"}, "sample")
+    assert (published.rate, published.lora_rank, published.digits) == (0.0, 16, 4)  # all weights at 2e-3 would ruin it

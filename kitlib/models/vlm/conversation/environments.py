@@ -145,10 +145,10 @@ class Telescoping(Graded):
         return self.worth - before, self.grader.metrics(grade)
 
     def _next(self) -> str:
-        said = "Your reply did not say where."
+        message = "Your reply did not say where."
         if self.said.point is not None:
-            said = "You said {:.4f}, {:.4f}.".format(*self.said.point)
-        return f"{said} Look again and refine it, within {self.radii_km[self.turn]:,.0f} km, in the same lines."
+            message = "You said {:.4f}, {:.4f}.".format(*self.said.point)
+        return f"{message} Look again and refine it, within {self.radii_km[self.turn]:,.0f} km, in the same lines."
 
 
 class Hierarchical(Graded):
@@ -189,6 +189,6 @@ class Hierarchical(Graded):
 
     def _next(self) -> str:
         form = self.graders[self.turn].form
-        said = [getattr(self.said, level) or "nothing clear" for level in self.levels[: self.turn] if level != "point"]
-        told = f"You said {', '.join(said)}. " if said else ""
-        return told + form.question(self._listed(form))
+        names = [getattr(self.said, level) or "nothing clear" for level in self.levels[: self.turn] if level != "point"]
+        replied = f"You said {', '.join(names)}. " if names else ""
+        return replied + form.question(self._listed(form))

@@ -130,19 +130,19 @@ class Grader:
 
     def grade(self, reply: str, truth: Answer) -> Grade:
         """The grade of a reply about a place. Raises KitError for a true name that its vocabulary does not have."""
-        said = self.read(reply)
+        answer = self.read(reply)
         km = None
         terms: dict[str, float | None] = dict.fromkeys(("distance", "geoscore"))
         if truth.point is not None:
             terms |= {"distance": 0.0, "geoscore": 0.0}
-            if said.point is not None:
-                km = float(geo.distance_km(said.point, truth.point))
+            if answer.point is not None:
+                km = float(geo.distance_km(answer.point, truth.point))
                 terms["distance"] = float(np.exp(-km / self.tau_km))
                 terms["geoscore"] = float(accuracy.geoscore(km) / accuracy.GEOSCORE_MOST)
-        terms |= {name: self._match(name, getattr(said, name), getattr(truth, name)) for name in NAMES}
-        complete = all(getattr(said, name) is not None for name in self.form.fields)
+        terms |= {name: self._match(name, getattr(answer, name), getattr(truth, name)) for name in NAMES}
+        complete = all(getattr(answer, name) is not None for name in self.form.fields)
         terms["form"] = float(complete and self.form.fits(reply))
-        return Grade(said, km, terms)
+        return Grade(answer, km, terms)
 
     def reward(self, reply: str, truth: Answer) -> float | None:
         """The weighted total of a reply's grade; None where nothing that counts can be graded."""
@@ -158,7 +158,7 @@ class Grader:
         graded = {name: term for name, term in grade.terms.items() if term is not None and name in self._asked}
         return {"parsed": float(parsed)} | ({} if grade.km is None else {"km": grade.km}) | graded
 
-    def _match(self, name: str, said: str | None, true: str | None) -> float | None:
+    def _match(self, name: str, answer: str | None, true: str | None) -> float | None:
         """1 for the true name, 0 for another or none, None where the truth is unknown."""
         if true is None:
             return None
@@ -166,5 +166,5 @@ class Grader:
             label = self.labels[name].find(true)
             if label is None:
                 raise KitError(f"the true {name} {true!r} is not in the vocabulary of {len(self.labels[name])} names")
-            return float(said == label)
-        return float(said is not None and normalised(said) == normalised(true))
+            return float(answer == label)
+        return float(answer is not None and normalised(answer) == normalised(true))
