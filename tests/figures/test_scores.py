@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import pytest
-from figure_helper import DISTANCE, NAMES, NOTE, png, texts
+from figure_helper import NAMES, NOTE, png, texts
 
 from kitlib.evaluation import metrics
 from kitlib.figures import scores
@@ -13,12 +12,14 @@ from kitlib.figures import scores
 RNG = np.random.default_rng(0)
 
 
-def test_confusion_rows_are_shares_and_empty_states_stay_blank():
-    figure = scores.confusion([0, 0, 1], [0, 1, 1], NAMES, DISTANCE, note=NOTE)
-    shares = figure.axes[0].collections[0].get_array().reshape(8, 8)
+def test_confusion_rows_are_shares_of_the_states_that_occur():
+    points = np.random.default_rng(0).uniform(30, 45, (len(NAMES), 2))
+    true, guess = [NAMES[0], NAMES[0], NAMES[1]], [NAMES[0], NAMES[1], NAMES[2]]
+    figure = scores.confusion(true, guess, NAMES, points, note=NOTE)
+    shares = figure.axes[0].collections[0].get_array().reshape(3, 3)  # five other states do not occur
     rows = np.ma.filled(shares, np.nan)
-    assert np.nansum(rows) == pytest.approx(2)
-    assert np.isnan(rows).all(1).sum() == 6
+    assert np.sort(rows[np.isfinite(rows)]).tolist() == [0, 0, 0, 0.5, 0.5, 1]
+    assert np.isnan(rows).all(1).sum() == 1  # the state that was only guessed
     png(figure)
 
 
