@@ -37,4 +37,4 @@ def test_features_are_compared_by_direction_and_drawn_along_their_principal_plan
     features = np.array([[1.0, 0.0], [10.0, 1.0], [0.0, 1.0], [-1.0, 0.0]])
     assert linear_probe.most_similar(features, np.array([0, 2]), k=2).tolist() == [[1, 2], [1, 0]]
     plane, shares = linear_probe.principal_plane(features * [1, 0.1])
-    assert shares[0] > 0.99 > shares.sum() - 0.01 and np.allclose(np.abs(plane[:, 0]), np.abs(features[:, 0]), atol=0.2)
+    assert shares[0] > 0.99 and np.allclose(np.abs(plane[:, 0]), np.abs(features[:, 0]), atol=0.2)
