@@ -40,7 +40,7 @@ from kitlib.figures import style
 from kitlib.models.vlm import config as vlm_config
 from kitlib.models.vlm import guessing, loading
 from kitlib.models.vlm import run as vlm
-from kitlib.models.vlm.conversation.replies import Answer
+from kitlib.models.vlm.conversation.replies import Reply
 from kitlib.models.vlm.generation import Sampler
 from kitlib.models.vlm.session import Session
 
@@ -110,9 +110,15 @@ def replies(run: Run, data: Places) -> dict[str, float]:
     for kind, temperature, top_p in (("reward", 1.0, 1.0), ("cool", TOY.guess_temperature, TOY.guess_top_p)):
         speaker = Sampler(model, processor, session.config.reply_tokens, temperature, top_p)
         torch.manual_seed(session.config.seed)
-        talks = [talk for row in guessing.asked(cases, session.task, speaker, TOY.samples, 320).talks for talk in row]
-        found[kind] = float(np.mean([talk.reward for talk in talks]))
-        found["parsed"] = float(np.mean([talk.metrics[-1]["parsed"] for talk in talks]))  # of the cool ones at last
+        dialogues = [
+            dialogue
+            for row in guessing.generate(cases, session.task, speaker, TOY.samples, 320).dialogues
+            for dialogue in row
+        ]
+        found[kind] = float(np.mean([dialogue.reward for dialogue in dialogues]))
+        found["parsed"] = float(
+            np.mean([dialogue.metrics[-1]["parsed"] for dialogue in dialogues])
+        )  # of the cool ones at last
     return found
 
 
@@ -121,7 +127,7 @@ def constant(data: Places, run: str) -> float:
     session = Session.open(runs.open_run(run), data)
     prior, held_out = session.prior(0), session.parts(0)[1]
     region = prior.states.names[int(prior.common.argmax())]
-    reply = session.task.form.write(Answer(tuple(prior.middle.tolist()), region=region))
+    reply = session.task.form.write(Reply(tuple(prior.middle.tolist()), region=region))
     cases, rewards = session.cases("train", held_out), []
     for truth in cases.truths:
         env = session.task.last(cases.views, truth)
@@ -150,7 +156,7 @@ def main() -> None:
     parser.add_argument("--data", default="toy,sample")
     parser.add_argument("--environment", default="single,telescoping")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--credit", help="of several turns: turn or talk, by default as GRPO has it")
+    parser.add_argument("--credit", help="of several turns: turn or dialogue, by default as GRPO has it")
     parser.add_argument("--home", help="where runs are kept, and gone on with; without it they are not")
     parser.add_argument("--figure", type=Path, help="where the curves are drawn")
     asked = parser.parse_args()

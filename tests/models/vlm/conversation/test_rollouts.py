@@ -111,8 +111,8 @@ def test_text_and_record_always_agree(tmp_path_factory, writes):
         ({"truth": [float("nan"), 0.0]}, "not on Earth"),
         ({"truth": [1.0, 2.0, 3.0]}, "truth of step 1: expected fixed_size_list"),
         ({"truth": "home"}, "truth of step 1: expected fixed_size_list"),
-        ({"pictures": ["../params.json"]}, "no file name"),
-        ({"pictures": [".."]}, "no file name"),
+        ({"pictures": ["../params.json"]}, "no file name of Writer"),
+        ({"pictures": [".."]}, "no file name of Writer"),
     ],
 )
 def test_a_bad_row_is_refused_before_anything_is_written(tmp_path, change, message):

@@ -71,10 +71,10 @@ def test_a_vocabulary_comes_from_a_table():
     ("names", "message"),
     [
         ([], "at least one name"),
-        (["Ohio", "Ohio"], "each may stand once"),
-        (["Ohio", "ohio "], "each may stand once"),
-        (["Ohio", "..."], "cannot be a name"),
-        (["Ohio", "x" * 101], "cannot be a name"),
+        (["Ohio", "Ohio"], "expected each name once"),
+        (["Ohio", "ohio "], "expected each name once"),
+        (["Ohio", "..."], "expected letters or digits"),
+        (["Ohio", "x" * 101], "expected letters or digits"),
     ],
 )
 def test_a_doubtful_vocabulary_is_refused(names, message):
