@@ -119,7 +119,7 @@ class Config(TaskOptions):
             raise KitError(f"lora_rank: expected more than 0 with {self.model}; got 0")
 
     def task(self, region: str, labels: dict[str, Labels]) -> Task:
-        """The task of these settings; region: the data's word for a region. Raises KitError for a form that cannot be."""
+        """The task of these settings; region: the data's word for a region. Raises KitError for an invalid form."""
         fields = tuple(name.strip() for name in self.fields.split(","))
         weights = {name: getattr(self, f"reward_{name}") for name in ("distance", "geoscore", "form")}
         weights |= {name: getattr(self, f"reward_{name}") for name in fields if name != "point"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,9 @@ from kitlib.evaluation.runs import Run
 from kitlib.models.vlm import dataset, loading, reply_cache
 from kitlib.models.vlm.config import RATES, Config
 from kitlib.models.vlm.conversation import rollouts
-from kitlib.models.vlm.conversation.dialogue import Dialogue
 from kitlib.models.vlm.conversation.recorder import Recorder
 from kitlib.models.vlm.conversation.tasks import Task
-from kitlib.models.vlm.conversation.vocabulary import from_table
+from kitlib.models.vlm.conversation.vocabulary import Labels
 from kitlib.models.vlm.dataset import Cases
 from kitlib.models.vlm.generation import Sampler
 from kitlib.models.vlm.guessing import Prior, evaluation_scores, generate
@@ -36,7 +34,7 @@ from kitlib.vision.device import best_device
 def task_of(config: Config, places: Places) -> Task:
     """The task of a run with these places."""
     # A stream may have names of other countries, which are no states of these places.
-    labels = {} if config.stream else {config.label: from_table(places.states, "state")}
+    labels = {} if config.stream else {config.label: Labels(places.states["state"])}
     return config.task("Region" if places.template is None else "State", labels)
 
 
@@ -51,8 +49,9 @@ class Session(TorchSession[Config]):
     def __init__(self, run: Run, places: Places, *args: Any, **options: Any) -> None:
         super().__init__(run, places, *args, **options)
         self.packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
-        self.states = from_table(places.states, "state")
+        self.states = Labels(places.states["state"])
         self.task = task_of(self.config, places)
+        self._loaded: dict[int, tuple[Any, Any]] = {}
 
     @classmethod
     def open(cls, run: Run, places: Places, *args: Any, **options: Any) -> Session:
@@ -109,13 +108,12 @@ class Session(TorchSession[Config]):
         recorder = self.recorder(fold)
         args = (self.run.settings, model, processor, self.task, source, inner, self.devices)
         trainer = trl.sft(*args) if config.method == "sft" else trl.grpo(*args, recorder)
-        rows, prior = self.evaluation_rows(fold), self.prior(fold)
-        cases = self.cases("train", rows)
+        held_out = self.cases("train", self.evaluation_rows(fold))
 
         def evaluate(model: Any, step: int) -> dict[str, float]:
             sampler = self._sampler(model, processor)
-            dialogues = generate(cases, self.task, sampler, config.samples, self._at_once).dialogues
-            return self._evaluate(step, rows, cases, dialogues, prior, recorder)
+            generations = generate(held_out, self.task, sampler, config.samples, self._at_once)
+            return self._evaluate(fold, step, held_out, generations, recorder)
 
         options: dict[str, Any] = {"eval_steps": config.eval_steps, "max_hours": self.hours_left, "seed": config.seed}
         if not trl.fit(trainer, inner, evaluate=evaluate, **options):
@@ -186,20 +184,16 @@ class Session(TorchSession[Config]):
         return json.loads((self.folder(fold) / "choice.json").read_text())
 
     def _evaluate(
-        self,
-        step: int,
-        rows: np.ndarray,
-        cases: Cases,
-        dialogues: Sequence[Sequence[Dialogue]],
-        prior: Prior,
-        recorder: Recorder,
+        self, fold: int, step: int, cases: Cases, generations: Generations, recorder: Recorder
     ) -> dict[str, float]:
         """Record dialogues about held-out places and return their scores."""
+        dialogues = generations.dialogues
         flat = [dialogue for row in dialogues for dialogue in row]
         flat_cases = [case for i, row in enumerate(dialogues) for case in [cases.row(i)] * len(row)]
-        written = recorder.rows(step, "eval", flat_cases, flat, self.config.tau_last_km, [None] * len(flat))
-        recorder.write(step, written, self.config.samples)
-        return evaluation_scores(prior.guesses(self.packs["train"].sample_id[rows], dialogues), dialogues, self.places)
+        rows = recorder.rows(step, "eval", flat_cases, flat, self.config.tau_last_km, [None] * len(flat))
+        recorder.write(step, rows, self.config.samples)
+        sample_id = self.packs["train"].sample_id[self.evaluation_rows(fold)]
+        return evaluation_scores(self.prior(fold).guesses(sample_id, dialogues), dialogues, self.places)
 
     def _with_blind(self, fold: int, split: str, rows: np.ndarray, guess: Guesses) -> Guesses:
         """Guesses for all places in `rows`, those without a usable picture included."""
@@ -245,17 +239,12 @@ class Session(TorchSession[Config]):
         storage.write_json(self.folder(fold) / "choice.json", {"chosen": chosen, "state_scores": scores})
         return guesses_by[chosen]
 
-    @cached_property
-    def _loaded(self) -> dict[int, tuple[Any, Any]]:
-        return {}
-
     def _model(self, fold: int) -> tuple[Any, Any]:
         """A fold's trained model on its device, and its processor; only the last one stays in memory."""
         if fold not in self._loaded:
             self._loaded.clear()
             config = self.config
-            folder = self.folder(fold)
-            model, processor = loading.reload(config.model, folder, self.dtype, four_bit=config.four_bit)
+            model, processor = loading.reload(config.model, self.folder(fold), self.dtype, four_bit=config.four_bit)
             self._loaded[fold] = (model if config.four_bit else model.to(best_device())), processor
         return self._loaded[fold]
 

@@ -56,12 +56,9 @@ def _tokenizer() -> Any:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer = Tokenizer(models.BPE())
     pieces = Regex(r"\p{N}|[^\s\p{L}\p{N}]+| ?\p{L}+|\s+")  # one digit a piece, words with the space before them
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(pieces, behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(pieces, behavior="isolated")
+    tokens = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, tokens])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
@@ -134,13 +131,8 @@ def _model(kind: str, tokenizer: Any, seed: int, hidden: int, layers: int) -> An
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
     }
-    vision: dict[str, Any] = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "out_hidden_size": hidden,
-    }
+    vision: dict[str, Any] = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+    vision |= {"out_hidden_size": hidden}
     vision |= {"patch_size": PATCH[kind], "initializer_range": SPREAD}
     ids = picture_tokens(tokenizer)
     if kind == "qwen3":

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kitlib.core.errors import KitError
 from kitlib.models.vlm.conversation.prompts import FIELDS, Message, ReplyForm, ask, user
@@ -70,13 +70,7 @@ class Graded(Environment):
     """
 
     def __init__(
-        self,
-        views: Sequence[str],
-        truth: Reply,
-        grader: Grader,
-        *,
-        reasoning: bool = False,
-        listed: Sequence[str] = (),
+        self, views: Sequence[str], truth: Reply, grader: Grader, *, reasoning: bool = False, listed: Sequence[str] = ()
     ):
         super().__init__()
         if missing := [name for name in listed if name not in grader.labels]:
@@ -111,22 +105,15 @@ class Telescoping(Graded):
     start on purpose gains nothing. A reply that cannot be parsed has the value 0: it loses what was earned, and the
     next turn can earn it again.
 
-    radii_km: how close each turn is asked to come. The value is the grader's total; with a small tau the first turns
-    hardly differ, Weights(geoscore=1.0, distance=0.0) tells all of them apart. Raises KitError for a form without a
-    point.
+    radii_km: how close each turn is asked to come. options: as for `Graded`. The value is the grader's total; with a
+    small tau the first turns hardly differ, Weights(geoscore=1.0, distance=0.0) tells all of them apart. Raises
+    KitError for a form without a point.
     """
 
     def __init__(
-        self,
-        views: Sequence[str],
-        truth: Reply,
-        grader: Grader,
-        *,
-        radii_km: Sequence[float],
-        reasoning: bool = False,
-        listed: Sequence[str] = (),
+        self, views: Sequence[str], truth: Reply, grader: Grader, *, radii_km: Sequence[float], **options: Any
     ):
-        super().__init__(views, truth, grader, reasoning=reasoning, listed=listed)
+        super().__init__(views, truth, grader, **options)
         if "point" not in grader.form.fields:
             raise KitError(f"telescoping: expected a form with the point; got {', '.join(grader.form.fields)}")
         self.radii_km, self.turns, self.value, self.last = radii_km, len(radii_km), 0.0, Reply()
@@ -152,23 +139,14 @@ class Hierarchical(Graded):
     """One question each for some of country, region, city and point; every level earns an equal share of 1.
 
     The right name earns its level's share, the point exp(-km / tau) of it. A reply earns nothing for other levels than
-    the one it was asked about. Only the grader's vocabularies, its name for regions and its tau are used. Raises
-    KitError for levels that are unknown, doubled, none, or not known of the place.
+    the one it was asked about. Only the grader's vocabularies, its name for regions and its tau are used. options: as
+    for `Graded`. Raises KitError for levels that are unknown, doubled, none, or not known of the place.
     """
 
-    def __init__(
-        self,
-        views: Sequence[str],
-        truth: Reply,
-        grader: Grader,
-        *,
-        levels: Sequence[str],
-        reasoning: bool = False,
-        listed: Sequence[str] = (),
-    ):
+    def __init__(self, views: Sequence[str], truth: Reply, grader: Grader, *, levels: Sequence[str], **options: Any):
         if not levels or not set(levels) <= set(FIELDS) or len(set(levels)) < len(levels):
             raise KitError(f"levels: expected some of country, region, city, point, each once; got {tuple(levels)}")
-        super().__init__(views, truth, grader.only(levels[0]), reasoning=reasoning, listed=listed)
+        super().__init__(views, truth, grader.only(levels[0]), **options)
         self.levels, self.turns, self.last = tuple(levels), len(levels), Reply()
         self.graders = [grader.only(level) for level in levels]
         for one in self.graders:

@@ -207,22 +207,19 @@ def _table(rows: Sequence[Mapping[str, Any]], step: int) -> pa.Table:
             )
     table = pa.table([_column(field, [row[field.name] for row in rows], step) for field in SCHEMA], schema=SCHEMA)
     for i, row in enumerate(table.to_pylist()):
-        where = f"row {i} of step {step}"
-        if row["step"] != step or step < 0 or row["rollout"] < 0:
-            raise KitError(f"{where}: expected step {step} and a rollout from 0; got {row['step']}, {row['rollout']}")
-        if row["phase"] not in PHASES:
-            raise KitError(f"{where}: phase: expected {', '.join(PHASES)}; got {row['phase']!r}")
         turns = [len(row[name]) for name in ("replies", "points", "rewards")]
-        if len(set(turns)) > 1 or not turns[0]:
-            counts = "{} replies, {} points, {} rewards".format(*turns)
-            raise KitError(f"{where}: expected one of each a turn; got {counts}")
-        if (row["km"] is None) != (row["point"] is None) or (row["km"] or 0) < 0 or row["tau_km"] <= 0:
-            raise KitError(
-                f"{where}: expected km of at least 0 where there is a point and only there, and tau_km above 0; got "
-                f"point {row['point']}, km {row['km']}, tau_km {row['tau_km']}"
-            )
-        if unsafe := [name for name in row["pictures"] if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name)]:
-            raise KitError(f"{where}: picture {unsafe[0]!r} is no file name of Writer.picture")
+        safe = [re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) for name in row["pictures"]]
+        wants = {
+            f"step {step}": row["step"] == step >= 0,
+            "a rollout from 0": row["rollout"] >= 0,
+            f"a phase of {', '.join(PHASES)}": row["phase"] in PHASES,
+            "a reply, a point and a reward for each turn": len(set(turns)) == 1 and turns[0] > 0,
+            "km where there is a point and only there": (row["km"] is None) == (row["point"] is None),
+            "km of at least 0 and tau_km above 0": (row["km"] or 0) >= 0 and row["tau_km"] > 0,
+            "pictures with file names of Writer.picture": all(safe),
+        }
+        if broken := [want for want, fulfilled in wants.items() if not fulfilled]:
+            raise KitError(f"row {i} of step {step}: expected {broken[0]}; got {row}")
     return table
 
 
@@ -236,7 +233,7 @@ def _column(field: pa.Field, values: list[Any], step: int) -> pa.Array:
     items = column.flatten() if pa.types.is_list(field.type) else column
     nulls = column.null_count + (items.null_count if items.type != POINT else 0)
     if nulls and field.name not in OPTIONAL:
-        raise KitError(f"{where}: a value is None; only {', '.join(sorted(OPTIONAL))} and a turn's point may be")
+        raise KitError(f"{where}: expected a value; only {', '.join(sorted(OPTIONAL))} and a turn's point may be None")
     if items.type == POINT:
         geo.check_points(items.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, 2), where)
     elif pa.types.is_floating(items.type) and not np.isfinite(items.drop_null().to_numpy()).all():

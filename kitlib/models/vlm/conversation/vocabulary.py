@@ -1,17 +1,14 @@
 """Closed vocabularies of names: a text matches the exact normalised name, never a part of it.
 
 A match by substring finds Kansas in Arkansas, Virginia in West Virginia and "" in everything, and reinforcement
-learning exploits every accidental reward. The names come from the data:
-
-    states = from_table(places.states, "state")
-    countries = Labels(table["country"].unique())
+learning exploits every accidental reward. The names come
+from the data: `Labels(places.states["state"])`.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -69,12 +66,3 @@ class Labels:
         """The positions in `names` (N,) of the labels that N texts name; -1 for None and for no label."""
         names = [None if text is None else self.find(text) for text in texts]
         return np.array([-1 if name is None else self._position[name] for name in names], np.int64)
-
-
-def from_table(table: Any, name: str) -> Labels:
-    """The vocabulary of a table's column `name`; table: a DataFrame or a mapping of columns, one row a label.
-
-    >>> from_table({"state": ["Ohio", "Iowa"]}, "state").find("ohio")
-    'Ohio'
-    """
-    return Labels(table[name])

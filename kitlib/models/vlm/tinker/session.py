@@ -34,12 +34,10 @@ class RemoteSession(Session):
         from kitlib.models.vlm import trainer
 
         config, inner, recorder = self.config, self.folder(fold) / self.config.method, self.recorder(fold)
-        rows, prior = self.evaluation_rows(fold), self.prior(fold)
-        cases = self.cases("train", rows)
+        held_out = self.cases("train", self.evaluation_rows(fold))
 
         def evaluate(step: int) -> dict[str, float]:
-            dialogues = self._generate(fold, cases).dialogues
-            scores = self._evaluate(step, rows, cases, dialogues, prior, recorder)
+            scores = self._evaluate(fold, step, held_out, self._generate(fold, held_out), recorder)
             return {"step": step, **{f"eval_{name}": value for name, value in scores.items()}}
 
         if not (inner / "history.csv").is_file():  # otherwise the training resumes

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kitlib.core.errors import KitError
-from kitlib.models.vlm.conversation.vocabulary import Labels, from_table, normalised
+from kitlib.models.vlm.conversation.vocabulary import Labels, normalised
 
 NAMES = ["Kansas", "Arkansas", "Virginia", "West Virginia", "São Paulo", "Washington, D.C.", "Congo (Kinshasa)"]
 LABELS = Labels(NAMES)
@@ -60,11 +59,6 @@ def test_a_list_of_names_is_no_name(names, between):
 def test_positions_follow_the_names():
     assert LABELS.positions(["west virginia", None, "nowhere", "Kansas"]).tolist() == [3, -1, -1, 0]
     assert LABELS.positions([]).shape == (0,) and len(LABELS) == len(NAMES)
-
-
-def test_a_vocabulary_comes_from_a_table():
-    states = from_table(pd.DataFrame({"state": ["Ohio", "Iowa"]}), "state")
-    assert states.names == ("Ohio", "Iowa") and states.find("ohio") == "Ohio" and states.find("nan") is None
 
 
 @pytest.mark.parametrize(
