@@ -137,10 +137,6 @@ class Grader:
         terms["form"] = float(complete and self.form.fits(reply))
         return Grade(parsed, km, terms)
 
-    def reward(self, reply: str, truth: Reply) -> float | None:
-        """The weighted total of a reply's grade; None where no weighted term can be graded."""
-        return self.grade(reply, truth).total(self.weights)
-
     def value(self, grade: Grade) -> float:
         """The weighted total of a grade; the place was checked."""
         return grade.total(self.weights) or 0.0

@@ -23,6 +23,10 @@ GRADER = Grader(COMPETITION, {"region": STATES}, Weights(distance=0.6, form=0.1,
 HONEST = "State: Kansas\nLatitude: 38.5\nLongitude: -98.5"
 
 
+def reward(grader: Grader, reply: str, truth: Reply) -> float | None:
+    return grader.grade(reply, truth).total(grader.weights)
+
+
 @pytest.mark.parametrize("kind", SCHEDULES)
 @given(n_steps=st.integers(1, 500), levels=st.integers(2, 9))
 def test_tau_falls_from_first_to_last(kind, n_steps, levels):
@@ -77,12 +81,12 @@ def test_bad_schedules_are_refused():
     ],
 )
 def test_what_tricks_earn(reply, earned):
-    assert GRADER.reward(reply, TRUTH) == pytest.approx(earned, abs=1e-3)
+    assert reward(GRADER, reply, TRUTH) == pytest.approx(earned, abs=1e-3)
 
 
 @given(st.lists(st.sampled_from([*HONEST.splitlines(), "State: Ohio", "38.5, -98.5", "1, 2", "<think>", "</think>"])))
 def test_nothing_earns_more_than_the_whole_truth(lines):
-    assert 0 <= GRADER.reward("\n".join(lines), TRUTH) <= 1 + 1e-12
+    assert 0 <= reward(GRADER, "\n".join(lines), TRUTH) <= 1 + 1e-12
 
 
 def test_unknown_truth_is_not_graded_and_unparsed_is_not_wrong():
@@ -93,25 +97,24 @@ def test_unknown_truth_is_not_graded_and_unparsed_is_not_wrong():
     assert (GRADER.metrics(wrong)["parsed"], GRADER.metrics(silent)["parsed"]) == (1.0, 0.0)
     assert "km" in GRADER.metrics(wrong) and "km" not in GRADER.metrics(silent)
     distance_only = Grader(COMPETITION, GRADER.labels, Weights(form=0.0))
-    assert distance_only.reward(HONEST, Reply(region="Kansas")) is None
-    assert distance_only.reward("", TRUTH) == 0.0
+    assert reward(distance_only, HONEST, Reply(region="Kansas")) is None
+    assert reward(distance_only, "", TRUTH) == 0.0
 
 
 def test_terms_are_shares_and_names_match_without_a_vocabulary():
     truth = Reply((48.85, 2.35), "Paris", "Île-de-France", "France")
     weights = Weights(distance=0.0, geoscore=1.0, form=0.0, city=1.0, region=1.0, country=1.0)
     grader = Grader(WORLD, weights=weights)
-    assert grader.reward(WORLD.write(truth), truth) == pytest.approx(4.0)
-    assert grader.reward("City: paris\nRegion: Ile de France\nCountry: Francia\n", truth) == 2.0
+    assert reward(grader, WORLD.write(truth), truth) == pytest.approx(4.0)
+    assert reward(grader, "City: paris\nRegion: Ile de France\nCountry: Francia\n", truth) == 2.0
     far = grader.grade("48.85, -20", truth)
     assert far.terms["geoscore"] == pytest.approx(np.exp(-far.km / 1492.7))
 
 
 def test_a_schedule_changes_only_tau():
     far = HONEST.replace("38.5", "39.5")
-    rewards = [
-        replace(GRADER, tau_km=tau_at(step, 10, "geometric", 2000.0, 25.0)).reward(far, TRUTH) for step in range(10)
-    ]
+    taus = [tau_at(step, 10, "geometric", 2000.0, 25.0) for step in range(10)]
+    rewards = [reward(replace(GRADER, tau_km=tau), far, TRUTH) for tau in taus]
     assert all(a > b for a, b in pairwise(rewards))
 
 
@@ -163,4 +166,4 @@ def test_graders_that_cannot_work_are_refused():
         GRADER.check(Reply(city="Hays"))
     with pytest.raises(KitError, match="unknown setting tau"):
         Weights.from_dict({"tau": 3.0})
-    assert GRADER.only("region").reward("Kansas", TRUTH) == 1.0 and GRADER.only("point").form.keys[0] == "Latitude"
+    assert reward(GRADER.only("region"), "Kansas", TRUTH) == 1.0 and GRADER.only("point").form.keys[0] == "Latitude"
