@@ -33,12 +33,12 @@ def score_table(scores: Mapping[str, Score]) -> pd.DataFrame:
 
 def accuracy_table(km: Mapping[str, ArrayLike]) -> pd.DataFrame:
     """`accuracy.report` of errors (N,) in km side by side, one row each and the highest Geoscore last, rounded."""
-    told = {name: metrics.report(errors) for name, errors in km.items()}
+    reports = {name: metrics.report(errors) for name, errors in km.items()}
     lines = {
         name: {"Geoscore": round(report.geoscore), "mean km": _three(report.mean_km)}
         | {"median km": _three(report.median_km)}
         | {f"{radius:g} km": f"{share:.1%}" for radius, share in zip(report.radii_km, report.within, strict=True)}
-        for name, report in told.items()
+        for name, report in reports.items()
     }
     return pd.DataFrame.from_dict(lines, orient="index").sort_values("Geoscore", kind="stable")
 
@@ -121,13 +121,13 @@ def by_gallery_size(table: pd.DataFrame, title: str = "", note: str = "") -> Fig
 
 def gallery_table(table: pd.DataFrame) -> pd.DataFrame:
     """`lookup.by_size` to be read: what was measured beside what would be possible, rounded."""
-    told: dict[str, tuple[str, int, type]] = {"geoscore": ("Geoscore", 0, int), "mean_km": ("mean km", 0, int)}
-    told["within_200_km"] = ("within 200 km", 2, float)
+    columns: dict[str, tuple[str, int, type]] = {"geoscore": ("Geoscore", 0, int), "mean_km": ("mean km", 0, int)}
+    columns["within_200_km"] = ("within 200 km", 2, float)
     indexed = table.set_index(["chosen", "size"])
     shown = {
         (who, label): indexed[prefix + name].round(digits).astype(kind)
         for who, prefix in {"measured": "", "possible": "possible_"}.items()
-        for name, (label, digits, kind) in told.items()
+        for name, (label, digits, kind) in columns.items()
     }
     return pd.DataFrame(shown)
 

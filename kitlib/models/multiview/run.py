@@ -13,6 +13,7 @@ history of both fits under heads/ and finetune/. The last epoch is kept, so that
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -62,9 +63,16 @@ class Config(GeolocatorOptions):
                                  "finetune_batch", "device_batch")  # fmt: skip
     SHARES: ClassVar[Names] = ("dropout", "gps_share")
     PRESETS: ClassVar = {
-        "sample": {"encoder": "tiny", "places_per_cell": 8, "dropout": 0.3, "finetune_epochs": 4, "finetune_blocks": -1,
-                   "finetune_rate": 1e-3, "finetune_batch": 16, "layer_decay": 1.0, "vary": 0.0}
+        "sample": {"encoder": "tiny", "places_per_cell": 8, "dropout": 0.3},
+        "sample tiny": {"finetune_epochs": 4, "finetune_blocks": -1, "finetune_rate": 1e-3, "finetune_batch": 16,
+                        "layer_decay": 1.0, "vary": 0.0},
     }  # fmt: skip
+
+    @classmethod
+    def preset(cls, name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The values of a preset; those of fine-tuning only for an encoder that was never trained."""
+        tiny = settings.get("encoder", "tiny") == "tiny"
+        return {**super().preset(name, settings), **(super().preset(f"{name} tiny", settings) if tiny else {})}
 
 
 class Session(EncoderSession[Config]):

@@ -76,18 +76,18 @@ def clean(
             raise KitError(f"{what}={value:g}: allowed are positive numbers, and 0, which switches the filter off")
     check_min_samples(min_samples)
 
-    kept = np.ones(len(points), bool)
-    found = []
+    mask = np.ones(len(points), bool)
+    dropped = []
 
     def drop(rows: np.ndarray, reason: str, detail: str | list[str], setting: str) -> None:
-        if len(rows) == kept.sum():
+        if len(rows) == mask.sum():
             raise KitError(f"{setting} would drop all {len(rows)} places that are left; allowed is what keeps some")
-        kept[rows] = False
-        found.append(pd.DataFrame({"reason": reason, "detail": detail}, index=rows))
+        mask[rows] = False
+        dropped.append(pd.DataFrame({"reason": reason, "detail": detail}, index=rows))
 
     drop(_named(exclude, sample_id), "excluded", "named in exclude", "exclude")
     if mad_threshold > 0:
-        left = np.flatnonzero(kept)
+        left = np.flatnonzero(mask)
         scores = _mad_scores(points[left], group[left])
         far = (scores > mad_threshold).any(axis=1)
         detail = [
@@ -97,12 +97,12 @@ def clean(
         ]
         drop(left[far], "mad", detail, f"mad_threshold={mad_threshold:g}")
     if eps_km > 0:
-        left = np.flatnonzero(kept)
+        left = np.flatnonzero(mask)
         noise = dbscan(points[left], eps_km, min_samples) < 0
         why = f"no place within {eps_km:g} km, itself included, has {min_samples} places around it"
         drop(left[noise], "dbscan", why, f"eps_km={eps_km:g} with min_samples={min_samples}")
 
-    reasons = pd.concat(found).sort_index()
+    reasons = pd.concat(dropped).sort_index()
     rows = reasons.index.to_numpy()
     columns = {
         "row": rows,
@@ -112,9 +112,9 @@ def clean(
         "longitude": points[rows, 1],
         "reason": reasons["reason"].to_numpy(object),
         "detail": reasons["detail"].to_numpy(object),
-        "km": _from_the_middle_km(points, group, kept, rows),
+        "km": _from_the_middle_km(points, group, mask, rows),
     }
-    return Cleaned(kept, pd.DataFrame(columns))
+    return Cleaned(mask, pd.DataFrame(columns))
 
 
 def _check_group(group: np.ndarray, n: int) -> None:
@@ -181,11 +181,11 @@ def _medians(values: Array, group: np.ndarray, count: np.ndarray) -> Array:
     return (ordered[first + (count - 1) // 2] + ordered[first + count // 2]) / 2
 
 
-def _from_the_middle_km(points: Array, group: np.ndarray, kept: np.ndarray, rows: np.ndarray) -> Array:
+def _from_the_middle_km(points: Array, group: np.ndarray, mask: np.ndarray, rows: np.ndarray) -> Array:
     """Distances from the places in `rows` to their group's geometric median."""
-    asked, position = np.unique(group[rows], return_inverse=True)
-    middle = np.empty((len(asked), 2))
-    for k, g in enumerate(asked):
+    groups, position = np.unique(group[rows], return_inverse=True)
+    middle = np.empty((len(groups), 2))
+    for k, g in enumerate(groups):
         inside = group == g
-        middle[k] = geo.geometric_median(points[inside & kept if (inside & kept).any() else inside])
+        middle[k] = geo.geometric_median(points[inside & mask if (inside & mask).any() else inside])
     return geo.distance_km(points[rows], middle[position])

@@ -36,12 +36,12 @@ def dropped(points: ArrayLike, reason: ArrayLike, title: str = "", note: str = "
     if not len(points) or len(points) != len(words):
         raise KitError(f"dropped: {len(points)} places and {len(words)} reasons; needed are at least one, one a place")
     colours = {"": GREY} | {word: PALETTE[(i + 1) % len(PALETTE)] for i, word in enumerate(sorted(set(words) - {""}))}
-    kept = words == ""
-    middle = geo.geometric_median(points[kept if kept.any() else slice(None)])
+    inside = words == ""
+    middle = geo.geometric_median(points[inside if inside.any() else slice(None)])
     km = geo.distance_km(points, middle)
-    reach_km = max(float(km[kept].max(initial=0)), 1.0)
+    reach_km = max(float(km[inside].max(initial=0)), 1.0)
     near = km <= FAR_TIMES * reach_km
-    if near.all() or not kept.any():
+    if near.all() or not inside.any():
         canvas = Map(points)
         _places(canvas, points, words, colours)
         _legend(canvas.figure, words, colours)
@@ -109,8 +109,8 @@ def neighbour_curve(km: ArrayLike, eps_km: float, k: int, title: str = "", note:
     axes.plot(rank, shown, color=PALETTE[0], marker="o" if len(finite) < 60 else None, ms=3)
     axes.fill_between(rank, eps_km, shown, where=shown > eps_km, color=PALETTE[1], alpha=0.2, lw=0)
     axes.axhline(eps_km, color=PALETTE[1], lw=1.4)
-    told = f"eps {eps_km:g} km: {above / len(distance):.1%} of the places ({above:,}) lie above"
-    axes.annotate(told, (0, eps_km), (6, 5), xycoords=("axes fraction", "data"), textcoords="offset points",
+    message = f"eps {eps_km:g} km: {above / len(distance):.1%} of the places ({above:,}) lie above"
+    axes.annotate(message, (0, eps_km), (6, 5), xycoords=("axes fraction", "data"), textcoords="offset points",
                   color=PALETTE[1], fontweight="bold")  # fmt: skip
     axes.set_yscale("log")
     plain_numbers(axes.yaxis)
@@ -118,9 +118,9 @@ def neighbour_curve(km: ArrayLike, eps_km: float, k: int, title: str = "", note:
     plain_numbers(axes.xaxis)
     axes.set(xlabel="places, sorted", ylabel=f"km to neighbour {k}", xlim=(0, len(distance) + 1))
     zero, missing = int((finite == 0).sum()), len(distance) - len(finite)
-    told_zero = f"at distance 0, drawn at the bottom: {zero:,}" if zero else ""
-    told_missing = f"without a neighbour {k}: {missing:,}" if missing else ""
-    return finish(figure, title, join_notes(told_zero, told_missing, note))
+    zero_note = f"at distance 0, drawn at the bottom: {zero:,}" if zero else ""
+    missing_note = f"without a neighbour {k}: {missing:,}" if missing else ""
+    return finish(figure, title, join_notes(zero_note, missing_note, note))
 
 
 @house
@@ -160,10 +160,11 @@ def region_errors(
     cut = sum(_region(axes, *pair) for axes, pair in zip(grid, pairs, strict=False))
     for axes in grid[len(pairs) :]:
         axes.set_visible(False)
-    told = f"smaller regions not drawn: {len(rest)} ({sum(len(true) for _, true, _ in rest):,} places)" if rest else ""
-    told_cut = f"guesses outside their panel: {cut:,}" if cut else ""
+    n_rest = sum(len(true) for _, true, _ in rest)
+    rest_note = f"smaller regions not drawn: {len(rest)} ({n_rest:,} places)" if rest else ""
+    cut_note = f"guesses outside their panel: {cut:,}" if cut else ""
     return finish(
-        figure, title, join_notes("dot: the truth, line: to the guess, cross: the centre", told, told_cut, note)
+        figure, title, join_notes("dot: the truth, line: to the guess, cross: the centre", rest_note, cut_note, note)
     )
 
 
@@ -244,5 +245,5 @@ def against_median(
     if shared.any():
         handles.insert(1, Line2D([], [], color=PALETTE[0], mfc="white", mew=1.5, label="pooled model", **dot))
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handletextpad=0.2, borderaxespad=0.2)
-    told = f"regions without places: {len(labels) - len(order)}" if len(order) < len(labels) else ""
-    return finish(figure, title, join_notes(told, note))
+    empty_note = f"regions without places: {len(labels) - len(order)}" if len(order) < len(labels) else ""
+    return finish(figure, title, join_notes(empty_note, note))

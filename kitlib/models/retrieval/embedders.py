@@ -156,12 +156,12 @@ def scales(sigmas: str) -> tuple[float, ...]:
     (2.0, 4.0, 8.0)
     """
     try:
-        found = tuple(float(text) for text in sigmas.split(","))
+        numbers = tuple(float(text) for text in sigmas.split(","))
     except ValueError:
-        found = ()
-    if not found or not all(0 < scale < math.inf for scale in found):
+        numbers = ()
+    if not numbers or not all(0 < scale < math.inf for scale in numbers):
         raise KitError(f"sigmas={sigmas!r}: allowed are numbers above 0 with commas between, such as 2,4,8")
-    return found
+    return numbers
 
 
 def _slices(n: int) -> Iterator[slice]:

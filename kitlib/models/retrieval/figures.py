@@ -38,23 +38,23 @@ def against_distance(
         raise KitError(f"against_distance: no summary of {', '.join(sorted(set(pairs) - set(summaries)))}")
     figure, panels = _panels(pairs, 3.3)
     drawn = 0
-    for (name, found), axes, colour in zip(pairs.items(), panels, PALETTE * len(pairs), strict=False):
-        rows = _thinned(found.km, most)
+    for (name, sample), axes, colour in zip(pairs.items(), panels, PALETTE * len(pairs), strict=False):
+        rows = _thinned(sample.km, most)
         drawn = max(drawn, len(rows))
-        axes.scatter(np.maximum(found.km[rows], FLOOR_KM), found.cosine[rows], s=4, c=GREY, alpha=0.35, lw=0,
+        axes.scatter(np.maximum(sample.km[rows], FLOOR_KM), sample.cosine[rows], s=4, c=GREY, alpha=0.35, lw=0,
                      rasterized=True)  # fmt: skip
-        table, km = _bins(analysis.curve(found))
+        table, km = _bins(analysis.curve(sample))
         axes.fill_between(km, table["q25"], table["q75"], color=colour, alpha=0.3, lw=0)
         axes.plot(km, table["mean"], color=colour)
-        told = summaries[name]
-        axes.set_title(f"{name}\nSpearman {told.spearman:+.2f}, violations {told.violations:.0%}")
+        numbers = summaries[name]
+        axes.set_title(f"{name}\nSpearman {numbers.spearman:+.2f}, violations {numbers.violations:.0%}")
         axes.set_xlabel("distance (km)")
     _similarity_label(panels)
-    _log_km(panels[0], *(found.km for found in pairs.values()))
-    most_pairs = max(len(found.km) for found in pairs.values())
-    told_drawn = f"dots: {drawn:,} of {most_pairs:,} pairs" if drawn < most_pairs else f"dots: all {drawn:,} pairs"
-    told_line = f"line: mean, band: middle half of the bins with {FEW} pairs and more"
-    return finish(figure, title, join_notes(told_line, told_drawn, note))
+    _log_km(panels[0], *(sample.km for sample in pairs.values()))
+    most_pairs = max(len(sample.km) for sample in pairs.values())
+    dots_note = f"dots: {drawn:,} of {most_pairs:,} pairs" if drawn < most_pairs else f"dots: all {drawn:,} pairs"
+    line_note = f"line: mean, band: middle half of the bins with {FEW} pairs and more"
+    return finish(figure, title, join_notes(line_note, dots_note, note))
 
 
 @house
@@ -67,14 +67,14 @@ def distributions(
     The farther the near ones lie to the right of the others, the more an embedding knows of where places are.
     """
     figure, panels = _panels(pairs, 3.0, sharey=False)
-    low = min(float(found.cosine.min()) for found in pairs.values())
-    high = max(float(found.cosine.max()) for found in pairs.values())
+    low = min(float(sample.cosine.min()) for sample in pairs.values())
+    high = max(float(sample.cosine.max()) for sample in pairs.values())
     edges = np.linspace(low, max(high, low + 1e-3), bins + 1)
-    for (name, found), axes, colour in zip(pairs.items(), panels, PALETTE * len(pairs), strict=False):
-        _spread(axes, found, found.km >= 0, edges, "any two", color=GREY, alpha=0.35, lw=0, fill=True)
+    for (name, sample), axes, colour in zip(pairs.items(), panels, PALETTE * len(pairs), strict=False):
+        _spread(axes, sample, sample.km >= 0, edges, "any two", color=GREY, alpha=0.35, lw=0, fill=True)
         for i, km in enumerate(near_km):
             line = ("-", "--", ":", "-.")[(len(near_km) - 1 - i) % 4]
-            _spread(axes, found, found.km <= km, edges, f"within {km:g} km", color=colour, lw=1.5, ls=line)
+            _spread(axes, sample, sample.km <= km, edges, f"within {km:g} km", color=colour, lw=1.5, ls=line)
         axes.set(title=name, xlabel="cosine similarity", yticks=[])
         axes.legend(title="median", alignment="left", loc="upper left", borderaxespad=0)
         axes.set_ylim(0, (1.3 + 0.11 * len(near_km)) * axes.get_ylim()[1])  # room for the legend
@@ -154,9 +154,9 @@ def _thinned(km: np.ndarray, most: int) -> np.ndarray:
     return np.random.default_rng(1).permutation(order[np.argsort(turn, kind="stable")[:most]])
 
 
-def _spread(axes: Axes, found: Pairs, some: np.ndarray, edges: np.ndarray, label: str, **style) -> None:
+def _spread(axes: Axes, sample: Pairs, some: np.ndarray, edges: np.ndarray, label: str, **style) -> None:
     """The distribution of some pairs' similarity as a density, its median told in the legend."""
-    cosine, weight = found.cosine[some].astype(float), found.weight[some]
+    cosine, weight = sample.cosine[some].astype(float), sample.weight[some]
     if not len(cosine):
         axes.stairs([], [0], label=f"{label}: no pair", **style)
         return

@@ -136,15 +136,15 @@ def choose(
     and at most MOST, drawn at random, are looked at. A k beyond K is not tried. The table has a row for each pair:
     k, temperature, final, mean_km, median_km. Of equal scores the first counts, the smaller k.
     """
-    found = np.flatnonzero(np.isfinite(similarity[:, 0]))
-    if not len(found):
+    rows = np.flatnonzero(np.isfinite(similarity[:, 0]))
+    if not len(rows):
         raise KitError(
             f"none of {len(similarity)} places has a neighbour outside its own fold and near-duplicates: k and "
             "temperature cannot be chosen; more training places are needed"
         )
-    if len(found) > MOST:
-        found = np.sort(np.random.default_rng(seed).choice(found, MOST, replace=False))
-    similarity, index, state_idx, points = similarity[found], index[found], state_idx[found], points[found]
+    if len(rows) > MOST:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MOST, replace=False))
+    similarity, index, state_idx, points = similarity[rows], index[rows], state_idx[rows], points[rows]
     lines = []
     for k in [k for k in ks if k <= similarity.shape[1]] or [similarity.shape[1]]:
         nearest = index[:, :k].clip(min=0)
@@ -152,8 +152,8 @@ def choose(
             vote = Vote(k, temperature, smoothing)
             weights = vote.weights(similarity)
             best = np.argsort(-vote.state_probs(weights, nearest, entries), axis=1, kind="stable")[:, :5]
-            said = geo.geometric_median(entries.points[nearest], weights)
-            score = metrics.score_arrays(state_idx, points, entries.state_idx[best], said)
+            point = geo.geometric_median(entries.points[nearest], weights)
+            score = metrics.score_arrays(state_idx, points, entries.state_idx[best], point)
             lines.append((k, temperature, score.final, score.mean_km, score.median_km))
     table = pd.DataFrame(lines, columns=["k", "temperature", "final", "mean_km", "median_km"])
     first = table.iloc[int(table["final"].argmax())]

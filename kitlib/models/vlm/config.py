@@ -81,8 +81,10 @@ class Config(TaskOptions):
 
     @classmethod
     def preset(cls, name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The values of a preset, some of them for one method only."""
+        """The values of a preset, some of them for one method only; none for a published model."""
         method = settings.get("method", cls.method)
+        if not str(settings.get("model", "tiny")).startswith("tiny"):
+            return {}
         return {**super().preset(name, settings), **super().preset(f"{name} {method}", settings)}
 
     def __post_init__(self) -> None:

@@ -495,3 +495,10 @@ def test_a_model_that_is_built_otherwise_is_refused(tmp_path):
         KitError, match=r"expected the architecture of Qwen2.5-VL or Qwen3-VL; hf:.* is a LlavaForConditionalGeneration"
     ):
         loading.load(f"hf:{tmp_path}", torch.float32)
+
+
+def test_the_preset_for_drawn_places():
+    sft, grpo = (Config.from_dict({"method": method}, "sample") for method in ("sft", "grpo"))
+    assert (sft.model, sft.rate, sft.lora_rank, grpo.rate, grpo.tau_schedule) == ("tiny", 2e-3, 0, 2e-4, "fixed")
+    published = Config.from_dict({"method": "grpo", "model": "hf:Qwen/Qwen2.5-VL-3B-Instruct"}, "sample")
+    assert (published.rate, published.lora_rank, published.digits) == (0.0, 16, 4)  # all weights at 2e-3 would ruin it
