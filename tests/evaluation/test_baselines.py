@@ -130,17 +130,17 @@ def test_training_rows_of_one_state_are_no_obstacle(places, features):
 
 
 def test_bad_input_is_refused(places, features, folds):
-    with pytest.raises(KitError, match=r"train features of shape \(90, 5\) for 91 places"):
+    with pytest.raises(KitError, match=r"train features: expected shape \(91, D\); got \(90, 5\)"):
         baselines.logistic(places, features[:-1], folds)
-    with pytest.raises(KitError, match=r"test features of shape \(7, 5\) for 6 places"):
+    with pytest.raises(KitError, match=r"test features: expected shape \(6, D\); got \(7, 5\)"):
         baselines.logistic(places, features, folds, features[:7])
-    with pytest.raises(KitError, match="1 folds of shape"):
+    with pytest.raises(KitError, match="got 1 folds of shape"):
         baselines.logistic(places, features, np.zeros(91, int))
     with pytest.raises(KitError, match=r"shape \(90,\)"):
         baselines.commonest_out_of_fold(places, folds[:-1])
     broken = features.copy()
     broken[4, 2] = np.nan
-    with pytest.raises(KitError, match="row 4 are not finite"):
+    with pytest.raises(KitError, match="expected finite numbers; those of row 4 are not"):
         baselines.logistic(places, broken, folds)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from figure_helper import NAMES, NOTE, png, texts
+from figure_helper import NAMES, NOTE, POINTS, png, texts
 
 from kitlib.evaluation import metrics
 from kitlib.figures import scores
@@ -12,14 +12,12 @@ from kitlib.figures import scores
 RNG = np.random.default_rng(0)
 
 
-def test_confusion_rows_are_shares_of_the_states_that_occur():
-    points = np.random.default_rng(0).uniform(30, 45, (len(NAMES), 2))
-    true, guess = [NAMES[0], NAMES[0], NAMES[1]], [NAMES[0], NAMES[1], NAMES[2]]
-    figure = scores.confusion(true, guess, NAMES, points, note=NOTE)
-    shares = figure.axes[0].collections[0].get_array().reshape(3, 3)  # five other states do not occur
-    rows = np.ma.filled(shares, np.nan)
-    assert np.sort(rows[np.isfinite(rows)]).tolist() == [0, 0, 0, 0.5, 0.5, 1]
-    assert np.isnan(rows).all(1).sum() == 1  # the state that was only guessed
+def test_confusion_rows_are_shares_of_the_states_that_occur_and_rows_without_places_stay_blank():
+    a, b, c = NAMES[:3]
+    figure = scores.confusion([a, a, b], [a, b, c], NAMES, POINTS, note=NOTE)
+    shares = np.ma.filled(figure.axes[0].collections[0].get_array().reshape(3, 3), np.nan)
+    assert sorted(shares[np.isfinite(shares)].tolist()) == [0, 0, 0, 0.5, 0.5, 1]
+    assert np.isnan(shares).all(1).sum() == 1
     png(figure)
 
 
