@@ -29,9 +29,16 @@ REGION_COLUMNS = ("state", "region", "country", "Region_ID")  # tried in this or
 
 
 def load(data: str | Path, region_column: str | None = None, **tables: str | None) -> Places:
-    """Read a data set as by `read`; "sample" is drawn into data/raw/sample if it is missing."""
+    """Read a data set as by `read`, after fetching it where it is missing.
+
+    "sample" is drawn into data/raw/sample; "hf:OWNER/NAME" or "hf:OWNER/NAME@SPLIT" is streamed from Hugging Face into
+    data/raw/<name>.
+    """
     from kitlib.data.sample import competition  # it imports this module for the names of files and views
 
+    if str(data).startswith("hf:"):
+        source, _, split = str(data).removeprefix("hf:").partition("@")
+        return read_hugging_face(source, split or "train", region_column=region_column)
     return read(competition.ensure(str(data)), region_column, **{name: path for name, path in tables.items() if path})
 
 

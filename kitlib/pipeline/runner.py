@@ -218,7 +218,7 @@ def _data_signatures(steps: list[Ready]) -> list[list[Any]]:
         for name, parameter in step.notebook.parameters.items():
             value = step.values.get(name, parameter.default)
             if name == "DATA":
-                read.append(_find_or_draw(str(value)))
+                read.append(_find_or_fetch(str(value)))
             elif isinstance(value, str):  # such as timm:NAME@WEIGHTS, in which the file's content counts
                 named = [Path(part) for part in re.split("[:@]", value) if "/" in part]
                 read += [path for path in named if path.exists()]
@@ -226,15 +226,12 @@ def _data_signatures(steps: list[Ready]) -> list[list[Any]]:
     return signatures
 
 
-def _find_or_draw(data: str) -> Path:
-    try:
-        return paths.find_data(data)
-    except KitError:
-        if data != "sample":
-            raise
-    from kitlib.data.sample import competition as sample  # takes a second to import
+def _find_or_fetch(data: str) -> Path:
+    if data == "sample" or data.startswith("hf:"):
+        from kitlib.data import readers  # takes a second to import
 
-    return sample.ensure(data)
+        return readers.load(data).folder
+    return paths.find_data(data)
 
 
 def _folder_signature(folder: Path) -> list[Any]:

@@ -61,6 +61,15 @@ def test_a_local_parquet_folder_is_streamed_once(home, tmp_path, monkeypatch):
         readers.read_hugging_face(tmp_path / "hub", "test", "mine")
 
 
+def test_a_data_set_of_hugging_face_is_named_where_a_folder_is(home, tmp_path):
+    (tmp_path / "hub/data").mkdir(parents=True)
+    dataset().to_parquet(tmp_path / "hub/data/train-00000-of-00001.parquet")
+    for name in (f"hf:{tmp_path / 'hub'}", f"hf:{tmp_path / 'hub'}@train"):
+        places = readers.load(name)
+        assert len(places.rows("train")) == 7 and places.folder == home / "data/raw/hub"
+    assert readers.load("hub").key == places.key
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_limit_and_going_on_from_there(home, streamed):
     data = dataset().to_iterable_dataset() if streamed else dataset()
