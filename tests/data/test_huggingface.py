@@ -62,9 +62,9 @@ def test_a_local_parquet_folder_is_streamed_once(home, tmp_path, monkeypatch):
 
 
 def test_a_data_set_of_hugging_face_is_named_where_a_folder_is(home, tmp_path):
-    (tmp_path / "hub/data").mkdir(parents=True)
-    dataset().to_parquet(tmp_path / "hub/data/train-00000-of-00001.parquet")
-    for name in (f"hf:{tmp_path / 'hub'}", f"hf:{tmp_path / 'hub'}@train"):
+    (tmp_path / "elsewhere/hub/data").mkdir(parents=True)
+    dataset().to_parquet(tmp_path / "elsewhere/hub/data/train-00000-of-00001.parquet")
+    for name in (f"hf:{tmp_path / 'elsewhere/hub'}", f"hf:{tmp_path / 'elsewhere/hub'}@train"):
         places = readers.load(name)
         assert len(places.rows("train")) == 7 and places.folder == home / "data/raw/hub"
     assert readers.load("hub").key == places.key
