@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import toy
 from matplotlib.ticker import MaxNLocator
 
 from kitlib.data import readers
 from kitlib.data.places import Places
 from kitlib.data.sample import competition as sample
-from kitlib.data.sample import toy
 from kitlib.evaluation import crossval, runs
 from kitlib.evaluation.runs import Run
 from kitlib.figures import style

@@ -95,7 +95,7 @@ class Session(EncoderSession[Config]):
 
         def learn(phase: str, encoder: Encoder | None, batch: int, turns: int, epochs: int, **rates: Any) -> None:
             def load(r: np.ndarray) -> Batch:
-                return self.look("train", encoder, r) | {name: label[r] for name, label in labels.items()}
+                return self.inputs_for("train", encoder, r) | {name: label[r] for name, label in labels.items()}
 
             steps = fit.total_steps(len(rows), batch, turns, epochs, self.devices)
             fitted = fit.fit(
@@ -142,7 +142,7 @@ class Session(EncoderSession[Config]):
         parts = [heads.classes.commonest(pack.sample_id[rows[blind]])]
 
         def load(r: np.ndarray) -> dict[str, Any]:
-            return self.look(split, encoder, r) | {"row": r}
+            return self.inputs_for(split, encoder, r) | {"row": r}
 
         size = config.device_batch if encoder else config.heads_batch
         seen = Batches(rows[~blind], size, 0, load, shuffle=False, prefetch=True) if not blind.all() else ()

@@ -195,7 +195,7 @@ def learn(
 
     def phase(name: str, encoder: Encoder | None, batch: int, epochs: int, **rates: Any) -> bool:
         def load(r: np.ndarray) -> Batch:
-            return inputs.look("train", encoder, r) | {name: label[r] for name, label in labels.items()}
+            return inputs.inputs_for("train", encoder, r) | {name: label[r] for name, label in labels.items()}
 
         size, prefetch = min(batch, math.ceil(len(rows) / devices)), encoder is not None
         batches = Batches(rows, size, settings["seed"], load, prefetch=prefetch)

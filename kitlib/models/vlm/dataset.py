@@ -21,7 +21,7 @@ import pandas as pd
 import simplejpeg
 from PIL import Image
 
-from kitlib.core.errors import KitError, shorten
+from kitlib.core.errors import KitError
 from kitlib.data import huggingface
 from kitlib.data.files import Files
 from kitlib.data.pictures import GREY, Pack
@@ -32,7 +32,6 @@ from kitlib.models.vlm.conversation.replies import Reply
 if TYPE_CHECKING:
     import datasets
 
-POINT_COLUMNS = (("latitude", "lat"), ("longitude", "lon"))
 NAME_COLUMNS = {"city": ("city",), "region": ("region", "state", "province"), "country": ("country",)}
 
 
@@ -153,16 +152,10 @@ def streamed(
     """
     import datasets
 
-    data = _stream(source, split)
-    features = data.features or {}
-    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    lat, lon = (next((c for c in columns if c in features), None) for columns in POINT_COLUMNS)
-    if not images or lat is None or lon is None:
-        needed = "an image column, and latitude and longitude, or lat and lon"
-        raise KitError(f"data set {Path(source).name} ({split}): expected {needed}; got {shorten(features, 20)}")
-    names = {name: next((c for c in columns if c in features), None) for name, columns in NAME_COLUMNS.items()}
-    numbered = {c: kind.names for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
-    for column in images:  # decoded below, so that a broken picture only skips its row
+    data = huggingface.open_stream(source, split)
+    columns = huggingface.find_columns(data.features, f"{Path(source).name} ({split})")
+    names = {name: next((c for c in known if c in data.features), None) for name, known in NAME_COLUMNS.items()}
+    for column in columns.views:  # decoded below, so that a broken picture only skips its row
         data = data.cast_column(column, datasets.Image(decode=False))
 
     def rows() -> Iterator[Row]:
@@ -170,13 +163,13 @@ def streamed(
             usable = 0
             for number, row in enumerate(data.shuffle(seed=seed + epoch, buffer_size=max(1, buffer))):
                 try:
-                    point = float(row[lat]), float(row[lon])
-                    shown = [_opened(row[column], max_side) for column in images]
+                    point = float(row[columns.latitude]), float(row[columns.longitude])
+                    shown = [_opened(row[column], max_side) for column in columns.views]
                 except (TypeError, ValueError, OSError):
                     continue
                 if not (-90 <= point[0] <= 90 and -180 <= point[1] <= 180):
                     continue
-                fields = {name: _named(row[c], numbered.get(c)) for name, c in names.items() if c}
+                fields = {name: _named(row[c], columns.class_names.get(c)) for name, c in names.items() if c}
                 usable += 1
                 yield extend({"sample_id": f"{epoch}-{number}", "images": shown, "truth": Reply(point, **fields)})
             if not usable:
@@ -187,24 +180,8 @@ def streamed(
 
 def stream_views(source: str, split: str = "train") -> tuple[str, ...]:
     """The names of the views of a streamed data set: its image columns, or ("only",) for one."""
-    import datasets
-
-    features = _stream(source, split).features or {}
-    images = [name.removeprefix("image_") for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    return tuple(images) if len(images) > 1 else ("only",)
-
-
-def _stream(source: str, split: str) -> datasets.IterableDataset:
-    import datasets
-
-    try:
-        return datasets.load_dataset(str(source), split=split, streaming=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise KitError(
-            f"stream: expected a Hugging Face data set or a folder of its files; {Path(source).name} ({split}) cannot "
-            f"be streamed: {reason}"
-        ) from error
+    features = huggingface.open_stream(source, split).features
+    return tuple(huggingface.find_columns(features, f"{Path(source).name} ({split})").views.values())
 
 
 def _opened(picture: dict | None, max_side: int) -> Image.Image:
@@ -212,8 +189,8 @@ def _opened(picture: dict | None, max_side: int) -> Image.Image:
     return capped(Image.open(io.BytesIO(huggingface.content(picture))), max_side)
 
 
-def _named(value: Any, names: Sequence[str] | None) -> str | None:
-    """A name, looked up where the column holds numbers; None for an empty one."""
-    if names is not None and value is not None:
-        value = names[value] if value >= 0 else None
+def _named(value: Any, names: list[str] | None) -> str | None:
+    """A name, by its number where the column holds numbers; None for an empty one."""
+    if names is not None:
+        value = huggingface.class_name(value, names)
     return str(value).strip() or None if value is not None else None

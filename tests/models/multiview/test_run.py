@@ -128,7 +128,7 @@ def test_fine_tuning_changed_the_encoder_and_history_tells(trained):
 
 
 def test_an_encoder_that_cannot_be_had_is_refused_before_a_run_begins(world):
-    with pytest.raises(KitError, match="encoder 'resnet': allowed are tiny"):
+    with pytest.raises(KitError, match="encoder 'resnet': expected tiny"):
         multiview.train(dataclasses.replace(HEADS, encoder="resnet"), world, "never", n_folds=3)
     assert "never" not in runs.list_runs()
 

@@ -262,7 +262,7 @@ def test_arrays_that_disagree_are_refused():
     for arrays, message in [
         ((sample_id[1:], points, group), "360 places have sample_ids of shape"),
         ((sample_id, points, group[1:]), "360 places have groups of shape"),
-        ((sample_id, points[:, :1], group), "wanted is"),
+        ((sample_id, points[:, :1], group), "places: expected points of shape"),
         ((sample_id, points, group + 1), r"groups of places are 1\.\.6"),
         ((sample_id, points, group - 1), r"groups of places are -1\.\.4"),
         ((sample_id, points, group.astype(float)), "wanted are whole numbers"),

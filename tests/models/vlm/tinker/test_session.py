@@ -14,11 +14,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+import toy
 from tinker_helper import Canned, Plain
 
 from kitlib.core.errors import KitError
 from kitlib.data import readers
-from kitlib.data.sample import toy
 from kitlib.evaluation import crossval
 from kitlib.models.vlm import analysis, loading
 from kitlib.models.vlm import config as vlm_config
