@@ -211,7 +211,7 @@ def test_a_run_computes_in_the_number_type_that_it_was_started_in(monkeypatch, c
     assert vision_device.dtype_of({}, CPU) == torch.float32  # a run of an earlier kit
     half = {"precision": "float16"}
     assert vision_device.dtype_of(half, torch.device("cuda")) == torch.float16 and not caplog.text
-    assert vision_device.dtype_of(half, CPU) == torch.float32 and "float32 is used here" in caplog.text
+    assert vision_device.dtype_of(half, CPU) == torch.float32 and "float32 replaces it" in caplog.text
 
 
 def test_a_t4_computes_in_float16_and_newer_gpus_in_bfloat16(monkeypatch):

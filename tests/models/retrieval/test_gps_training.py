@@ -257,7 +257,7 @@ def test_the_published_weights(tmp_path):
         (lambda: MatchOptions(queue=-1), "queue=-1: must be finite and not negative"),
         (lambda: MatchOptions(noise_m=math.nan), "noise_m=nan: must be finite"),
         (lambda: MatchOptions(freeze=1.5), "freeze=1.5: allowed is from 0 to 1"),
-        (lambda: alone(gallery_points=[[95.0, 0.0]]), "the gallery: 1 of 1 points are not on Earth"),
+        (lambda: alone(gallery_points=[[95.0, 0.0]]), "the gallery: .* 1 of 1 points are not on Earth"),
         (lambda: alone(gallery_points=[5.0, 0.0]), r"gallery_points: expected shape \(M, 2\)"),
         (lambda: alone().on_validation_epoch_start(), "give gallery_points"),
         (lambda: embed_images(small(), np.zeros((4, V, D + 1))), rf"wanted are \(N, V, {D}\)"),
