@@ -1,6 +1,6 @@
 """Measure the gain of a vision-language model: fine-tuning makes its replies parse, then GRPO raises their reward.
 
-The tiny Qwen2.5-VL, on the colour-coded toy set (`kitlib.data.sample.toy`) and on the drawn sample competition,
+The tiny Qwen2.5-VL, on the colour-coded toy set (`toy.py`) and on the drawn sample competition,
 in one turn and telescoping, each with several seeds. All numbers are means over the 200 held-out places of a fold and
 four replies to each. Rewards are of replies as sampled in training, at temperature 1. Parsed shares and "cool" rewards
 are of replies as sampled for guesses, at 0.7 and top-p 0.95, and show how much of the gain cooling alone gives. The

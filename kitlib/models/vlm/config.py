@@ -52,7 +52,7 @@ class Config(TaskOptions):
     vllm: bool = False  # generate by vLLM, which is faster
     reward_distance: float = 1.0  # weights of the reward's terms: exp(-km / tau)
     reward_geoscore: float = 0.0  # the game's points
-    reward_form: float = 0.1  # exactly the lines asked for
+    reward_form: float = 0.1  # exactly the lines of the form
     reward_city: float = 0.0  # the right city
     reward_region: float = 0.5  # the right region
     reward_country: float = 0.0  # the right country

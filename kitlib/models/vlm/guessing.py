@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from kitlib import geo
-from kitlib.core.errors import KitError
 from kitlib.data.places import Places
 from kitlib.evaluation import baselines, metrics
 from kitlib.evaluation.guesses import Guesses
@@ -65,13 +64,8 @@ class Prior:
         A reply with a point but no state is in the state of the nearest training place. A place is answered when at
         least one of its replies has a state and at least one has a point; else `middle` and `state_shares` fill in.
         """
-        counts = {len(row) for row in replies}
-        if len(replies) != len(sample_id) or len(counts) > 1 or 0 in counts:
-            raise KitError(
-                f"replies: expected {len(sample_id)} rows of equal length; got {len(replies)} of {sorted(counts)}"
-            )
         flat = [reply for row in replies for reply in row]
-        shape = (len(replies), counts.pop() if counts else 1)
+        shape = (len(replies), len(replies[0]) if replies else 1)
         points = np.array([reply.point or (np.nan, np.nan) for reply in flat], float).reshape(-1, 2)
         position = self.states.positions(getattr(reply, self.label) for reply in flat)
         unnamed = np.array([getattr(reply, self.label) is None for reply in flat], bool)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kitlib.core.errors import KitError
 from kitlib.geo import distance_km
-from kitlib.models.vlm.conversation.replies import Reply, read
+from kitlib.models.vlm.conversation.replies import read
 from kitlib.models.vlm.conversation.vocabulary import Labels
 from kitlib.models.vlm.guessing import Prior
 
@@ -43,9 +42,3 @@ def test_unanswered_places_get_a_stand_in_and_are_marked():
 def test_a_mean_over_guesses_counts_everyone():
     km = distance_km(guesses().point(), np.tile([38.0, -98.0], (4, 1)))
     assert np.isfinite(km).all() and km.mean() > km[guesses().answered].min()
-
-
-def test_rows_of_replies_must_match_the_places():
-    for replies in ([[Reply()], [Reply(), Reply()]], [[Reply()]], [[], []]):
-        with pytest.raises(KitError, match="replies: expected 2 rows of equal length"):
-            PRIOR.from_replies(np.arange(2), replies)

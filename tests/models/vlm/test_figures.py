@@ -57,9 +57,9 @@ def test_curves_are_the_summary():
         lines = {line.get_label(): line for line in axes.lines}
         for label, phase in (("training", "train"), ("evaluation", "eval")):
             np.testing.assert_allclose(lines[label].get_ydata(), summary.loc[summary["phase"] == phase, column])
-    told = texts(figure)
-    assert f"{table['km'].isna().sum()} of {len(table)} rollouts name no place" in told and "drawn sample" in told
-    assert "tau 500 to 250 km" in told
+    printed = texts(figure)
+    assert f"{table['km'].isna().sum()} of {len(table)} rollouts name no place" in printed and "drawn sample" in printed
+    assert "tau 500 to 250 km" in printed
     assert not overlapping_texts(figure)
 
 
@@ -71,8 +71,8 @@ def test_maps_show_one_place_at_steps_from_the_first_to_the_last_in_one_frame():
     assert len({(axes.get_xlim(), axes.get_ylim()) for axes in maps}) == 1
     for axes, step in zip(maps, (0, 2, 3, 5), strict=True):
         rows = table[(table["sample_id"] == "munich") & (table["step"] == step) & (table["phase"] == "train")]
-        wanted = np.array([point for point in rows["point"] if point is not None])
-        np.testing.assert_allclose(dots(axes), wanted[:, ::-1])
+        points = np.array([point for point in rows["point"] if point is not None])
+        np.testing.assert_allclose(dots(axes), points[:, ::-1])
         assert f"half within {rows['km'].median():,.3g} km" in axes.get_title("left")
     assert "1 silent" in maps[0].get_title("left")
 

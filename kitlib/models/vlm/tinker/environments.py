@@ -61,11 +61,10 @@ class PlaceEnv:
     the one before and the cookbook trains on all turns as one sequence.
     """
 
-    def __init__(
-        self, dialogue: Dialogue, images: Sequence[Any], renderer: Renderer, prompt: Observation = None
-    ) -> None:
-        """dialogue: a new one. images: of the views (V,). prompt: the rendered first prompt, if it is known."""
-        self.dialogue, self.renderer, self.observation = dialogue, renderer, prompt
+    def __init__(self, dialogue: Dialogue, images: Sequence[Any], renderer: Renderer) -> None:
+        """dialogue: a new one. images: of the views (V,)."""
+        self.dialogue, self.renderer = dialogue, renderer
+        self.observation: Observation = None  # the rendered prompt of the current turn
         self.messages = with_pictures(dialogue.env.messages(), images)
 
     async def initial_observation(self) -> tuple[Observation, Stop]:
@@ -81,14 +80,8 @@ class PlaceEnv:
         if message is not None:
             self.messages += [assistant(reply), message]
             await self._render()
-        return StepResult(
-            self.dialogue.rewards[-1],
-            self.dialogue.done,
-            self.observation,
-            self.renderer.get_stop_sequences(),
-            metrics=self.dialogue.metrics[-1],
-            logs={"reply": reply},
-        )
+        state = self.dialogue.rewards[-1], self.dialogue.done, self.observation, self.renderer.get_stop_sequences()
+        return StepResult(*state, metrics=self.dialogue.metrics[-1], logs={"reply": reply})
 
     async def _render(self) -> None:
         """Render in a thread: pictures are compressed again, and other dialogues need not wait for that."""

@@ -36,8 +36,8 @@ WRITINGS = {
 @given(lat=LATITUDES, lon=LONGITUDES)
 def test_a_point_reads_as_it_was_written(writing, lat, lon):
     lat, lon = lat / 1e4, lon / 1e4
-    (said,), _ = side_by_side(plain(WRITINGS[writing](lat, lon)))
-    assert said == pytest.approx((lat, lon), abs=1e-5)
+    (read,), _ = side_by_side(plain(WRITINGS[writing](lat, lon)))
+    assert read == pytest.approx((lat, lon), abs=1e-5)
 
 
 def test_a_run_of_two_is_a_point_of_three_none_of_one_nothing():

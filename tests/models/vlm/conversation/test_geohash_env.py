@@ -117,9 +117,6 @@ def test_the_teacher_is_seeded_and_deaf():
 def test_lengths_grow_and_the_teacher_retires():
     assert [lengths_at(step, 6, (2, 4, 6)) for step in (0, 2, 4, 99)] == [(2,), (2, 4), (2, 4, 6), (2, 4, 6)]
     assert [forcing_at(step, 5, 0.8) for step in (0, 2, 4, 9)] == pytest.approx([0.8, 0.4, 0.0, 0.0])
-    for function, start in ((lengths_at, (2, 4)), (forcing_at, 0.5)):
-        with pytest.raises(KitError, match="steps from 0"):
-            function(-1, 5, start)
 
 
 def test_a_place_without_a_point_is_refused():
