@@ -89,7 +89,7 @@ def test_the_queue_resumes_from_its_state():
 
 
 def test_a_negative_size_is_refused():
-    with pytest.raises(KitError, match="size of the queue: expected a whole number from 0; got -1"):
+    with pytest.raises(KitError, match="queue: expected a whole number from 0; got -1"):
         GpsQueue(-1)
 
 

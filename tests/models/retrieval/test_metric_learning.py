@@ -41,9 +41,9 @@ def toy() -> tuple[np.ndarray, dict[str, torch.Tensor]]:
     rng = np.random.default_rng(0)
     points = np.stack([rng.uniform(30, 48, N), rng.uniform(-120, -75, N)], axis=1)
     waves = np.concatenate([np.sin(points / 5), np.cos(points / 5), (points - points.mean(0)) / points.std(0)], axis=1)
-    told = waves[:, None, None] + 0.3 * rng.normal(size=(N, 2, V, 6))
+    signal = waves[:, None, None] + 0.3 * rng.normal(size=(N, 2, V, 6))
     distractors = 1.5 * rng.normal(size=(N, 1, 1, D - 6)) + 0.5 * rng.normal(size=(N, 2, V, D - 6))
-    features = torch.from_numpy(np.concatenate([told, distractors], axis=-1)).half()
+    features = torch.from_numpy(np.concatenate([signal, distractors], axis=-1)).half()
     return points, {"features": features, "place": unit_vectors(points), "group": torch.arange(N)}
 
 
@@ -144,7 +144,7 @@ def test_pool_is_the_mean_of_the_kept_views():
 
 
 def test_options_refuse_another_loss():
-    with pytest.raises(KitError, match="allowed are cosent, infonce, both"):
+    with pytest.raises(KitError, match="loss: expected one of cosent, infonce, both"):
         MetricOptions(loss="triplet")
 
 
