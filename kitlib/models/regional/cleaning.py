@@ -8,7 +8,6 @@ cleaned.dropped    # a table of the dropped places with reasons and distances to
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from kitlib import geo
 from kitlib.core.errors import KitError
-from kitlib.geo.clustering import check_min_samples, check_places, dbscan
+from kitlib.geo.clustering import check_places, dbscan
 from kitlib.geo.sphere import Array
 
 SMALLEST_GROUP = 5  # places; fewer have no meaningful spread
@@ -59,26 +58,12 @@ def clean(
         min_samples: of `dbscan`.
         exclude: sample_ids, or row numbers as ints. A text of digits is a sample_id if one is equal, else a row number.
 
-    Raises KitError for impossible settings and shapes, an entry of `exclude` that matches no place, and a filter that
-    would drop all places.
+    Raises KitError for an entry of `exclude` that matches no place, and a filter that would drop all places.
     """
     points, group, names, sample_id = check_places(points), np.asarray(group), np.asarray(names), np.asarray(sample_id)
     if not len(points):
         raise KitError("places: expected at least one to clean; got none")
-    if {group.shape, sample_id.shape} != {(len(points),)} or group.dtype.kind not in "iu":
-        raise KitError(
-            f"sample_id, group: expected {len(points)} keys and as many whole numbers; got {sample_id.shape}, "
-            f"{group.shape} of {group.dtype}"
-        )
-    if not 0 <= group.min() <= group.max() < len(names):
-        raise KitError(f"group: expected 0..{len(names) - 1}, one of the names; got {group.min()}..{group.max()}")
-    for setting, value in (("mad_threshold", mad_threshold), ("eps_km", eps_km)):
-        if not 0 <= value < math.inf:
-            raise KitError(f"{setting}: expected a positive number, or 0, which switches the filter off; got {value:g}")
-    check_min_samples(min_samples)
-
-    kept = np.ones(len(points), bool)
-    tables = []
+    kept, tables = np.ones(len(points), bool), []
 
     def drop(rows: np.ndarray, reason: str, detail: str | list[str], setting: str) -> None:
         if len(rows) == kept.sum():
@@ -100,8 +85,8 @@ def clean(
     if eps_km > 0:
         rows = np.flatnonzero(kept)
         noise = dbscan(points[rows], eps_km, min_samples) < 0
-        detail = f"no place within {eps_km:g} km, itself included, has {min_samples} places around it"
-        drop(rows[noise], "dbscan", detail, f"eps_km={eps_km:g} with min_samples={min_samples}")
+        reason = f"no place within {eps_km:g} km, itself included, has {min_samples} places around it"
+        drop(rows[noise], "dbscan", reason, f"eps_km={eps_km:g} with min_samples={min_samples}")
 
     reasons = pd.concat(tables).sort_index()
     rows = reasons.index.to_numpy()

@@ -43,11 +43,6 @@ class RegionScaler:
         """
         from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
-        if kind not in KINDS:
-            raise KitError(f"scaler: expected one of {', '.join(KINDS)}; got {kind!r}")
-        points = geo.check_points(points, "places of a region")
-        if points.ndim != 2 or not len(points):
-            raise KitError(f"places of a region: expected shape (N, 2) with N at least 1; got {points.shape}")
         centre = geo.geometric_median(points)
         local = projection.to_local_km(points, centre)
         scaler = {"robust": RobustScaler, "standard": StandardScaler, "minmax": MinMaxScaler}[kind]().fit(local)

@@ -128,7 +128,6 @@ class Matched:
 
     def queries(self, features: torch.Tensor) -> np.ndarray:
         """(N, dim), the mean over sides."""
-        check(features, self.match.settings["n_features"])
         return embed_images(self.match, features.numpy())
 
     def entries(self, features: torch.Tensor, points: np.ndarray) -> np.ndarray:

@@ -136,7 +136,7 @@ def _label_codes(labels: ArrayLike | pd.DataFrame | None, n: int) -> np.ndarray:
     """A number (N,) for each combination of labels."""
     if labels is None:
         return np.zeros(n, np.int64)
-    table = pd.DataFrame(labels)
+    table = labels if isinstance(labels, pd.DataFrame) else pd.DataFrame(np.asarray(labels))
     if len(table) != n or table.shape[1] == 0:
         raise KitError(f"labels: expected shape ({n},) or ({n}, L); got {table.shape}")
     return table.groupby(list(table.columns), dropna=False).ngroup().to_numpy()

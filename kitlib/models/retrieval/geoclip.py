@@ -85,11 +85,6 @@ class LocationEncoder(nn.Module):
         self, dim: int = 512, sigmas: Sequence[float] = (1, 16, 256), n_frequencies: int = 256, hidden: int = 1024
     ) -> None:
         super().__init__()
-        if not sigmas or min(*sigmas, dim, n_frequencies, hidden) <= 0:
-            raise KitError(
-                "dim, sigmas, n_frequencies, hidden: expected numbers above 0 and at least one sigma; "
-                f"got {dim}, {tuple(sigmas)}, {n_frequencies}, {hidden}"
-            )
         self.dim = dim
         self.scales = nn.ModuleList(
             nn.Sequential(
@@ -107,8 +102,6 @@ class LocationEncoder(nn.Module):
 
     def forward(self, points: torch.Tensor) -> torch.Tensor:
         """Embed points (..., 2), float32 or float64, as float32 (..., dim)."""
-        if points.shape[-1:] != (2,):
-            raise KitError(f"points: expected shape (..., 2), [lat, lon]; got {tuple(points.shape)}")
         plane = equal_earth(points.float())
         return torch.stack([scale(plane).float() for scale in self.scales]).sum(0)
 

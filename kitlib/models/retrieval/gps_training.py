@@ -68,8 +68,6 @@ class GpsQueue(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        if size < 0:
-            raise KitError(f"queue: expected a whole number from 0; got {size}")
         self.register_buffer("points", torch.zeros(size, 2))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # points ever pushed
 

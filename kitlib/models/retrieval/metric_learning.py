@@ -30,6 +30,7 @@ from torch import nn
 
 from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.core.settings import Names
 from kitlib.data.loader import Batches
 from kitlib.training import sphere
 from kitlib.training.learner import Batch, Learner, TrainingOptions, encode
@@ -53,6 +54,7 @@ class MetricOptions(TrainingOptions):
     min_km: float = 0.0  # closer pairs are left out
 
     CHOICES: ClassVar = {"loss": LOSSES}
+    POSITIVE: ClassVar[Names] = ("scale", "temperature", "near_km")
 
 
 class Projection(Standardised):
@@ -172,8 +174,6 @@ def info_nce(
     A row's targets are proportional to exp(-km / near_km) over the places in the mask. Rows without a near place (see
     `has_near`) do not count; without any row the loss is 0.
     """
-    if not (temperature > 0 and near_km > 0):
-        raise KitError(f"temperature, near_km: expected numbers above 0; got {temperature}, {near_km}")
     rows = has_near(km, mask, near_km)
     with torch.autocast(similarity.device.type, enabled=False):
         others, mask = similarity.float()[rows] / temperature, mask[rows]
@@ -263,10 +263,8 @@ def near_batches(
     comes once an epoch, in an order that depends on (seed, epoch) alone. Several processes divide the groups among
     them.
     """
-    if together < 1:
-        raise KitError(f"together: expected a whole number from 1; got {together}")
     rows = np.arange(len(points)) if rows is None else rows
     batches = _NearBatches(rows, batch_size, seed, load, prefetch=prefetch)
     batches.together = together
-    batches.vectors = geo.unit_vectors(geo.check_points(np.asarray(points)[batches.rows], "near_batches"))
+    batches.vectors = geo.unit_vectors(points[batches.rows])
     return batches

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -162,7 +161,7 @@ class Session(EncoderSession[Config]):
             if encoder:
                 weights.save_encoder(encoder, folder / "encoder.safetensors")
                 builder = replace(builder, features=self.fold_features(fold)["train"])
-        retriever, scores = builder.build(embedder, self.gallery_points, config.gallery_size)
+        retriever, scores = builder.build(embedder, config.points(), config.gallery_size)
         retriever.save(folder)
         with storage.atomic_write(folder / "choice.csv") as beside:
             scores.to_csv(beside, index=False)
@@ -223,11 +222,6 @@ class Session(EncoderSession[Config]):
             seed=config.seed,
             device=self.device,
         )
-
-    @cached_property
-    def gallery_points(self) -> np.ndarray | None:
-        """The points of a gallery of coordinates, read once."""
-        return self.config.points()
 
 
 train, train_fold, predict = Session.train, Session.train_fold, Session.predict

@@ -56,10 +56,6 @@ class Summary:
     random_km: float  # median distance of random pairs: chance level
     best_km: float  # median distance to the nearest place: the optimum
 
-    def as_dict(self) -> dict[str, float]:
-        """The numbers by name, as for metrics.json."""
-        return asdict(self)
-
 
 def pairs(
     points: ArrayLike, features: ArrayLike, n_pairs: int = 200_000, seed: int = 0, group: ArrayLike | None = None
@@ -160,7 +156,7 @@ def summary(
 def table(summaries: Mapping[str, Summary]) -> pd.DataFrame:
     """Summaries side by side, rounded, one column an embedding."""
     digits = {"participation": 1, "nearest_km": 0, "random_km": 0, "best_km": 0}
-    rounded = {name: {k: round(v, digits.get(k, 3)) for k, v in s.as_dict().items()} for name, s in summaries.items()}
+    rounded = {name: {k: round(v, digits.get(k, 3)) for k, v in asdict(s).items()} for name, s in summaries.items()}
     return pd.DataFrame({name: pd.Series(row, dtype=object) for name, row in rounded.items()})  # counts stay whole
 
 

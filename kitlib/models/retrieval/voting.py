@@ -42,16 +42,6 @@ class Entries:
     common: np.ndarray
     middle: np.ndarray
 
-    def __post_init__(self) -> None:
-        """Raises KitError for no entries, arrays of other shapes, and points that are not on Earth."""
-        shape = (len(self.points), len(self.state_idx))
-        if not len(self.points) or self.states.shape != shape or self.common.shape != shape[1:]:
-            raise KitError(
-                f"gallery: expected at least one entry, states {shape} and common {shape[1:]}; got {len(self.points)}, "
-                f"{self.states.shape} and {self.common.shape}"
-            )
-        geo.check_points(self.points, "the gallery")
-
     def take(self, rows: np.ndarray) -> Entries:
         """The entries at row numbers or under a mask (M,)."""
         return replace(self, points=self.points[rows], states=self.states[rows])
@@ -82,14 +72,6 @@ class Vote:
     k: int
     temperature: float
     smoothing: float = 0.02
-
-    def __post_init__(self) -> None:
-        """Raises KitError for a value out of range."""
-        if self.k < 1 or not self.temperature > 0 or not 0 < self.smoothing <= 1:
-            raise KitError(
-                "k, temperature, smoothing: expected k from 1, a temperature above 0, a smoothing above 0 up to 1; got "
-                f"{self.k}, {self.temperature}, {self.smoothing}"
-            )
 
     def weights(self, similarity: np.ndarray) -> np.ndarray:
         """Weights (N, min(k, K)) of the best of similarities (N, K), sorted; rows sum to 1, and -inf gets 0.

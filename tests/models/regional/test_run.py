@@ -261,7 +261,16 @@ def test_bad_input_is_refused_before_a_run_begins(world, change, options, messag
 
 
 def test_settings_are_checked():
-    for wrong in ({"scaler": "normal"}, {"loss": "l1"}, {"epochs": 0}, {"val_share": 2.0}, {"t_0": 0}):
+    for wrong in (
+        {"scaler": "normal"},
+        {"loss": "l1"},
+        {"min_samples": 0},
+        {"mad_threshold": -1.0},
+        {"eps_km": np.inf},
+        {"epochs": 0},
+        {"val_share": 2.0},
+        {"t_0": 0},
+    ):
         with pytest.raises(KitError, match=next(iter(wrong))):
             Config(**wrong)
     published = {"batch": 32, "rate": 1e-5, "weight_decay": 1e-4, "epochs": 60, "patience": 10, "t_0": 10, "t_mult": 1}

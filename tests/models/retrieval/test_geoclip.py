@@ -208,14 +208,6 @@ def test_bad_points_and_batches_are_refused(points, batch, message):
         geoclip.embed_points(small(), points, batch=batch)
 
 
-def test_bad_shapes_and_sizes_are_refused():
-    with pytest.raises(KitError, match=r"expected shape \(..., 2\)"):
-        small()(torch.zeros(4, 3))
-    for wrong in ({"sigmas": ()}, {"sigmas": (1, -2)}, {"dim": 0}, {"n_frequencies": 0}):
-        with pytest.raises(KitError, match="expected numbers above 0"):
-            small(**wrong)
-
-
 def test_the_published_image_projection_loads():
     file = SHARED / "weights/geoclip_image_mlp/model.safetensors"
     if not file.is_file():

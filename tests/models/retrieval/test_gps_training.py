@@ -251,7 +251,6 @@ def test_the_published_weights(tmp_path):
     [
         (lambda: GpsMatch(D, image="clip"), "expected mlp or geoclip"),
         (lambda: GpsMatch(D, dropout=1.0), "dropout from 0 to below 1"),
-        (lambda: GpsMatch(D, sigmas=()), "at least one sigma"),
         (lambda: small().fit_scale(torch.zeros(4, D + 1)), f"at least 2 rows of {D}"),
         (lambda: small().fit_scale(torch.full((4, D), torch.nan)), "finite numbers"),
         (lambda: MatchOptions(queue=-1), "queue: expected a finite number that is not negative; got -1"),

@@ -146,6 +146,8 @@ def test_pool_is_the_mean_of_the_kept_views():
 def test_options_refuse_another_loss():
     with pytest.raises(KitError, match="loss: expected one of cosent, infonce, both"):
         MetricOptions(loss="triplet")
+    with pytest.raises(KitError, match="temperature: expected more than 0; got 0"):
+        MetricOptions(temperature=0.0)
 
 
 # losses
@@ -252,12 +254,6 @@ def test_info_nce_skips_rows_without_a_near_place():
     assert alone.item() == 0 and alone.requires_grad
 
 
-def test_info_nce_refuses():
-    similarity, km, mask = places(3)
-    with pytest.raises(KitError, match="above 0; got 0"):
-        metric_learning.info_nce(similarity, km, mask, temperature=0.0)
-
-
 # near_batches
 
 
@@ -291,13 +287,6 @@ def test_near_batches_have_many_more_near_pairs_than_random_ones():
     random_km = near_share(Batches(N, 24, 0, row))
     four, eight = (near_share(near_batches(points, 24, 0, row, together=together)) for together in (4, 8))
     assert eight < four < 0.7 * random_km
-
-
-def test_near_batches_refuse():
-    with pytest.raises(KitError, match="together: expected"):
-        near_batches(toy()[0], 8, 0, load, together=0)
-    with pytest.raises(KitError, match="not on Earth"):
-        near_batches(np.array([[95.0, 0.0], [0.0, 0.0]]), 8, 0, load)
 
 
 # MetricTraining

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import itertools
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_the_globe_itself_is_in_perfect_order():
     assert result.random_km == pytest.approx(np.pi / 2 * geo.EARTH_RADIUS_KM, rel=0.05)
     assert (result.n, result.dim) == (2000, 3)
     turned = similarity.summary(points, -geo.unit_vectors(points), 50_000)
-    assert turned.as_dict() == pytest.approx(result.as_dict(), abs=1e-5), "only angles between rows count"
+    assert asdict(turned) == pytest.approx(asdict(result), abs=1e-5), "only angles between rows count"
 
 
 def test_noise_is_in_no_order():
@@ -214,7 +215,7 @@ def test_summaries_stand_side_by_side_and_go_to_json():
     table = similarity.table(result)
     assert list(table.columns) == ["frozen", "globe"] and table.loc["spearman", "globe"] == -1
     assert str(table.loc["n", "globe"]) == "60"
-    assert json.loads(json.dumps(result["globe"].as_dict()))["dim"] == 3
+    assert json.loads(json.dumps(asdict(result["globe"])))["dim"] == 3
 
 
 def test_bad_input_is_refused():

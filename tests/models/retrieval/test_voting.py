@@ -71,13 +71,3 @@ def test_entries_go_to_a_file_and_back(tmp_path):
     again, embeddings = Entries.load(tmp_path / "gallery.npz")
     assert np.array_equal(again.points, POINTS) and np.array_equal(embeddings, np.eye(4))
     assert again.fallback(np.array(["a"])).answered.tolist() == [False]
-
-
-def test_bad_input_is_refused():
-    with pytest.raises(KitError, match="expected at least one entry"):
-        entries(POINTS[:0], STATE[:0])
-    with pytest.raises(KitError, match="gallery"):
-        entries(POINTS + 60)
-    for bad in ({"k": 0}, {"temperature": 0.0}, {"smoothing": 0.0}):
-        with pytest.raises(KitError, match="expected k from 1"):
-            Vote(**{"k": 1, "temperature": 1.0} | bad)
