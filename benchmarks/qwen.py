@@ -1,13 +1,13 @@
-"""How fast Qwen2.5-VL-3B learns and guesses on this GPU, in how much memory: its shape, random weights, no download.
+"""Measure speed and memory of Qwen2.5-VL-3B in training and guessing on this GPU, with random weights, no download.
 
     python benchmarks/qwen.py                       # the 3B shape; without a GPU two layers, to see that it runs
     python benchmarks/qwen.py --shape 3b --steps 8
 
 The drawn sample's four views at 448 px, LoRA of rank 16, gradient checkpointing; fine-tuning, then GRPO with groups of
-8 and replies of 64 tokens. Tokens are those that went through the training steps, prompts and pictures included; the
-first step, in which everything is warmed up, is left out. Random weights earn nothing, which costs what earning costs.
-Last, the guesses about a few places: 8 conversations each that share one reading of the prompt, and 8 that each read
-it. Weights take 8 GB of disk while it runs.
+8 and replies of 64 tokens. Tokens are those of the training steps, prompts and pictures included; the first step is
+left out as a warm-up. Random weights earn no reward, which costs as much time as earning one. Last, the guesses about a
+few places: 8 dialogues that share one pass over the prompt, and 8 that each have their own. Weights take 8 GB of disk
+while it runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kitlib.data.sample import competition as sample
 from kitlib.models.vlm import config as vlm_config
 from kitlib.models.vlm import dataset, guessing, loading, session, tiny_model
 from kitlib.models.vlm import trainer as vlm_trainers
-from kitlib.models.vlm.conversation import dialogue
+from kitlib.models.vlm.conversation.dialogue import converse, with_pictures
 from kitlib.models.vlm.conversation.recorder import Recorder
 from kitlib.models.vlm.generation import Sampler
 from kitlib.vision.device import best_device, best_dtype, precision_of
@@ -64,13 +64,13 @@ GIB = 2**30
 
 
 class Meter(TrainerCallback):
-    """When each step ended."""
+    """Records when each step ended."""
 
     def __init__(self) -> None:
         self.ended: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **known: Any) -> None:
-        """Note the time, when the device has done what it was told."""
+        """Note the time once the device is done."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ended.append(time.perf_counter())
@@ -94,7 +94,7 @@ def build(shape: str, folder: Path) -> None:
 
 
 def measure(shape: str, method: str, published: Path, data: Places, steps: int, folder: Path) -> None:
-    """A few steps of a method on a fresh adapter, and what they took."""
+    """Time a few steps of a method on a new adapter."""
     config = dataclasses.replace(CONFIG, model=f"hf:{published}", method=method, steps=steps, **SIZES[shape])  # type: ignore[arg-type]
     settings = vars(config) | {"rate": 1e-5, "precision": precision_of(best_dtype(best_device()))}
     task = session.task_of(config, data)
@@ -102,10 +102,10 @@ def measure(shape: str, method: str, published: Path, data: Places, steps: int, 
     model = loading.adapt(model, config.lora_rank)
     pack = pictures.pack(data, "train")
     cases = dataset.places_cases(data, pack, np.arange(len(pack.sample_id)), config.max_side)
-    lesson = vlm_trainers.Lesson(cases, "", data.views)
-    built = (settings, model, processor, task, lesson, folder / method, 1)
+    source = vlm_trainers.TrainingSource(cases, "", data.views)
+    args = (settings, model, processor, task, source, folder / method, 1)
     recorder = Recorder(None, config.environment)
-    trainer = vlm_trainers.sft(*built) if method == "sft" else vlm_trainers.grpo(*built, recorder)
+    trainer = vlm_trainers.sft(*args) if method == "sft" else vlm_trainers.grpo(*args, recorder)
     meter = Meter()
     trainer.add_callback(meter)
     trainer.remove_callback(PrinterCallback)
@@ -123,21 +123,21 @@ def measure(shape: str, method: str, published: Path, data: Places, steps: int, 
 
 
 def guess(shape: str, published: Path, data: Places, n_places: int = 4) -> None:
-    """What guesses take, with one reading of the prompt a place and with one a conversation; one round warms up."""
+    """Time guesses with one pass over the prompt per place, and with one per dialogue; the first round is a warm-up."""
     config = dataclasses.replace(CONFIG, model=f"hf:{published}", **SIZES[shape])  # type: ignore[arg-type]
     model, processor = loading.load(config.model, best_dtype(best_device()))
-    speaker = Sampler(model.to(best_device()), processor, config.reply_tokens, dtype=best_dtype(best_device()))
+    sampler = Sampler(model.to(best_device()), processor, config.reply_tokens, dtype=best_dtype(best_device()))
     task, pack = session.task_of(config, data), pictures.pack(data, "train")
     cases = dataset.places_cases(data, pack, np.arange(n_places), config.max_side)
 
     def shared() -> None:
-        guessing.asked(cases, task, speaker, config.samples, n_places * config.samples)
+        guessing.generate(cases, task, sampler, config.samples, n_places * config.samples)
 
     def alone() -> None:
-        envs = [task.about(cases.views, truth) for truth in cases.truths for _ in range(config.samples)]
-        shown = [cases.show(i) for i in range(n_places) for _ in range(config.samples)]
-        prompts = [dialogue.with_pictures(e.messages(), images) for e, images in zip(envs, shown, strict=True)]
-        dialogue.converse(envs, speaker.read(prompts), processor)
+        envs = [task.open_for_guess(cases.views, truth) for truth in cases.truths for _ in range(config.samples)]
+        images = [cases.show(i) for i in range(n_places) for _ in range(config.samples)]
+        prompts = [with_pictures(env.messages(), views) for env, views in zip(envs, images, strict=True)]
+        converse(envs, sampler.prefill(prompts), processor)
 
     took: dict[str, list[float]] = {"shared": [], "alone": []}
     for _ in range(4):
@@ -156,19 +156,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="3b" if torch.cuda.is_available() else "small")
     parser.add_argument("--steps", type=int, default=5 if torch.cuda.is_available() else 2)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     warnings.simplefilter("ignore")
     hf.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         os.environ["KITLIB_HOME"] = temporary
         data = readers.read(sample.draw(home / "drawn", n_train=80, n_test=1, size=448) / "kaggle_dataset")
-        build(asked.shape, home / "published")
+        build(args.shape, home / "published")
         for method in ("sft", "grpo"):
-            measure(asked.shape, method, home / "published", data, asked.steps, home)
+            measure(args.shape, method, home / "published", data, args.steps, home)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        guess(asked.shape, home / "published", data)
+        guess(args.shape, home / "published", data)
 
 
 if __name__ == "__main__":

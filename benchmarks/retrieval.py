@@ -24,7 +24,7 @@ from torch import nn
 
 from kitlib import geo
 from kitlib.data.sample import competition as sample
-from kitlib.geo import lattice
+from kitlib.geo import grid
 from kitlib.models.retrieval import gallery, search
 
 D, K, REPEATS = 512, 10, 3
@@ -168,7 +168,7 @@ def galleries() -> None:
     rng = np.random.default_rng(0)
     waves, phases = rng.normal(0, 60, (3, 64)), rng.uniform(0, 2 * np.pi, 64)
     looks = np.cos(geo.unit_vectors(train) @ waves + phases) + rng.normal(0, 0.5, (N_PLACES, 64))
-    land = lattice.land_grid(25, list(sample._states()["state"]))
+    land = grid.land_grid(25, list(sample._states()["state"]))
     print(f"  {'':26}{f'{N_TRUTH:,} places drawn alike':^42}{'the land, every 25 km':>24}")
     print(f"  {'':26}{'mean':>9}{'median':>9}{'Geoscore':>12}{'25 km':>12}{'mean':>12}{'25 km':>12}")
     for budget in BUDGETS:

@@ -1,16 +1,16 @@
-"""Whether a vision-language model learns here: fine-tuning makes its answers parse, then rewards make them better.
+"""Measure the gain of a vision-language model: fine-tuning makes its replies parse, then GRPO raises their reward.
 
 The tiny Qwen2.5-VL, on the colour-coded toy set (`kitlib.data.sample.toy`) and on the drawn sample competition,
-in one turn and telescoping, each with several seeds. All figures are of the 200 places that a fold holds out and four
-replies to each: rewards with replies as sampled in training, at temperature 1; what parses after fine-tuning, and
-"cool" rewards, with replies as sampled for guesses, at 0.7 and top-p 0.95: how much of the gain cooling alone gives.
-The curves are evaluations on fewer places, so that they do not take longer than the training.
+in one turn and telescoping, each with several seeds. All numbers are means over the 200 held-out places of a fold and
+four replies to each. Rewards are of replies as sampled in training, at temperature 1. Parsed shares and "cool" rewards
+are of replies as sampled for guesses, at 0.7 and top-p 0.95, and show how much of the gain cooling alone gives. The
+curves are evaluations on fewer places, so that they do not take longer than the training.
 
     OMP_NUM_THREADS=1 python benchmarks/vlm.py                             # all of it
     OMP_NUM_THREADS=1 python benchmarks/vlm.py --data toy --seeds 0        # one seed of the toy set
-    python benchmarks/vlm.py --home FOLDER --figure curves.png             # runs are kept there; what is there is read
+    python benchmarks/vlm.py --home FOLDER --figure curves.png             # keeps runs there, reads existing ones
 
-Beside each mean stands that of one constant reply: the commonest region and the point in the middle of the map.
+Each mean is printed beside that of one constant reply: the commonest region and the middle of the training places.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import toy
 from matplotlib.ticker import MaxNLocator
 
 from kitlib.data import readers
 from kitlib.data.places import Places
 from kitlib.data.sample import competition as sample
-from kitlib.data.sample import toy
 from kitlib.evaluation import crossval, runs
 from kitlib.evaluation.runs import Run
 from kitlib.figures import style
 from kitlib.models.vlm import config as vlm_config
 from kitlib.models.vlm import guessing, loading
 from kitlib.models.vlm import run as vlm
-from kitlib.models.vlm.conversation.replies import Answer
+from kitlib.models.vlm.conversation.replies import Reply
 from kitlib.models.vlm.generation import Sampler
 from kitlib.models.vlm.session import Session
 
@@ -64,7 +64,7 @@ TOY = vlm_config.Config(
 )
 # Four views a place, and a harder one: states and a few hundred kilometres.
 SAMPLE = dataclasses.replace(TOY, max_side=96, radii_km="500,200", tau_last_km=500.0)
-# Steps of fine-tuning, whose lessons are one turn each.
+# Steps of fine-tuning, whose examples are one turn each.
 STEPS = {("toy", "single"): 300, ("toy", "telescoping"): 600, ("sample", "single"): 500, ("sample", "telescoping"): 600}
 # Of GRPO, whose steps are all turns.
 GRPO: dict[tuple[str, str], dict[str, Any]] = {
@@ -74,57 +74,58 @@ GRPO: dict[tuple[str, str], dict[str, Any]] = {
     ("sample", "telescoping"): {"steps": 300, "rate": 2e-4, "credit": "talk"},
 }
 REWARDED: dict[str, Any] = {"method": "grpo", "batch": 64, "device_batch": 64, "group": 8}
-REWARDED |= {"guess_temperature": 1.0, "guess_top_p": 1.0}  # as in training: the reward that is being raised
+REWARDED |= {"guess_temperature": 1.0, "guess_top_p": 1.0}  # as in training, whose reward GRPO raises
 
 
-def looks(run: Run, method: str) -> pd.DataFrame:
-    """Held-out places at each look, with the step."""
+def evaluations(run: Run, method: str) -> pd.DataFrame:
+    """The scores of held-out places at each evaluation, by step."""
     history = pd.read_csv(run.checkpoints / "fold_0" / method / "history.csv")
     return history.dropna(subset=["eval_reward"]).set_index("step")
 
 
 def learn(config: vlm_config.Config, more: dict[str, Any], data: Places, name: str) -> pd.DataFrame:
-    """One seed: the looks of reinforcement learning after fine-tuning; a run that is there is not repeated."""
+    """One seed: the evaluations of reinforcement learning after fine-tuning; an existing run is read, not repeated."""
     began = time.perf_counter()
     tuned = vlm.train(config, data, f"{name}-sft")
     rewarded = dataclasses.replace(config, start_from=f"{name}-sft", **REWARDED, **more)
     run = vlm.train(rewarded, data, f"{name}-grpo" + f"-{rewarded.credit}" * (config.environment != "single"))
     trained = time.perf_counter() - began
-    said = {"before": replies(tuned, data), "after": replies(run, data)}
-    found = {f"{kind}_{when}": of[kind] for when, of in said.items() for kind in of}
+    both = {"before": reply_scores(tuned, data), "after": reply_scores(run, data)}
+    scores = {f"{kind}_{when}": values[kind] for when, values in both.items() for kind in values}
     print(
-        f"  {name}: {found['parsed_before']:.1%} parse after fine-tuning;"
-        f" reward {found['reward_before']:.3f} to {found['reward_after']:.3f},"
-        f" cool {found['cool_before']:.3f} to {found['cool_after']:.3f} (trained for {trained:.0f} s)",
+        f"  {name}: {scores['parsed_before']:.1%} parse after fine-tuning;"
+        f" reward {scores['reward_before']:.3f} to {scores['reward_after']:.3f},"
+        f" cool {scores['cool_before']:.3f} to {scores['cool_after']:.3f} (trained for {trained:.0f} s)",
         flush=True,
     )
-    return looks(run, "grpo").assign(seed=config.seed, **found)
+    return evaluations(run, "grpo").assign(seed=config.seed, **scores)
 
 
-def replies(run: Run, data: Places) -> dict[str, float]:
-    """The mean reward about all held-out places as sampled in training and as for guesses, and what of these parses."""
+def reply_scores(run: Run, data: Places) -> dict[str, float]:
+    """The mean reward of held-out places as sampled in training and as for guesses, and the latter's parsed share."""
     session = Session.open(run, data)
-    cases = session.cases("train", session.parts(0)[1])
+    cases = session.cases("train", session.fold_rows(0)[1])
     model, processor = loading.reload(run.settings["model"], crossval.folder(run, 0), torch.float32)
-    found = {}
+    scores = {}
     for kind, temperature, top_p in (("reward", 1.0, 1.0), ("cool", TOY.guess_temperature, TOY.guess_top_p)):
-        speaker = Sampler(model, processor, session.config.reply_tokens, temperature, top_p)
+        sampler = Sampler(model, processor, session.config.reply_tokens, temperature, top_p)
         torch.manual_seed(session.config.seed)
-        talks = [talk for row in guessing.asked(cases, session.task, speaker, TOY.samples, 320).talks for talk in row]
-        found[kind] = float(np.mean([talk.reward for talk in talks]))
-        found["parsed"] = float(np.mean([talk.metrics[-1]["parsed"] for talk in talks]))  # of the cool ones at last
-    return found
+        rows = guessing.generate(cases, session.task, sampler, TOY.samples, 320).dialogues
+        dialogues = [dialogue for row in rows for dialogue in row]
+        scores[kind] = float(np.mean([dialogue.reward for dialogue in dialogues]))
+        scores["parsed"] = float(np.mean([dialogue.metrics[-1]["parsed"] for dialogue in dialogues]))
+    return scores
 
 
 def constant(data: Places, run: str) -> float:
     """The mean reward of one reply to all held-out places: the commonest region, the middle of the training places."""
     session = Session.open(runs.open_run(run), data)
-    prior, held_out = session.prior(0), session.parts(0)[1]
-    region = prior.states.names[int(prior.common.argmax())]
-    reply = session.task.form.write(Answer(tuple(prior.middle.tolist()), region=region))
+    prior, held_out = session.prior(0), session.fold_rows(0)[1]
+    region = prior.states.names[int(prior.state_shares.argmax())]
+    reply = session.task.form.write(Reply(tuple(prior.middle.tolist()), region=region))
     cases, rewards = session.cases("train", held_out), []
     for truth in cases.truths:
-        env = session.task.last(cases.views, truth)
+        env = session.task.open_final(cases.views, truth)
         rewards.append(sum(env.step(reply).reward for _ in range(env.turns)))
     return float(np.mean(rewards))
 
@@ -134,8 +135,8 @@ def draw(curves: dict[str, pd.DataFrame], baseline: dict[str, float], path: Path
     """Held-out reward over steps, a line a seed, a panel for each data set and environment."""
     figure = style.new(2.8, width=2.6 * len(curves))
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
-    for axes, (name, seen) in zip(panels, curves.items(), strict=True):
-        for colour, (seed, one) in zip(cycle(style.PALETTE), seen.groupby("seed"), strict=False):
+    for axes, (name, table) in zip(panels, curves.items(), strict=True):
+        for colour, (seed, one) in zip(cycle(style.PALETTE), table.groupby("seed"), strict=False):
             axes.plot(one.index, one["eval_reward"], color=colour, marker="o", ms=3, label=f"seed {seed}")
         axes.axhline(baseline[name], color="0.5", ls=":", label="one constant reply")
         axes.set(title=name, xlabel="step of GRPO")
@@ -150,57 +151,57 @@ def main() -> None:
     parser.add_argument("--data", default="toy,sample")
     parser.add_argument("--environment", default="single,telescoping")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--credit", help="of several turns: turn or talk, by default as GRPO has it")
-    parser.add_argument("--home", help="where runs are kept, and gone on with; without it they are not")
-    parser.add_argument("--figure", type=Path, help="where the curves are drawn")
-    asked = parser.parse_args()
+    parser.add_argument("--credit", help="turn or talk, for dialogues of several turns; by default as in GRPO")
+    parser.add_argument("--home", help="folder in which runs are kept and resumed; without it they are deleted")
+    parser.add_argument("--figure", type=Path, help="file for the curves")
+    args = parser.parse_args()
     quiet()
     with tempfile.TemporaryDirectory() as temporary:
-        home = Path(asked.home or temporary).absolute()
+        home = Path(args.home or temporary).absolute()
         os.environ["KITLIB_HOME"] = str(home)
         curves, baseline = {}, {}
-        for name, environment in product(asked.data.split(","), asked.environment.split(",")):
+        for name, environment in product(args.data.split(","), args.environment.split(",")):
             data = readers.read(drawn(home, name))
             steps, more = STEPS[name, environment], GRPO[name, environment]
-            more = more | ({"credit": asked.credit} if asked.credit else {})
+            more = more | ({"credit": args.credit} if args.credit else {})
             print(f"{name}, {environment}: {steps} steps of fine-tuning; GRPO {more}")
             config = dataclasses.replace(TOY if name == "toy" else SAMPLE, environment=environment, steps=steps)
             each = [
                 learn(dataclasses.replace(config, seed=int(seed)), more, data, f"{name}-{environment}-{seed}")
-                for seed in asked.seeds.split(",")
+                for seed in args.seeds.split(",")
             ]
             title = f"{name}, {environment}"
             curves[title] = pd.concat(each)
-            baseline[title] = constant(data, f"{name}-{environment}-{asked.seeds.split(',')[0]}-sft")
-            tell(each, baseline[title])
-        if asked.figure:
-            draw(curves, baseline, asked.figure)
+            baseline[title] = constant(data, f"{name}-{environment}-{args.seeds.split(',')[0]}-sft")
+            summarise(each, baseline[title])
+        if args.figure:
+            draw(curves, baseline, args.figure)
 
 
-def tell(each: list[pd.DataFrame], baseline: float) -> None:
-    """What the seeds come to together."""
-    found = pd.DataFrame([seen.iloc[0] for seen in each])
-    gains = found["reward_after"] - found["reward_before"]
+def summarise(each: list[pd.DataFrame], baseline: float) -> None:
+    """Print the mean over the seeds."""
+    scores = pd.DataFrame([table.iloc[0] for table in each])
+    gains = scores["reward_after"] - scores["reward_before"]
     spread = f" +- {gains.std():.3f}" if len(gains) > 1 else ""
-    mean = found.mean(numeric_only=True)
+    mean = scores.mean(numeric_only=True)
     print(
         f"  reward {mean.reward_before:.3f} to {mean.reward_after:.3f}, gain {gains.mean():+.3f}{spread},"
         f" cool {mean.cool_before:.3f} to {mean.cool_after:.3f} (one constant reply {baseline:.3f});"
-        f" {found.parsed_before.min():.1%} to {found.parsed_before.max():.1%} parse after fine-tuning",
+        f" {scores.parsed_before.min():.1%} to {scores.parsed_before.max():.1%} parse after fine-tuning",
         flush=True,
     )
 
 
 def drawn(home: Path, name: str) -> Path:
-    """Where a data set is, drawn when it is not there yet."""
+    """The folder of a data set, drawn on first use."""
     folder = home / name
-    there = folder / ("metadata.csv" if name == "toy" else "kaggle_dataset")
-    if not there.exists():
+    path = folder / ("metadata.csv" if name == "toy" else "kaggle_dataset")
+    if not path.exists():
         if name == "toy":
             toy.draw(folder, n_train=1000)
         else:
             sample.draw(folder, n_train=1000, n_test=20, size=96)
-    return folder if name == "toy" else there
+    return folder if name == "toy" else path
 
 
 def quiet() -> None:

@@ -65,7 +65,7 @@ def rows(
     """The rollouts of one step, three turns each, as `rollouts.Writer` takes them."""
     rng = np.random.default_rng([step, phase == "eval"])
     skill = step / max(n_steps - 1, 1)
-    tau = schedules.tau_at(step, n_steps)
+    tau = schedules.tau_at(step, n_steps, "geometric", 2000.0, 25.0)
     found: list[dict[str, Any]] = []
     for place in chosen.tolist():
         points = guesses(rng, truth[place], 2500 * 0.06 ** (skill * rng.uniform(0.7, 1.1)))

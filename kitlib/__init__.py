@@ -1,7 +1,7 @@
-"""Which US state, and where on the globe? The work behind the notebooks of a street-view geolocation competition.
+"""Predict the US state and the coordinates of street-view pictures: the package behind the numbered notebooks.
 
-The rooms, from the ground up: core, geo, data, evaluation and vision, training, figures and pipeline, models and
-platforms. They are imported when they are first used.
+Its packages, from the lowest layer up: core, geo, data, evaluation and vision, training, figures and pipeline, models
+and platforms. They are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from kitlib.core import lazy, threads
 
 __version__ = "0.1.0"
 
-threads.settle()
+threads.configure()
 
 if TYPE_CHECKING:
     from kitlib.core.errors import KitError as KitError

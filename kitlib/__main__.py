@@ -1,6 +1,6 @@
 """The command line: `python -m kitlib --help`.
 
-Each command imports what it needs when it runs, so that help and refusals come at once.
+Each command imports its modules when it runs, so that help and errors appear at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Run every step, unchanged or not.")] = False,
     start_from: Annotated[str | None, typer.Option("--from", help="Run this step and all after it.")] = None,
 ) -> None:
-    """Run a plan's notebooks in order; what is unchanged is skipped."""
+    """Run a plan's notebooks in order; skip unchanged ones."""
     from kitlib.pipeline import runner
 
     with stoppable():
@@ -93,7 +93,7 @@ def validate(
     mapping: Annotated[Path | None, typer.Option(help="state_mapping.csv of the competition.")] = None,
     allow_unknown_states: Annotated[bool, typer.Option(help="Only warn about states that the mapping lacks.")] = False,
 ) -> None:
-    """Refuse a submission that Kaggle would refuse, warn of what would score badly."""
+    """Check a submission: refuse faults that Kaggle would refuse, and warn of suspicious content."""
     from kitlib.evaluation import submission as competition
 
     warnings = competition.validate(submission, template, mapping, allow_unknown_states=allow_unknown_states)
@@ -124,14 +124,14 @@ def train(
     family: Annotated[str, typer.Option(help="multiview, retrieval, regional or vlm.")] = "multiview",
     regions: Annotated[str, typer.Option(help="Of regional: whose encoders to train here, commas between.")] = "",
 ) -> None:
-    """Train a family without a notebook; goes on where an earlier call was cut short."""
+    """Train a family without a notebook; resume an interrupted run."""
     from kitlib.data import readers
     from kitlib.evaluation.crossval import whole_numbers
 
     began, given = time.monotonic(), pairs(parameter)
     numbers = whole_numbers("--seeds", seeds)
     whole_numbers("--folds", folds)
-    module = trained_by(family)
+    module = family_module(family)
     settings = module.Config.typed(given)
     places = readers.load(data)
     config = module.Config.from_dict(settings, places.preset)
@@ -161,10 +161,10 @@ def train_fold(
     max_hours: float | None = None,
     region: Annotated[str, typer.Option(help="Of a regional run: whose encoder.")] = "",
 ) -> None:
-    """Train one fold of a run that was started; what `python -m torch.distributed.run` calls for several GPUs."""
+    """Train one fold of a started run; `python -m torch.distributed.run` calls this for several GPUs."""
     from kitlib.evaluation import runs
 
-    module = trained_by(runs.open_run(run).settings["family"])
+    module = family_module(runs.open_run(run).settings["family"])
     module.train_fold(run, fold, data, devices, max_hours, **({"only_regions": region} if region else {}))
 
 
@@ -185,7 +185,7 @@ def watch(
     run: Annotated[str, typer.Argument(help="The run's name.")],
     port: Annotated[int, typer.Option(help="Of the page's address; 0 takes a free one.")] = 8765,
 ) -> None:
-    """Show a vision-language model learning, live or as a replay, on a page for this machine's browser."""
+    """Show the training of a vision-language model, live or as a replay, on a local web page."""
     from kitlib.models import vlm
 
     vlm.watch(run, port, typer.echo)
@@ -193,7 +193,7 @@ def watch(
 
 @app.command()
 def doctor() -> None:
-    """Show what this machine offers: versions, device, threads, memory, disk."""
+    """Describe this machine: versions, device, threads, memory, disk."""
     from kitlib.platforms import doctor as machine
 
     for name, fact in machine.facts().items():
@@ -201,23 +201,23 @@ def doctor() -> None:
 
 
 def outcome(run: Run) -> str:
-    """What a training came to, in a few words."""
+    """The result of a training in a few words."""
     if not run.finished:
-        return "time is over; the same command goes on"
+        return "time is up; the same command continues"
     if "oof" in run.metrics:
         return f"{run.metrics['oof']['final']:.4f} out of fold"
     return f"mean error {run.metrics['within_regions']['mean_km']:.2f} km within the known regions"
 
 
-def trained_by(family: str) -> ModuleType:
-    """The module of a family that is trained fold by fold. Raises KitError for any other."""
+def family_module(family: str) -> ModuleType:
+    """Import the package of a family that is trained by folds. Raises KitError for an unknown one."""
     if family not in ("multiview", "retrieval", "regional", "vlm"):
-        raise KitError(f"family {family!r}: allowed are multiview, retrieval, regional and vlm")
+        raise KitError(f"family: expected multiview, retrieval, regional or vlm; got {family!r}")
     return importlib.import_module(f"kitlib.models.{family}")
 
 
 def pairs(given: list[str] | None) -> dict[str, str]:
-    """NAME=VALUE texts as a dict. Raises KitError for a text without a name, and for a name given twice.
+    """Convert NAME=VALUE texts to a dict. Raises KitError for a text without a name, and for a repeated name.
 
     >>> pairs(["EPOCHS=5", "ENCODER=timm:x@a=b"])
     {'EPOCHS': '5', 'ENCODER': 'timm:x@a=b'}
@@ -226,26 +226,26 @@ def pairs(given: list[str] | None) -> dict[str, str]:
     for text in given or []:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise KitError(f"-p {text!r}: allowed is NAME=VALUE")
+            raise KitError(f"-p: expected NAME=VALUE; got {text!r}")
         if name in named:
-            raise KitError(f"-p {name} is given twice: {named[name]!r} and {value!r}")
+            raise KitError(f"-p {name}: expected one value; got {named[name]!r} and {value!r}")
         named[name] = value
     return named
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Ctrl-C, after everything is saved, ends the command with one line and exit code 130."""
+    """End the command on Ctrl-C, after everything is saved, with one line and exit code 130."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("stopped; what was finished is kept: run the same command again to go on", err=True)
+        typer.echo("stopped; finished work is saved: run the same command again to continue", err=True)
         raise typer.Exit(130) from None
 
 
 def main() -> None:
-    """Run the command line; a KitError is one sentence on stderr and exit code 2."""
-    # where no line can be overwritten, as in a log file, a progress bar now and then is enough
+    """Run the command line; print a KitError as one sentence on stderr, and exit with 2."""
+    # a log file, in which lines cannot be overwritten, gets fewer progress bars
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "20")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("kitlib").setLevel("INFO")

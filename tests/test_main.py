@@ -30,7 +30,7 @@ def kitlib(monkeypatch, capsys):
 def test_bad_input_is_one_sentence_and_exit_code_2(kitlib):
     code, out, err = kitlib("run", "sampel")
     assert code == 2 and out == "" and err.startswith("error: there is no plan 'sampel'") and err.count("\n") == 1
-    assert kitlib("run", "sample", "-p", "EPOCHS")[::2] == (2, "error: -p 'EPOCHS': allowed is NAME=VALUE\n")
+    assert kitlib("run", "sample", "-p", "EPOCHS")[::2] == (2, "error: -p: expected NAME=VALUE; got 'EPOCHS'\n")
     assert kitlib("run", "sample", "-p", "A=1", "-p", "A=2")[0] == 2
     assert kitlib("scoer")[0] == 2
 
@@ -96,10 +96,10 @@ def test_train_makes_a_run_of_each_seed(kitlib, monkeypatch, home):
     words = ("train", "mv", "--seeds", "0,3", "--folds", "1", "-p", "HEADS_EPOCHS=7", "-p", "mirror=false")
     code, out, _ = kitlib(*words)
     assert calls == [(f"mv-seed{seed}", seed, 7, False, "tiny", "1", False) for seed in (0, 3)]
-    assert (code, out) == (0, "mv-seed0: time is over; the same command goes on\nmv-seed3: 0.5000 out of fold\n")
+    assert (code, out) == (0, "mv-seed0: time is up; the same command continues\nmv-seed3: 0.5000 out of fold\n")
     assert "unknown setting epochs; expected: encoder" in kitlib("train", "mv", "-p", "EPOCHS=7")[2]
     assert "heads_epochs: expected a whole number (int); got 'x'" in kitlib("train", "mv", "-p", "HEADS_EPOCHS=x")[2]
-    assert "allowed are multiview, retrieval, regional and vlm" in kitlib("train", "mv", "--family", "dance")[2]
+    assert "expected multiview, retrieval, regional or vlm" in kitlib("train", "mv", "--family", "dance")[2]
     assert kitlib("train", "mv", "--seeds", "0,0")[0] == kitlib("train", "mv", "--folds", "a")[0] == 2
     assert len(calls) == 2
 

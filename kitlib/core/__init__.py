@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, paths, storage, settings, headlines."""
+"""The base of every other package: errors, paths, storage, settings, headlines."""

@@ -1,4 +1,4 @@
-"""The one error of bad input, and how a long list is shortened in its sentence."""
+"""The error for bad input, and a helper that shortens long lists in its message."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class KitError(ValueError):
-    """Bad input, told in one sentence: what is wrong, where, and what is allowed. The command line exits with 2."""
+    """Bad input; the message is one sentence that names the fault, its place, and what is allowed."""
 
 
 def shorten(values: Iterable, most: int = 8) -> str:

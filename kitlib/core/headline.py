@@ -1,4 +1,4 @@
-"""The headline of a notebook: the figure that a plan's report shows for it."""
+"""The headline of a notebook: the one result that a plan's report shows for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADLINE_MIME = "application/vnd.kitlib.headline+json"
 
 @dataclass(frozen=True)
 class Headline:
-    """A notebook's last value: what came out, and the files it wrote. Plans and the report read it."""
+    """A notebook's last value: its main result and the files that it wrote. Plans and the report read it."""
 
     label: str
     value: str
@@ -31,6 +31,6 @@ class Headline:
 
 
 def headline(label: str, value: object, wrote: Sequence[Path] = ()) -> Headline:
-    """The last value of a notebook; a float is shown with four decimals, paths below home relative to it."""
-    shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return Headline(label, shown, tuple(paths.relative(path) for path in wrote))
+    """Make the last value of a notebook; floats get four decimals, and paths become relative to home."""
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return Headline(label, text, tuple(paths.relative(path) for path in wrote))

@@ -1,11 +1,11 @@
-"""Faces of packages: names that are imported when they are first used.
+"""Lazy package faces: a package offers names that are imported when they are first used.
 
-A package's __init__.py imports what it offers under `if TYPE_CHECKING:`, where editors and mypy see it, and goes on
+A package's __init__.py imports these names under `if TYPE_CHECKING:`, where editors and mypy see them, and ends with
 
     else:
         __getattr__, __dir__ = lazy.face(__name__, __file__)
 
-so that `import kitlib.data` costs nothing and `kitlib.data.load` imports the one module that it lies in.
+so that `import kitlib.data` costs nothing and `kitlib.data.load` imports only the module that defines it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 
 def face(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package, given its `__name__` and `__file__`."""
+    """Return the `__getattr__` and `__dir__` of a package, given its `__name__` and `__file__`."""
     offered: dict[str, tuple[str, str]] = {}
     for statement in ast.parse(Path(file).read_text(encoding="utf-8")).body:
         if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
@@ -33,8 +33,8 @@ def face(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], li
         module, original = offered[name]
         if module == package:  # one of its own modules
             return importlib.import_module(f"{package}.{original}")
-        found = getattr(importlib.import_module(module), original)
-        setattr(sys.modules[package], name, found)
-        return found
+        value = getattr(importlib.import_module(module), original)
+        setattr(sys.modules[package], name, value)
+        return value
 
     return get, lambda: sorted(offered)

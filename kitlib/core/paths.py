@@ -1,11 +1,11 @@
-"""Where things are: in a checkout, on Kaggle, or under KITLIB_HOME. No other file spells a directory.
+"""The directories of the kit: in a checkout, on Kaggle, or under KITLIB_HOME. No other module names a directory.
 
-The machine is described by environment variables, and they are read here only:
+These environment variables describe the machine; only this module reads them:
 
 KITLIB_HOME     folder that holds data/ and submissions/ (default: the checkout; on Kaggle /kaggle/working;
-                of an installed wheel the current folder)
-KITLIB_DEVICE   cpu, cuda or mps (default: the best one there is)
-KITLIB_PRECISION  number type of matrix products: float32, bfloat16, float16 or auto (default: what is fast here)
+                for an installed wheel the current folder)
+KITLIB_DEVICE   cpu, cuda or mps (default: the best available one)
+KITLIB_PRECISION  number type of matrix products: float32, bfloat16, float16 or auto (default: the fast one)
 KITLIB_WORKERS  threads that decode pictures (default: the number of cores, at most 8)
 """
 
@@ -29,12 +29,12 @@ def checkout() -> Path:
 
 
 def package_dir() -> Path:
-    """The folder of the package: its modules, and beside them the files that they read."""
+    """The folder of the package, with its modules and the files that they read."""
     return checkout() / "kitlib"
 
 
 def is_checkout() -> bool:
-    """Whether the kit runs from its checkout, and not from an installed wheel."""
+    """Whether the kit runs from its checkout rather than from an installed wheel."""
     return (checkout() / "pyproject.toml").is_file()
 
 
@@ -48,70 +48,70 @@ def home() -> Path:
 
 
 def raw_dir() -> Path:
-    """Data as it was given; never written to, except for the sample competition that is drawn here."""
+    """The folder of the original data; the kit writes only the drawn sample competition to it."""
     return home() / "data" / "raw"
 
 
 def derived_dir(data_set: str) -> Path:
-    """Everything made from one data set; `data_set` carries the data's checksum (Places.key)."""
+    """The folder of all files derived from one data set; `data_set` contains its checksum (Places.key)."""
     return home() / "data" / "derived" / data_set
 
 
 def runs_dir() -> Path:
-    """All runs."""
+    """The folder of all runs."""
     return home() / "data" / "runs"
 
 
 def run_dir(run: str) -> Path:
-    """One run's folder; the name may hold letters, digits, dot, dash and underscore."""
+    """The folder of one run. Raises KitError for a name that is not a plain file name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
-        raise KitError(f"run name {run!r}: allowed are letters, digits, '.', '-' and '_', a letter or digit first")
+        raise KitError(f"run name: expected letters, digits, '.', '-' and '_', a letter or digit first; got {run!r}")
     return runs_dir() / run
 
 
 def submissions_dir() -> Path:
-    """Submission files and what they were made of."""
+    """The folder of submission files and the records of their members."""
     return home() / "submissions"
 
 
 def notebooks_dir() -> Path:
-    """The numbered notebooks."""
+    """The folder of the numbered notebooks."""
     return (checkout() if is_checkout() else package_dir()) / "notebooks"
 
 
 def plans_dir() -> Path:
-    """Plans: YAML lists of notebooks with parameters."""
+    """The folder of plans, YAML lists of notebooks with parameters."""
     return notebooks_dir() / "plans"
 
 
 def device_name() -> str:
-    """The device asked for by KITLIB_DEVICE, or "" to take the best one there is."""
+    """The device that KITLIB_DEVICE names, "" when it is not set. Raises KitError for an unknown name."""
     device = os.environ.get("KITLIB_DEVICE", "")
     if device not in ("", "cpu", "cuda", "mps"):
-        raise KitError(f"KITLIB_DEVICE={device!r}: allowed are cpu, cuda, mps, or nothing for the best one there is")
+        raise KitError(f"KITLIB_DEVICE: expected cpu, cuda, mps, or nothing for the best available one; got {device!r}")
     return device
 
 
 def precision_name() -> str:
-    """The number type named by KITLIB_PRECISION, "auto" where none is. Raises KitError for an unknown name."""
+    """The number type that KITLIB_PRECISION names, "auto" when it is not set. Raises KitError for an unknown name."""
     name = os.environ.get("KITLIB_PRECISION", "") or "auto"
     if name not in PRECISIONS:
-        raise KitError(f"KITLIB_PRECISION={name!r}: expected one of {', '.join(PRECISIONS)}")
+        raise KitError(f"KITLIB_PRECISION: expected one of {', '.join(PRECISIONS)}; got {name!r}")
     return name
 
 
 def workers() -> int:
-    """How many threads decode pictures."""
-    asked = os.environ.get("KITLIB_WORKERS", "")
-    if asked and (not asked.isdigit() or int(asked) < 1):
-        raise KitError(f"KITLIB_WORKERS={asked!r}: allowed is a whole number from 1")
-    return int(asked) if asked else min(os.cpu_count() or 1, 8)
+    """The number of threads that decode pictures."""
+    threads = os.environ.get("KITLIB_WORKERS", "")
+    if threads and (not threads.isdigit() or int(threads) < 1):
+        raise KitError(f"KITLIB_WORKERS: expected a whole number from 1; got {threads!r}")
+    return int(threads) if threads else min(os.cpu_count() or 1, 8)
 
 
 def use_workers(threads: int) -> None:
-    """Let this process and those it starts decode pictures with that many threads; 0 changes nothing."""
+    """Set the number of threads that decode pictures in this process and its children; 0 changes nothing."""
     if threads < 0:
-        raise KitError(f"{threads} threads to decode pictures: allowed is 0 (as KITLIB_WORKERS says) or more")
+        raise KitError(f"threads that decode pictures: expected 0 (keep KITLIB_WORKERS) or more; got {threads}")
     if threads:
         os.environ["KITLIB_WORKERS"] = str(threads)
 
@@ -119,12 +119,12 @@ def use_workers(threads: int) -> None:
 def find_data(data: str | Path) -> Path:
     """The folder (or .zip) of a data set, given a path or a name under data/raw.
 
-    A folder that only wraps `kaggle_dataset/` stands for it. On Kaggle the three places where a
-    competition or dataset can be mounted are tried as well. Raises KitError listing what was looked for.
+    If the folder contains `kaggle_dataset/`, the result is that inner folder. On Kaggle the three mount points of
+    competitions and datasets are tried as well. Raises KitError listing the paths that were tried.
     """
     data = str(data)
     if not data:
-        raise KitError("no data set named: give a folder, a .zip, or a name under data/raw")
+        raise KitError("data set: expected a folder, a .zip, or a name under data/raw; got an empty name")
     candidates = [Path(data).expanduser(), home() / data, raw_dir() / data, raw_dir() / f"{data}.zip"]
     candidates += [KAGGLE_INPUT / "competitions" / data, KAGGLE_INPUT / data]
     if KAGGLE_INPUT.is_dir():
@@ -135,12 +135,12 @@ def find_data(data: str | Path) -> Path:
             return (inner if inner.is_dir() else candidate).resolve()
         if candidate.is_file() and candidate.suffix == ".zip":
             return candidate.resolve()
-    looked = ", ".join(str(c) for c in dict.fromkeys(candidates))
-    raise KitError(f"data set {data!r} is not there; looked for a folder or .zip at {looked}")
+    tried = ", ".join(str(c) for c in dict.fromkeys(candidates))
+    raise KitError(f"data set {data!r} not found; looked for a folder or .zip at {tried}")
 
 
 def data_name(folder: Path) -> str:
-    """A short name for a data folder: its own, or its parent's where it is just `kaggle_dataset`.
+    """A short name for a data folder: its own name, or its parent's if it is called `kaggle_dataset`.
 
     >>> data_name(Path("/data/us/kaggle_dataset")), data_name(Path("/data/raw/kaggle_dataset"))
     ('us', 'kaggle')
@@ -152,6 +152,6 @@ def data_name(folder: Path) -> str:
 
 
 def relative(path: Path) -> str:
-    """The path below home where it is below it; used in everything written, so that no machine's folders leak."""
+    """The path relative to home, or the bare name outside it: written files reveal no folder of this machine."""
     path = Path(path).resolve()
     return path.relative_to(home()).as_posix() if path.is_relative_to(home()) else path.name

@@ -1,4 +1,4 @@
-"""What Configs share: every setting typed and within what is allowed, presets, unknown names refused."""
+"""The base class of Configs: typed and range-checked settings, presets, and errors for unknown names."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from kitlib.core.errors import KitError
 
 MEANING = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
-
 Names = Collection[str]  # of fields
 
 
 class Settings:
-    """Base of a frozen dataclass whose fields all have a default, which gives their type.
+    """The base of a frozen dataclass in which every field has a default that determines its type.
 
-    The defaults are right for real data. PRESETS holds other values by name: "sample" those for drawn places.
+    The defaults suit real data. PRESETS holds other values by name: "sample" those for drawn places.
     """
 
-    CHOICES: ClassVar[Mapping[str, Collection[str]]] = {}  # what a text may be
+    CHOICES: ClassVar[Mapping[str, Collection[str]]] = {}  # the allowed values of a text
     POSITIVE: ClassVar[Names] = ()  # more than 0
     SHARES: ClassVar[Names] = ()  # from 0 to 1
     MINUS_ONE: ClassVar[Names] = ()  # -1 has a meaning; all other numbers are at least 0
@@ -32,7 +31,7 @@ class Settings:
     _sources: ClassVar[Mapping[str, str]] = {}  # field -> where its value comes from, unless it is the default
 
     def __init_subclass__(cls) -> None:
-        """A subclass adds to what its bases declare."""
+        """Merge the declarations of a subclass with those of its bases."""
         bases = [vars(base) for base in reversed(cls.__mro__)]
         for name in ("POSITIVE", "SHARES", "MINUS_ONE"):
             setattr(cls, name, {field for base in bases for field in base.get(name, ())})
@@ -43,7 +42,7 @@ class Settings:
         }
 
     def __post_init__(self) -> None:
-        """Check every field. Raises KitError naming the first that is wrong, and what is allowed."""
+        """Check every field. Raises KitError naming the first wrong one and the allowed values."""
         for name, default in self.defaults().items():
             value, kind = getattr(self, name), type(default)
             if type(value) is not kind and not (kind is float and type(value) is int):
@@ -59,19 +58,19 @@ class Settings:
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """The default of each field, by its name."""
+        """The default of each field by name."""
         return {field.name: field.default for field in fields(cls)}  # type: ignore[arg-type]
 
     @classmethod
     def preset(cls, name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The values of a preset, none of an unknown one; they may depend on the other settings."""
+        """The values of a preset, which may depend on the other settings; none for an unknown preset."""
         return cls.PRESETS.get(name, {})
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], preset: str = "") -> Self:
-        """Settings by name, on top of a preset's. Raises KitError for a name that is not a field.
+        """Make a Config from settings by name, on top of a preset's. Raises KitError for a name that is not a field.
 
-        A whole number stands for a float, and so does a text that reads as one: YAML takes 1e-3 for a text.
+        A float may be given as a whole number, or as a text such as 1e-3, which YAML does not read as a number.
         """
         defaults = cls.defaults()
         cls._refuse_unknown(settings)
@@ -87,11 +86,11 @@ class Settings:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any], more: str = "", preset: str = "", **fixed: Any) -> Self:
-        """The settings of a notebook: `Config.from_parameters(globals(), MORE, places.preset)`.
+        """Make a Config from a notebook's variables: `Config.from_parameters(globals(), MORE, places.preset)`.
 
-        parameters: variables; one named like a field in upper case sets that field unless it has the field's default,
-        so that a preset only gives way to what somebody changed. more: further fields as YAML; these, and `fixed`,
-        always count. Raises KitError for what is not the YAML of a mapping, and for unknown fields.
+        parameters: a variable named like a field in upper case sets that field if it differs from the field's default,
+        so that only changed values override a preset. more: further fields as YAML; these and `fixed` always override
+        it. Raises KitError if `more` is not the YAML of a mapping, and for unknown fields.
         """
         named = {name: parameters[name.upper()] for name in cls.defaults() if name.upper() in parameters}
         changed = {name: value for name, value in named.items() if value != cls.defaults()[name]}
@@ -99,7 +98,7 @@ class Settings:
 
     @classmethod
     def typed(cls, texts: Mapping[str, str]) -> dict[str, Any]:
-        """NAME=text pairs of a command line as typed settings; names may be in upper case. Raises KitError."""
+        """Convert texts by name, in lower or upper case, to typed settings. Raises KitError."""
         defaults = cls.defaults()
         named = {name.lower(): text for name, text in texts.items()}
         cls._refuse_unknown(named)
@@ -107,9 +106,9 @@ class Settings:
 
     @classmethod
     def from_run(cls, settings: Mapping[str, Any]) -> Self:
-        """Those of a run, whose params.json holds more than them. Raises KitError for a run without one of them."""
+        """Make a Config from a run's settings, which hold more than its fields. Raises KitError if one is missing."""
         if missing := [name for name in cls.defaults() if name not in settings]:
-            raise KitError(f"a run of an earlier kit, without {', '.join(missing)}: train it again under a new name")
+            raise KitError(f"a run of an earlier kit lacks {', '.join(missing)}: train it again under a new name")
         return cls(**{name: settings[name] for name in cls.defaults()})
 
     @classmethod
@@ -118,7 +117,7 @@ class Settings:
             raise KitError(f"unknown setting {', '.join(unknown)}; expected: {', '.join(cls.defaults())}")
 
     def _repr_html_(self) -> str:
-        """A table for notebooks: each setting, its value, and where that comes from."""
+        """A table of each setting, its value, and the source of the value."""
         rows = [(name, getattr(self, name), self._sources.get(name, "default")) for name in self.defaults()]
         cells = "".join(
             "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
@@ -130,7 +129,7 @@ class Settings:
 
 
 def cast(text: str, kind: type, name: str) -> Any:
-    """A text as a bool, int, float or str. Raises KitError where it does not read as one.
+    """Convert a text to a bool, int, float or str. Raises KitError if it cannot be converted.
 
     >>> cast("1e-3", float, "rate"), cast("true", bool, "mirror")
     (0.001, True)
@@ -143,7 +142,7 @@ def cast(text: str, kind: type, name: str) -> Any:
 
 
 def mapping(text: str) -> dict[str, Any]:
-    """The YAML of a mapping from field names, such as `{vary: 0, layer_decay: 1}`. Raises KitError for other text.
+    """Parse the YAML of a mapping from field names, such as `{vary: 0}`. Raises KitError for other text.
 
     >>> mapping("{vary: 0}"), mapping("")
     ({'vary': 0}, {})

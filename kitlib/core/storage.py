@@ -15,7 +15,7 @@ import numpy as np
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it becomes `path` at the end, or vanishes if the block fails."""
+    """Yield a temporary path beside `path`; it replaces `path` at the end, and is deleted if the block fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
@@ -27,7 +27,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def digest(*parts: bytes | str | np.ndarray | Path) -> str:
-    """16 hex characters that stand for the content of `parts`; a Path stands for its file's bytes."""
+    """A checksum of `parts`, 16 hex characters; a Path contributes the bytes of its file."""
     whole = hashlib.blake2b(digest_size=8)
     for part in parts:
         if isinstance(part, Path):
@@ -42,18 +42,18 @@ def digest(*parts: bytes | str | np.ndarray | Path) -> str:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
-    """Write JSON, atomically; indent None for one long line."""
+    """Write JSON atomically; indent None writes one line."""
     with atomic_write(path) as beside:
         beside.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
-    """Write arrays by name, atomically."""
+    """Write arrays by name to an .npz file, atomically."""
     with atomic_write(path) as beside, beside.open("wb") as file:
         np.savez(file, **arrays)
 
 
 def read_npz(path: str | Path) -> dict[str, Any]:
-    """The arrays by name of an .npz file, none of them pickled."""
+    """Read the arrays of an .npz file by name; pickled ones are refused."""
     with np.load(path, allow_pickle=False) as file:
         return dict(file)

@@ -1,4 +1,4 @@
-"""Data sets as checked tables with their pictures: readers of every source, packed pictures, folds, batches."""
+"""Data sets: readers of every source, the checked table of places, packed pictures, folds, batches."""
 
 from __future__ import annotations
 

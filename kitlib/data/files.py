@@ -1,4 +1,4 @@
-"""The files of a data set, read from its folder or straight from its .zip: listing, bytes, CSV tables."""
+"""Read-only access to the files of a data set, in a folder or in a .zip: listings, bytes, CSV tables."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ JUNK = ("__MACOSX/", ".DS_Store", "Thumbs.db")
 
 
 class Files:
-    """Read-only files under a folder or in a .zip, named by their path below it with forward slashes.
+    """The files in a folder or .zip, named by their relative path with forward slashes.
 
-    A zip whose entries all lie in one folder (`kaggle_dataset/` in the competition's) is read from inside that folder,
-    so both forms of a data set have the same names. Reading is safe from several threads.
-    Raises KitError where there is neither a folder nor a readable zip.
+    If all entries of a zip lie in one folder (`kaggle_dataset/` in the competition's), names are relative to that
+    folder, so that both forms of a data set have the same names. Reading is thread-safe.
+    Raises KitError if `root` is neither a folder nor a readable zip.
     """
 
     def __init__(self, root: Path):
@@ -49,10 +49,10 @@ class Files:
             raise KitError(f"{self.root}: neither a folder nor a .zip")
 
     def _listing(self, folder: str) -> dict[str, str]:
-        """{name or lower-case name: name} of the files directly in `folder`; empty where there is no such folder."""
+        """{name or lower-case name: name} of the files directly in `folder`; empty for a missing folder."""
         if folder not in self._folders and self._zip is None:
-            here = self.root / folder
-            names = [e.name for e in os.scandir(here) if not e.is_dir()] if here.is_dir() else []
+            path = self.root / folder
+            names = [e.name for e in os.scandir(path) if not e.is_dir()] if path.is_dir() else []
             self._folders[folder] = _by_name([n for n in names if n not in JUNK])
         return self._folders.get(folder, {})
 
@@ -61,7 +61,7 @@ class Files:
         return sorted(set(self._listing(folder).values()))
 
     def read(self, path: str) -> bytes:
-        """The bytes of one file; FileNotFoundError where there is none, OSError where they cannot be read."""
+        """The bytes of one file. Raises FileNotFoundError, or OSError for a file that cannot be read."""
         if self._zip is None:
             return (self.root / path).read_bytes()
         try:
@@ -72,7 +72,7 @@ class Files:
             raise OSError(f"{path} in {self.root.name}: {error}") from error
 
     def stamps(self, paths: Iterable[str]) -> list[str]:
-        """What changes when a file changes: size and modification time, or size and CRC in a zip; "" where missing."""
+        """A stamp of each file: size and modification time, or size and CRC in a zip; "" for a missing file."""
         return [self._stamp(path) for path in paths]
 
     def _stamp(self, path: str) -> str:
@@ -86,37 +86,37 @@ class Files:
             return ""
 
     def resolve(self, names: pd.Series, folders: Sequence[str]) -> tuple[pd.Series, np.ndarray]:
-        """Find pictures named in a table: in the one of `folders` that holds most of them, whatever the letters' case.
+        """Find the pictures that a table names, in the folder of `folders` that holds most of them, ignoring case.
 
-        Returns the paths as they are on disk (for a missing file: where it should be) and which are there (bool). An
-        empty name stays empty.
+        Returns the paths as they are on disk (the expected path for a missing file, "" for an empty name) and a mask
+        of the existing files.
         """
         tries = [(folder, self._find(folder, names)) for folder in folders]
-        folder, found = min(tries, key=lambda tried: tried[1].count(""))
-        wanted = (posixpath.normpath(posixpath.join(folder, name)) if name else "" for name in names)
-        paths = [path or want for path, want in zip(found, wanted, strict=True)]
-        return pd.Series(paths, index=names.index), np.array([path != "" for path in found])
+        folder, matches = min(tries, key=lambda found: found[1].count(""))
+        expected = (posixpath.normpath(posixpath.join(folder, name)) if name else "" for name in names)
+        paths = [match or path for match, path in zip(matches, expected, strict=True)]
+        return pd.Series(paths, index=names.index), np.array([match != "" for match in matches])
 
     def _find(self, folder: str, names: Iterable[str]) -> list[str]:
         listing, top = self._listing(folder), f"{folder}/" if folder else ""
         return [top + listing[name] if name in listing else self._on_disk(folder, name) for name in names]
 
     def _on_disk(self, folder: str, path: str) -> str:
-        """The path of a file that may lie deeper or be spelt in other letters; "" where there is none."""
+        """The path of a file in `folder` or deeper, ignoring the case of its name; "" for a missing file."""
         folder, name = posixpath.split(posixpath.normpath(posixpath.join(folder, path)))
         listing = self._listing(folder)
         real = listing.get(name) or listing.get(name.lower(), "")
         return posixpath.join(folder, real) if real else ""
 
-    def read_csv(self, path: str) -> tuple[pd.DataFrame, str]:
-        """A CSV as stripped text ("" where a cell is empty) and its encoding: utf-8 (a BOM is fine) or latin-1.
+    def read_csv(self, path: str, needed: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
+        """Read a CSV as stripped text ("" for an empty cell); return it with its encoding, utf-8 or latin-1.
 
-        Raises KitError where the file is missing, empty or not a table.
+        Raises KitError if the file is missing, empty, not a table, or lacks one of the `needed` columns.
         """
         try:
             content = self.read(path)
         except FileNotFoundError:
-            raise KitError(f"{path} is missing in {self.root}; found there: {shorten(self.names())}") from None
+            raise KitError(f"{path} is missing in {self.root}; the folder holds {shorten(self.names())}") from None
         encoding = "utf-8"
         try:
             text = content.decode("utf-8-sig")
@@ -125,17 +125,20 @@ class Files:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", pd.errors.ParserWarning)
-                # index_col: else, with one cell too many in every row, the first column would become an index.
+                # index_col: otherwise, if every row had one field too many, the first column would become the index.
                 table = pd.read_csv(
                     io.StringIO(text), dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False
                 )
         except pd.errors.ParserWarning as warning:
-            raise KitError(
-                f"{path} in {self.root} is not a CSV table: rows have more fields than the header"
-            ) from warning
+            raise KitError(f"{path} in {self.root} is not a CSV table: more fields than the header has") from warning
         except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
             raise KitError(f"{path} in {self.root} is not a CSV table: {str(error).strip()}") from error
         table.columns = table.columns.str.strip()
+        if missing := [column for column in needed if column not in table]:
+            raise KitError(
+                f"{path} in {self.root}: expected columns {', '.join(needed)}; "
+                f"got {', '.join(map(str, table))}; missing: {', '.join(missing)}"
+            )
         return table.fillna("").apply(lambda column: column.str.strip()), encoding
 
 

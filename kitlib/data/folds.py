@@ -1,6 +1,6 @@
-"""Saved folds of the training places: stratified by state (like the leaderboard) and by spatial blocks (honest).
+"""Saved folds of the training places: stratified by state, like the leaderboard, or in spatial blocks, which is harder.
 
-Near-duplicates, places some metres apart or a little further with pictures that look alike, never straddle a fold.
+Near-duplicates, places some metres apart or a little further with similar pictures, are always in the same fold.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def near_duplicate_groups(
     within_bits: int = 6,
     same_km: float = 0.02,
 ) -> np.ndarray:
-    """Group ids (N,) 0…G-1 of points (N, 2) such that near-duplicates, and theirs in turn, share one.
+    """Group ids (N,) 0…G-1 of points (N, 2): the connected components of near-duplicates.
 
-    Two places are near-duplicates within `same_km` whatever they show (two drives past one corner differ in 14 bits
-    and more), and within `within_km` when the perceptual `hashes` (N, V) of one view at least differ in at most
-    `within_bits` of 64 bits, or no view can be compared (a hash of 0, or no hashes at all).
+    Two places within `same_km` are always near-duplicates (two drives past one corner differ in 14 bits and more). Two
+    within `within_km` are near-duplicates if the perceptual `hashes` (N, V) of at least one view differ in at most
+    `within_bits` of 64 bits, or if no view can be compared (a hash of 0, or no hashes).
 
     >>> near_duplicate_groups(np.array([[40.0, -75.0], [50.0, -75.0], [40.0001, -75.0]])).tolist()
     [0, 1, 0]
@@ -52,28 +52,27 @@ def near_duplicate_groups(
 def make(
     places: Places, hashes: np.ndarray | None = None, n_folds: int = 5, block_km: float = 50.0, seed: int = 0
 ) -> pd.DataFrame:
-    """Folds of the training places: sample_id, group (of near-duplicates), stratified and spatial (fold 0…n_folds-1).
+    """Make folds of the training places: sample_id, group (of near-duplicates), stratified and spatial (0…n_folds-1).
 
-    `hashes` (N, V) are those of the training pack. Stratified folds deal whole groups, spatial folds whole blocks, both
-    so that each fold gets its share of every state as well as the pieces allow. Raises KitError where there are fewer
-    pieces than folds.
+    `hashes` (N, V) are those of the training pack. Stratified folds consist of whole groups, spatial folds of whole
+    blocks; both balance every state as evenly as these pieces allow. Raises KitError for fewer pieces than folds.
     """
     if n_folds < 2 or block_km <= 0:
-        raise KitError(f"n_folds={n_folds}, block_km={block_km}: at least 2 folds and blocks of more than 0 km")
+        raise KitError(f"folds: expected at least 2 folds and blocks of more than 0 km; got {n_folds} and {block_km}")
     points, states = places.points("train"), places.state_position("train")
     group = near_duplicate_groups(points, hashes)
     first = np.unique(group, return_index=True)[1]
-    block = blocks(points, block_km)[first[group]]  # a group on a border goes where its first place is
-    for pieces, told in ((group, "groups of near-duplicates"), (block, f"blocks of {block_km:g} km")):
-        if (found := len(np.unique(pieces))) < n_folds:
-            raise KitError(f"{places.name}: the training places form only {found} {told}, too few for {n_folds} folds")
+    block = blocks(points, block_km)[first[group]]  # a group across a border goes to the block of its first place
+    for pieces, kind in ((group, "groups of near-duplicates"), (block, f"blocks of {block_km:g} km")):
+        if (count := len(np.unique(pieces))) < n_folds:
+            raise KitError(f"{places.name}: the training places form only {count} {kind}, too few for {n_folds} folds")
     rng = np.random.default_rng(seed)
     table = pd.DataFrame({"sample_id": places.sample_id("train"), "group": group})
     return table.assign(stratified=_deal(group, states, n_folds, rng), spatial=_deal(block, states, n_folds, rng))
 
 
 def _deal(piece: np.ndarray, state: np.ndarray, n_folds: int, rng: np.random.Generator) -> np.ndarray:
-    """Fold (N,) of each row: whole pieces, largest first, each to the fold that has least of its states so far."""
+    """Fold (N,) of each row: whole pieces, largest first, each to the fold with the least of its states so far."""
     piece = np.unique(piece, return_inverse=True)[1]
     counts = coo_array((np.ones(len(piece)), (piece, state))).tocsr()  # (pieces, S)
     size, per_state = counts.sum(axis=1), counts.sum(axis=0)
@@ -83,7 +82,7 @@ def _deal(piece: np.ndarray, state: np.ndarray, n_folds: int, rng: np.random.Gen
     for p in shuffled[np.argsort(-size[shuffled], kind="stable")]:
         one = slice(counts.indptr[p], counts.indptr[p + 1])
         states, n = counts.indices[one], counts.data[one]
-        # The state's share counts first; of equal shares the smaller fold is filled.
+        # The states' shares decide first; among equal ones, the fold's size.
         f = fold[p] = np.argmin(dealt[:, states] @ (n / per_state[states]) + total * (size[p] / len(piece)))
         dealt[f, states] += n
         total[f] += size[p]
@@ -91,7 +90,7 @@ def _deal(piece: np.ndarray, state: np.ndarray, n_folds: int, rng: np.random.Gen
 
 
 def gap_km(points: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Kilometres (N,) from each of points (N, 2) to the nearest one outside its fold (N,): how new a place is.
+    """Kilometres (N,) from each of points (N, 2) to the nearest one outside its fold (N,).
 
     >>> gap_km(np.array([[0.0, 0.0], [0.0, 1.0], [0.0, 3.0]]), np.array([0, 0, 1])).round().tolist()
     [334.0, 222.0, 222.0]
@@ -103,33 +102,33 @@ def gap_km(points: np.ndarray, fold: np.ndarray) -> np.ndarray:
 
 
 def load_or_make(places: Places, n_folds: int = 5, block_km: float = 50.0, seed: int = 0) -> pd.DataFrame:
-    """The saved folds of these places, made as by `make` the first time, with the hashes of the training pictures.
+    """Load the saved folds of these places; the first call makes them with the hashes of the training pictures.
 
-    Whoever asks first gets the same folds, as the pictures are packed for them where they are not yet. Raises KitError
-    where the file was changed since, or was made with other settings than those asked for.
+    That call packs the pictures if necessary, so that every caller gets the same folds. Raises KitError if the file was
+    changed since, or was made with other settings.
     """
     csv, meta = places.derived / "folds.csv", places.derived / "folds.json"
-    asked = {"n_folds": n_folds, "block_km": float(block_km), "seed": seed}
+    settings = {"n_folds": n_folds, "block_km": float(block_km), "seed": seed}
     mend = f"delete {paths.relative(csv)} and .json to make new folds"
     if not (csv.exists() and meta.exists()):
         table = make(places, pictures.pack(places, "train").hashes, n_folds, block_km, seed)
         with storage.atomic_write(csv) as path:
             table.to_csv(path, index=False, lineterminator="\n")
-        storage.write_json(meta, {**asked, "hashes": True, "checksum": storage.digest(csv)})
+        storage.write_json(meta, {**settings, "hashes": True, "checksum": storage.digest(csv)})
         return table
     saved = json.loads(meta.read_text())
     if saved["checksum"] != storage.digest(csv):
         raise KitError(f"{paths.relative(csv)} was changed since it was made (its checksum is in folds.json): {mend}")
-    if other := {name: saved[name] for name in asked if saved[name] != asked[name]}:
-        raise KitError(f"{paths.relative(csv)} was made with {other}, asked for are {asked}: {mend}")
+    if other := {name: saved[name] for name in settings if saved[name] != settings[name]}:
+        raise KitError(f"{paths.relative(csv)} was made with {other}; expected {settings}: {mend}")
     table = pd.read_csv(csv, dtype={"sample_id": str})
     ids = places.sample_id("train")
     return table.assign(sample_id=table["sample_id"].astype(ids.dtype))
 
 
 def folds_checksum(places: Places) -> str:
-    """The checksum under which the folds of these places were saved; KitError where there are none yet."""
+    """The checksum of the saved folds of these places. Raises KitError if there are none yet."""
     meta = places.derived / "folds.json"
     if not meta.exists():
-        raise KitError(f"{places.name} has no folds yet: folds.load_or_make(places, n_folds) makes them")
+        raise KitError(f"{places.name} has no folds yet: data.load_folds(places, n_folds) makes them")
     return json.loads(meta.read_text())["checksum"]

@@ -1,4 +1,4 @@
-"""What the training places alone say about geography: the middles of states, their distances, geocells."""
+"""Geography learned from the training places: centres of states, their distances, geocells."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 
 def states_table(places: Places) -> pd.DataFrame:
-    """Each state with training places: their number, centroid, geometric median, and the mean km from both.
+    """The states with training places: number of places, centroid, geometric median, and mean km to both.
 
-    latitude and longitude are the centroid's, the mean on the sphere; apart_km is the distance between the two.
+    latitude and longitude are the centroid's, the mean on the sphere; apart_km is its distance from the median.
     """
     points, position = places.points("train"), places.state_position("train")
     present, state = np.unique(position, return_inverse=True)
@@ -41,7 +41,7 @@ def states_table(places: Places) -> pd.DataFrame:
 
 
 def save(places: Places, states: pd.DataFrame, distance_km: np.ndarray, cells: pd.DataFrame) -> list[Path]:
-    """Write centroids.csv, distance_km.npy and cells.parquet to `places.derived`, and return their paths."""
+    """Write centroids.csv, distance_km.npy and cells.parquet to `places.derived`; return their paths."""
     csv, matrix, parquet = (places.derived / name for name in ("centroids.csv", "distance_km.npy", "cells.parquet"))
     with storage.atomic_write(csv) as beside:
         states.to_csv(beside, index=False)
@@ -55,15 +55,15 @@ def save(places: Places, states: pd.DataFrame, distance_km: np.ndarray, cells: p
 def load_or_make_cells(
     places: Places, places_per_cell: int = 50, min_places: int = 5, seed: int = 0, rows: ArrayLike | None = None
 ) -> pd.DataFrame:
-    """The geocells of the training places, cached under `places.derived`.
+    """Load the geocells of the training places, or make and cache them under `places.derived`.
 
-    `rows` (mask or row numbers) restricts them to a fold's training rows; the file's name stands for what made it.
+    `rows` (mask or row numbers) selects the training rows of a fold. The file's name is a checksum of all inputs.
     """
     points, state = places.points("train"), places.state_position("train")
     if rows is not None:
         points, state = points[np.asarray(rows)], state[np.asarray(rows)]
     key = storage.digest(points, state, f"{places_per_cell} {min_places} {seed}")
-    path: Path = places.derived / f"cells-{key}.parquet"
+    path = places.derived / f"cells-{key}.parquet"
     if path.is_file():
         return pd.read_parquet(path)
     cells = make(points, state, places_per_cell, min_places, seed)

@@ -1,16 +1,17 @@
-"""A Hugging Face dataset, streamed once into a folder of pictures with a metadata.csv.
+"""Read Hugging Face datasets: find their columns, and stream one into a folder of pictures with a metadata.csv.
 
-Nothing is decoded: pictures are written as the bytes they are. rows.jsonl keeps what has arrived, row by row, so that
-a killed stream goes on where it was; metadata.csv appears when the last row is there.
+Pictures are written undecoded. rows.jsonl records each row that has arrived, so that an interrupted stream resumes
+there; metadata.csv is written after the last row.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -18,29 +19,76 @@ from tqdm.auto import tqdm
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, shorten
 
+if TYPE_CHECKING:
+    import datasets
+
 SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp"}
+COORDINATES = {"latitude": ("latitude", "lat"), "longitude": ("longitude", "lon")}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a dataset: the view of each image column, the two coordinates, the names of class labels."""
+
+    views: dict[str, str]
+    latitude: str
+    longitude: str
+    class_names: dict[str, list[str]]
+
+
+def open_stream(source: str | Path, split: str) -> datasets.IterableDataset:
+    """Open a Hugging Face dataset, or a local folder of its files, for streaming. Raises KitError if it cannot be."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(str(source), split=split, streaming=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise KitError(
+            f"dataset {Path(source).name} ({split}) cannot be streamed: {reason}; "
+            "expected a Hugging Face dataset or a folder of its files"
+        ) from error
+
+
+def find_columns(features: Mapping[str, Any] | None, name: str) -> Columns:
+    """Find the columns in a dataset's features. Raises KitError naming the dataset when one is missing."""
+    import datasets
+
+    features = features or {}
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    points = [next((c for c in names if c in features), None) for names in COORDINATES.values()]
+    if not images or points[0] is None or points[1] is None:
+        raise KitError(
+            f"dataset {name}: expected an Image column, latitude or lat, and longitude or lon; "
+            f"got {shorten(features, 20)}"
+        )
+    views = {column: column.removeprefix("image_") for column in images} if len(images) > 1 else {images[0]: "only"}
+    classes = {c: feature.names for c, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
+    return Columns(views, points[0], points[1], classes)
 
 
 def fetch(source: Any, split: str = "train", name: str = "", limit: int | None = None) -> tuple[Path, list[int]]:
-    """Write a dataset to data/raw/<name>; returns that folder and the rows left out for want of coordinates.
+    """Write a dataset to data/raw/<name>; return that folder and the numbers of the rows without coordinates.
 
     `source` is a repository ("owner/name"), a local folder that `datasets` can load, or a loaded Dataset or
-    IterableDataset, for which `name` is needed. Its Image columns become the views; latitude and longitude must be
-    among its columns (rename_columns helps); other plain columns are kept as possible labels. `limit` stops after that
-    many rows, and a larger one later goes on from there; a complete folder is not streamed again.
+    IterableDataset, which needs a `name`. Its Image columns become the views; the coordinates are the columns latitude
+    and longitude, or lat and lon; other plain columns are kept as possible labels. `limit` stops after that many rows;
+    a later call with a larger limit continues there, and a complete folder is not streamed again.
     """
     named = isinstance(source, str | Path)
     name = name or (Path(source).name.lower() if named else "")
     if not name:
-        raise KitError("a loaded dataset has no name of its own: say name=, its folder below data/raw")
+        raise KitError("name: expected the folder below data/raw, as a loaded dataset has no name; got none")
     folder = paths.raw_dir() / name
     note, journal, table = folder / "source.json", folder / "rows.jsonl", folder / "metadata.csv"
     origin = {"source": str(source) if named else name, "split": split}
     known = json.loads(note.read_text()) if note.exists() else {**origin, "complete": False}
     if {key: known[key] for key in origin} != origin:
-        told = f"{known['source']} ({known['split']}), not {origin['source']} ({split})"
-        raise KitError(f"{paths.relative(folder)} holds {told}: choose another name")
-    rows = _arrived(journal)
+        raise KitError(
+            f"{paths.relative(folder)} holds {known['source']} ({known['split']}), not {origin['source']} ({split}): "
+            "choose another name"
+        )
+    rows = _read_journal(journal)
     if not known["complete"] and (limit is None or len(rows) < limit or not table.exists()):
         stream = _rows(source, split, folder, len(rows), limit)
         storage.write_json(note, known)
@@ -56,8 +104,8 @@ def fetch(source: Any, split: str = "train", name: str = "", limit: int | None =
     return folder, [number for number, row in enumerate(rows) if not row]
 
 
-def _arrived(journal: Path) -> list[dict]:
-    """The rows that are there, {} for one left out; what a killed stream wrote of its last one is cut off."""
+def _read_journal(journal: Path) -> list[dict]:
+    """Read the rows that have arrived, {} for one without coordinates; cut off an unfinished last line."""
     if not journal.exists():
         return []
     whole = journal.read_bytes()
@@ -68,52 +116,53 @@ def _arrived(journal: Path) -> list[dict]:
 
 
 def _rows(source: Any, split: str, folder: Path, start: int, limit: int | None) -> Iterator[dict]:
-    """Check the columns now; then write pictures and yield the rows of metadata.csv one by one, from row `start` on."""
+    """Check the columns at once; then write pictures and yield the rows of metadata.csv from row `start` on."""
     import datasets
 
     loaded = isinstance(source, datasets.Dataset | datasets.IterableDataset)
-    data = source if loaded else datasets.load_dataset(str(source), split=split, streaming=True)
-    features = data.features or {}
-    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    if not images or not {"latitude", "longitude"} <= set(features):
-        told = f"columns found: {shorten(features, 20)}; needed: latitude, longitude and an Image column at least"
-        raise KitError(f"dataset {folder.name} ({split}): {told}")
-    views = {column: column.removeprefix("image_") for column in images} if len(images) > 1 else {images[0]: "only"}
-    # A plain column named like one of pictures would be taken for one in metadata.csv.
-    plain = {  # with the names of its classes
-        column: feature.names if isinstance(feature, datasets.ClassLabel) else None
-        for column, feature in features.items()
-        if isinstance(feature, datasets.Value | datasets.ClassLabel) and not column.startswith(("image", "file"))
-    }
-    for column in images:
+    data = source if loaded else open_stream(source, split)
+    columns = find_columns(data.features, f"{folder.name} ({split})")
+    # metadata.csv would take a plain column with such a name for one of pictures
+    kinds = (datasets.Value, datasets.ClassLabel)
+    taken = {"latitude", "longitude", columns.latitude, columns.longitude}
+    labels = [c for c, f in data.features.items() if isinstance(f, kinds) and not c.startswith(("image", "file"))]
+    labels = [column for column in labels if column not in taken]
+    for column in columns.views:
         data = data.cast_column(column, datasets.Image(decode=False))
     (folder / "images").mkdir(parents=True, exist_ok=True)
     stop = None if limit is None else max(0, limit - start)
-    return _written(islice(data.skip(start), stop), views, plain, folder / "images", start, stop)
+    return _write_rows(islice(data.skip(start), stop), columns, labels, folder / "images", start, stop)
 
 
-def _written(
-    data: Iterator[dict], views: dict[str, str], plain: dict[str, Any], folder: Path, start: int, total: int | None
+def _write_rows(
+    data: Iterator[dict], columns: Columns, labels: list[str], folder: Path, start: int, total: int | None
 ) -> Iterator[dict]:
     for number, row in enumerate(tqdm(data, "streaming", total, unit=" places"), start):
-        if row["latitude"] is None or row["longitude"] is None:
+        point = {"latitude": row[columns.latitude], "longitude": row[columns.longitude]}
+        if None in point.values():
             yield {}
             continue
         entry: dict[str, Any] = {"sample_id": number}
-        for column, view in views.items():
-            read = content(row[column])
-            suffix = next((suffix for magic, suffix in SUFFIXES.items() if read.startswith(magic)), ".img")
-            entry[f"image_{view}"] = f"{number:07d}_{view}{suffix}" if read else ""
-            if read:
-                (folder / entry[f"image_{view}"]).write_bytes(read)
-        for column, names in plain.items():
-            value = row[column]
-            entry[column] = value if names is None else names[value] if value is not None and value >= 0 else ""
+        for column, view in columns.views.items():
+            picture = content(row[column])
+            suffix = next((suffix for magic, suffix in SUFFIXES.items() if picture.startswith(magic)), ".img")
+            entry[f"image_{view}"] = f"{number:07d}_{view}{suffix}" if picture else ""
+            if picture:
+                (folder / entry[f"image_{view}"]).write_bytes(picture)
+        entry |= point
+        for column in labels:
+            names = columns.class_names.get(column)
+            entry[column] = row[column] if names is None else class_name(row[column], names)
         yield entry
 
 
+def class_name(number: int | None, names: list[str]) -> str:
+    """The name of a class label, "" for a missing one."""
+    return names[number] if number is not None and number >= 0 else ""
+
+
 def content(picture: dict | None) -> bytes:
-    """The bytes of a picture that `datasets` did not decode: in its row, or in the file it names."""
+    """The bytes of an undecoded picture, from its row or from the file that the row names."""
     import fsspec
 
     if picture is None:

@@ -1,7 +1,4 @@
-"""What one picture file holds: an undamaged RGB JPEG or something else, one colour, a blur, and its perceptual hash.
-
-And which places show the very same picture.
-"""
+"""Checks of picture files: damage, format, blank and blurred pictures, perceptual hashes, and copies at far places."""
 
 from __future__ import annotations
 
@@ -14,14 +11,14 @@ from PIL import Image
 
 from kitlib import geo
 
-BLURRED = 45.0  # sharpness below which a person sees nothing either: 9 of 5,625 real street views
+BLURRED = 45.0  # sharpness below which people recognise nothing: 9 of 5,625 real street views
 BLANK = 4.0  # grey levels of standard deviation below which a picture is one colour
-QUALITY = 95  # of pictures that have to be encoded again
+QUALITY = 95  # of re-encoded pictures
 COSINES = np.cos(np.pi / 64 * np.arange(8)[:, None] * (2 * np.arange(32) + 1))  # (8, 32) of the DCT-II
 
 
 class Picture(NamedTuple):
-    """One picture, looked at."""
+    """The result of examining one picture."""
 
     data: bytes = b""  # RGB JPEG; empty where it cannot be used
     height: int = 0  # pixels
@@ -29,32 +26,32 @@ class Picture(NamedTuple):
     blank: bool = False  # one colour
     blurred: bool = False  # to nothing
     sharpness: float = 0.0
-    hash: int = 0  # 64 bits; 0 where there is nothing to compare: unusable, blank or blurred
-    found: tuple[tuple[str, str], ...] = ()  # (check, detail) of what is wrong with the file
+    hash: int = 0  # 64 bits; 0 for an unusable, blank or blurred picture
+    found: tuple[tuple[str, str], ...] = ()  # (check, detail) of each fault of the file
 
 
 def examine(data: bytes, size: tuple[int, int] | None = None) -> Picture:
-    """Decode a picture file completely and say what it holds; with `size` (height, width) one of another is resized.
+    """Decode a picture file completely, check it, and resize it to `size` (height, width) if given.
 
-    A file that is truncated, corrupt or no picture comes back without data. What is no RGB JPEG is converted to one.
+    A truncated, corrupt or foreign file results in a Picture without data. Other formats are converted to RGB JPEG.
     """
     try:
         jpeg, found = _as_rgb_jpeg(data, size)
         height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-        # Strict, so that a truncated file fails. Large pictures are judged at a scale near the competition's 256 px.
+        # Strict, so that a truncated file fails. Large pictures are reduced to about the competition's 256 px.
         grey = simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=256, min_width=256)[..., 0]
-    except Exception as error:  # a decoder may raise anything on broken bytes, and each is the finding
+    except Exception as error:  # a decoder may raise anything on broken bytes
         return Picture(found=(("damaged picture", f": {error}" if data else ": empty file"),))
     small = np.asarray(Image.fromarray(grey).resize((32, 32), Image.Resampling.BOX))
     sharp = sharpness(grey)
     blank = sharp < BLURRED and float(small.std()) < BLANK
     blurred = sharp < BLURRED and not blank
-    seen = 0 if blank or blurred else int(perceptual_hash(small))
-    return Picture(jpeg, height, width, blank, blurred, sharp, seen, found)
+    own_hash = 0 if blank or blurred else int(perceptual_hash(small))
+    return Picture(jpeg, height, width, blank, blurred, sharp, own_hash, found)
 
 
 def _as_rgb_jpeg(data: bytes, size: tuple[int, int] | None) -> tuple[bytes, tuple[tuple[str, str], ...]]:
-    """`data` as an RGB JPEG, of `size` if given, and what had to be changed."""
+    """Convert `data` to an RGB JPEG, of `size` if given; return it with the (check, detail) of each change."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -75,10 +72,10 @@ def _as_rgb_jpeg(data: bytes, size: tuple[int, int] | None) -> tuple[bytes, tupl
 
 
 def sharpness(grey: np.ndarray) -> float:
-    """How sharp the sharper parts of a grey picture (H, W) uint8 are, in squared grey levels; 0 is flat.
+    """The sharpness of a grey picture (H, W) uint8 in squared grey levels; 0 is flat.
 
-    The 80th percentile, over a grid of about 8 x 8 blocks, of the mean squared Laplacian: the sky may be smooth, and a
-    sharp watermark in the bottom rows saves no blurred picture. Street views at 256 px have 60 to 15,000.
+    It is the 80th percentile, over a grid of about 8 x 8 blocks, of the mean squared Laplacian: neither a smooth sky
+    nor a sharp watermark in the bottom rows decides it. Street views at 256 px have 60 to 15,000.
     """
     if min(grey.shape) < 3:
         return 0.0
@@ -95,9 +92,9 @@ def sharpness(grey: np.ndarray) -> float:
 
 
 def perceptual_hash(small: np.ndarray) -> np.ndarray:
-    """64-bit hashes (...) of grey pictures (..., 32, 32): which of the 8 x 8 lowest frequencies exceed their median.
+    """64-bit hashes (...) of grey pictures (..., 32, 32): a bit per low frequency above the median.
 
-    Pictures that look alike differ in few bits: np.bitwise_count(a ^ b). This is the pHash of Zauner 2010,
+    Similar pictures differ in few bits: np.bitwise_count(a ^ b). This is the pHash of Zauner 2010,
     "Implementation and Benchmarking of Perceptual Image Hash Functions".
     """
     low = (COSINES @ small @ COSINES.T).reshape(*small.shape[:-2], 64)
@@ -106,9 +103,9 @@ def perceptual_hash(small: np.ndarray) -> np.ndarray:
 
 
 def far_twins(points: np.ndarray, hashes: np.ndarray, apart_km: float = 1.0) -> np.ndarray:
-    """Row pairs (P, 2) of places over `apart_km` apart that show the very same picture, as equal hashes (N, V) tell.
+    """Row pairs (P, 2) of places more than `apart_km` apart that share a picture, i.e. one of their hashes (N, V).
 
-    Each place is paired with the first that shows its picture; a hash of 0 is none; places at NaN are left out.
+    Each place is paired with the first that has its picture; hashes of 0 and places at NaN are ignored.
     """
     row, view = np.nonzero((hashes != 0) & ~np.isnan(points).any(axis=1)[:, None])
     _, first, same = np.unique(hashes[row, view], return_index=True, return_inverse=True)

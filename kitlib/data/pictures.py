@@ -1,8 +1,8 @@
-"""One pass over a split's picture files: each is read, checked, hashed and packed into one blob with an offset table.
+"""Pack the pictures of a split: one pass reads, checks and hashes every file and appends it to one blob.
 
-Loose files through PIL lose to one blob decoded by simplejpeg by a wide factor (benchmarks/pictures.py), and a pass
-that reads everything anyway is the moment to look at it. `Pack.problems` lists for integrity.json what was missing,
-damaged, not RGB, of another size, blank or blurred to nothing; no picture turns black in silence.
+Decoding one blob by simplejpeg is many times faster than loose files by PIL (benchmarks/pictures.py). `Pack.problems`
+lists for integrity.json the pictures that are missing, damaged, not RGB, of another size, blank or blurred; none is
+replaced by black silently.
 
     pack = pictures.pack(places, "train")
     pack.decode(np.arange(64))      # (64, 4, 256, 256, 3) uint8
@@ -35,56 +35,56 @@ from kitlib.data.files import Files
 from kitlib.data.picture_checks import Picture, examine, far_twins
 from kitlib.data.places import Places, finding
 
-FORMAT = 1  # of the pack and its checks: another one packs again
-SHARD = 1024  # places after which the work so far is safe
-GREY = 128  # what decode() shows of a place without any usable picture
+FORMAT = 1  # of the pack and its checks; packs of another format are made again
+SHARD = 1024  # places after which the work is saved
+GREY = 128  # the picture that decode() returns for a place without a usable one
 
 FIELDS = ("length", "height", "width", "blank", "blurred", "sharpness", "hash", "content")
 RECORD = np.dtype(list(zip(FIELDS, ("i8", "i4", "i4", "?", "?", "f4", "u8", "u8"), strict=True)))
 ACTIONS = {
-    "missing picture": "another view of the place stands in",
-    "damaged picture": "another view of the place stands in",
+    "missing picture": "replaced by another view of the place",
+    "damaged picture": "replaced by another view of the place",
     "picture not an RGB JPEG": "converted",
     "picture of another size": "resized to the common size",
     "blank picture": "kept",
     "picture blurred to nothing": "kept",
-    "place without a usable picture": "shown as plain grey: its guess knows nothing",
+    "place without a usable picture": "replaced by plain grey: its guess has no evidence",
     "same picture at places far apart": "kept: at least one place is wrong",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Pack:
-    """All pictures of one split in one file, in the order of `places.rows(split)`; made by `pack`."""
+    """The pictures of one split in one file, in the order of `places.rows(split)`; made by `pack`."""
 
     split: str
     sample_id: np.ndarray  # (N,)
     views: tuple[str, ...]  # V names
     offsets: np.ndarray  # (N, V, 2) int64 start and length in the blob
-    usable: np.ndarray  # (N, V) bool: there and undamaged
+    usable: np.ndarray  # (N, V) bool: exists and is undamaged
     height: np.ndarray  # (N, V) pixels
     width: np.ndarray  # (N, V) pixels
-    blank: np.ndarray  # (N, V) bool: one colour
-    blurred: np.ndarray  # (N, V) bool: to nothing
-    sharpness: np.ndarray  # (N, V) float32, by `inspection.sharpness`
-    hashes: np.ndarray  # (N, V) uint64 perceptual, 0 where there is nothing to compare: unusable, blank or blurred
-    checksum: str  # of the pictures' content, their order and ids
+    blank: np.ndarray  # (N, V) bool
+    blurred: np.ndarray  # (N, V) bool
+    sharpness: np.ndarray  # (N, V) float32, by `picture_checks.sharpness`
+    hashes: np.ndarray  # (N, V) uint64 perceptual, 0 for unusable, blank or blurred pictures
+    checksum: str  # of the pictures, their order and ids
     blob: Path
     found: list[dict] = field(repr=False)
 
     @property
     def unusable_places(self) -> np.ndarray:
-        """(N,) bool: places without a single usable picture."""
+        """Mask (N,) of the places without a usable picture."""
         return np.logical_not(self.usable.any(axis=1))
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
-        """The (height, width) there are among the usable pictures, sorted."""
+        """The different (height, width) of the usable pictures, sorted."""
         return sorted(set(zip(self.height[self.usable].tolist(), self.width[self.usable].tolist(), strict=True)))
 
     @cached_property
     def shown(self) -> np.ndarray:
-        """(N, V) which view is shown for each: itself where usable, else the next usable one clockwise, -1 for none."""
+        """The view (N, V) decoded for each view: itself if usable, else the next usable one clockwise, else -1."""
         V = len(self.views)
         turned = (np.arange(V)[:, None] + np.arange(V)) % V  # (V, V) candidates for each view
         usable = self.usable[:, turned]  # (N, V, V)
@@ -96,20 +96,20 @@ class Pack:
         return np.memmap(self.blob, np.uint8, mode="r") if self.usable.any() else np.empty(0, np.uint8)
 
     def read(self, i: int, v: int) -> bytes:
-        """The JPEG of place `i`, view `v`; empty where that view is unusable."""
+        """The JPEG of place `i`, view `v`; empty for an unusable one."""
         start, length = self.offsets[i, v]
         return self._bytes[start : start + length].tobytes()
 
     def decode(self, rows: np.ndarray, size: int | None = None) -> np.ndarray:
-        """Pictures (B, V, H, W, 3) uint8 RGB of the places in `rows` (B,).
+        """Decode the pictures (B, V, H, W, 3) uint8 RGB of the places in `rows` (B,).
 
-        An unusable view shows another view of the same place (`shown`); a place without any is plain grey, and is told
-        by `unusable_places`. With `size` the middle square of each picture comes at that many pixels. Raises
-        KitError for pictures of several sizes without `size`.
+        An unusable view is replaced by another view of the place (`shown`), or by plain grey if the place has none
+        (`unusable_places`). With `size`, the result is the middle square of each picture, resized to that many pixels.
+        Raises KitError for pictures of several sizes without `size`.
         """
         if size is None and len(self.sizes) != 1:
-            told = " to ".join(f"{w}x{h}" for h, w in self.sizes[:: len(self.sizes) - 1]) or "none is usable"
-            raise KitError(f"{self.split} pictures have no common size ({told}): ask for one with size=")
+            sizes = " to ".join(f"{w}x{h}" for h, w in self.sizes[:: len(self.sizes) - 1]) or "none is usable"
+            raise KitError(f"{self.split} pictures have no common size ({sizes}): give one as size=")
         rows = np.asarray(rows)
         H, W = (size, size) if size else self.sizes[0]
         out = np.empty((len(rows), len(self.views), H, W, 3), np.uint8)
@@ -133,16 +133,16 @@ class Pack:
                     out[b, v] = _square(simplejpeg.decode_jpeg(data, "RGB", min_height=H, min_width=W), H)
 
     def problems(self) -> list[dict]:
-        """What the pass found, as entries for `Places.save`."""
+        """The findings of the pass, for `Places.save`."""
         return self.found
 
 
 def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
-    """Read, check, hash and pack the pictures of one split; straight from a .zip as well.
+    """Read, check, hash and pack the pictures of one split, from a folder or a .zip.
 
-    Writes pictures/<split>.bin and .npz below `places.derived` (or into `out_dir`). Packs again only when the list of
-    files, a size or a time of change differs from last time; a killed pass goes on where it was. Competition pictures
-    of another size than the rest are resized, those of other sources keep their size.
+    Writes pictures/<split>.bin and .npz below `places.derived`, or into `out_dir`. An existing pack is reused unless
+    the list of files, a size or a modification time has changed; an interrupted pass resumes. Competition pictures are
+    resized to the commonest size, those of other sources keep theirs.
     """
     out_dir = out_dir or places.derived / "pictures"
     files, names = Files(places.folder), places.rows(split)[places.image_columns].to_numpy(str)  # (N, V)
@@ -177,7 +177,7 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
 
 
 def _write(places: Places, split: str, files: Files, names: np.ndarray, work: Path) -> tuple[np.ndarray, list]:
-    """Pack shard by shard into work/blob; the records (N, V), and all (check, "sample_id view: detail") found."""
+    """Pack shard by shard into work/blob; return records (N, V) and findings (check, "sample_id view: detail")."""
     for stale in set(work.parent.glob(f".{split}-*")) - {work}:
         shutil.rmtree(stale)
     work.mkdir(parents=True, exist_ok=True)
@@ -189,11 +189,11 @@ def _write(places: Places, split: str, files: Files, names: np.ndarray, work: Pa
             part, rows = work / f"{start:08d}.npz", slice(start, start + SHARD)
             shard = storage.read_npz(part) if part.exists() else None
             if shard is None or shard["end"] > out.tell():
-                out.truncate(end)  # a killed pass may have written beyond its last whole shard
+                out.truncate(end)  # an interrupted pass may have written beyond its last whole shard
                 shard = _shard(partial(_examine_place, files, size), names[rows], labels[rows], out, bar)
                 storage.write_npz(part, shard)
             else:
-                bar.initial += names[rows].size  # the rate shown is that of this pass
+                bar.initial += names[rows].size  # so that the rate is that of this pass
                 bar.update(names[rows].size)
             end = shard["end"]
             records[rows] = shard["records"]
@@ -208,7 +208,7 @@ def _shard(
     out: BinaryIO,
     bar: tqdm,
 ) -> dict[str, Any]:
-    """Append the pictures of some places to the blob."""
+    """Append the pictures of some places to the blob; return their records, their findings and the end of the blob."""
     records, found = np.zeros(names.shape, RECORD), []
     for i, place in enumerate(_threads(os.getpid()).map(examine_place, names)):
         for v, picture in enumerate(place):
@@ -222,20 +222,19 @@ def _shard(
 
 
 def _examine_place(files: Files, size: tuple[int, int] | None, names: np.ndarray) -> list[Picture]:
-    return [_examine(files, size, name) for name in names]
+    def examined(name: str) -> Picture:
+        try:
+            return examine(files.read(name), size) if name else Picture(found=(("missing picture", ""),))
+        except FileNotFoundError:
+            return Picture(found=(("missing picture", ""),))
+        except OSError as error:  # a bad sector, a bad checksum in the .zip
+            return Picture(found=(("damaged picture", f": {error}"),))
 
-
-def _examine(files: Files, size: tuple[int, int] | None, name: str) -> Picture:
-    try:
-        return examine(files.read(name), size) if name else Picture(found=(("missing picture", ""),))
-    except FileNotFoundError:
-        return Picture(found=(("missing picture", ""),))
-    except OSError as error:  # a bad sector, a bad checksum in the .zip
-        return Picture(found=(("damaged picture", f": {error}"),))
+    return [examined(name) for name in names]
 
 
 def _common_size(files: Files, names: np.ndarray) -> tuple[int, int] | None:
-    """The commonest (height, width) among pictures from all over the split."""
+    """The commonest (height, width) in a sample of the split."""
     sizes: Counter[tuple[int, int]] = Counter()
     for name in np.random.default_rng(0).permutation(names.ravel())[:100]:
         with contextlib.suppress(OSError, ValueError):
@@ -244,7 +243,7 @@ def _common_size(files: Files, names: np.ndarray) -> tuple[int, int] | None:
 
 
 def _findings(places: Places, split: str, records: np.ndarray, found: list[tuple[str, str]]) -> list[dict]:
-    """Entries of integrity.json: what was found picture by picture, and what only all of them show."""
+    """Make the entries of integrity.json, from the findings of each picture and from all records together."""
     by_check: dict[str, list[str]] = {check: [] for check in ACTIONS}
     for check, example in found:
         by_check[check].append(example)
@@ -258,7 +257,7 @@ def _findings(places: Places, split: str, records: np.ndarray, found: list[tuple
 
 
 def _square(picture: np.ndarray, size: int) -> np.ndarray:
-    """The middle square of a picture (H, W, 3) at `size` pixels."""
+    """The middle square of a picture (H, W, 3), resized to `size` pixels."""
     H, W = picture.shape[:2]
     side = min(H, W)
     box = ((W - side) / 2, (H - side) / 2, (W + side) / 2, (H + side) / 2)
@@ -267,7 +266,7 @@ def _square(picture: np.ndarray, size: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """Let one process at a time through: two notebooks may ask for the same pack."""
+    """Hold a lock file, as two notebooks may make the same pack."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -276,5 +275,5 @@ def _alone(lock: Path) -> Iterator[None]:
 
 @cache
 def _threads(process: int) -> ThreadPoolExecutor:
-    """Threads that read and decode, one set a process as they do not survive a fork. The decoders release the GIL."""
+    """A pool of decoding threads per process, as threads do not survive a fork. The decoders release the GIL."""
     return ThreadPoolExecutor(paths.workers(), thread_name_prefix="pictures")

@@ -1,10 +1,10 @@
-"""Every source of labelled places, read into one checked table (`tables.Places`).
+"""Readers of all kinds of data sets; each returns a checked table (`data.places.Places`).
 
-    places.read("us")                                          # a name under data/raw, a folder or a .zip of any kind
-    places.read("mine", train_csv="a.csv", train_images="a")   # a region table whose files have other names
-    places.read_hugging_face("owner/name", "train", "mine")    # streamed once to data/raw/mine
+    readers.read("us")                                          # a name under data/raw, a folder or a .zip of any kind
+    readers.read("mine", train_csv="a.csv", train_images="a")   # a region table whose files have other names
+    readers.read_hugging_face("owner/name", "train", "mine")    # streamed once to data/raw/mine
 
-The vocabulary of states comes from the data, never from here.
+The vocabulary of states always comes from the data.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from kitlib.data.places import SPLITS, Places, checked, finding, refuse
 
 VIEWS = ("north", "east", "south", "west")
 PREDICTED = [f"predicted_state_idx_{rank}" for rank in range(1, 6)] + ["predicted_latitude", "predicted_longitude"]
-REGION_COLUMNS = ("state", "region", "country", "Region_ID")  # the order in which a label column is looked for
+REGION_COLUMNS = ("state", "region", "country", "Region_ID")  # tried in this order as the label column
 
 
 def load(data: str | Path, region_column: str | None = None, **tables: str | None) -> Places:
-    """Like `read`; the data set "sample" is drawn into data/raw/sample when it is missing."""
+    """Read a data set as by `read`; "sample" is drawn into data/raw/sample if it is missing."""
     from kitlib.data.sample import competition  # it imports this module for the names of files and views
 
     return read(competition.ensure(str(data)), region_column, **{name: path for name, path in tables.items() if path})
@@ -44,11 +44,11 @@ def read(
     train_images: str | None = None,
     test_images: str | None = None,
 ) -> Places:
-    """Read a data set, given its folder, its .zip or its name under data/raw, whichever of the kinds it is.
+    """Read a data set of any kind, given its folder, its .zip or its name under data/raw.
 
-    A folder with train_ground_truth.csv is a competition, one with metadata.csv is described there, and one with
-    a CSV of filename, latitude, longitude is a region table. `region_column` names the label column of the latter two;
-    the other options are for a region table whose files have names of their own (see `read_region_table`).
+    A folder with train_ground_truth.csv is a competition; one with metadata.csv is described by it; one with CSVs of
+    filename, latitude and longitude is a region table. `region_column` names the label column of the latter two; the
+    other options name the files of a region table (see `read_region_table`).
     Raises KitError for an unknown kind, and for an option that the kind does not have.
     """
     options = {"train_csv": train_csv, "test_csv": test_csv, "train_images": train_images, "test_images": test_images}
@@ -58,20 +58,20 @@ def read(
     tables = [name for name in Files(root).names() if name.lower().endswith(".csv")]
     known = [name for name in ("train_ground_truth.csv", "metadata.csv") if name in tables]
     if known and named:
-        told = f"{', '.join(named)}: only a region table has files to be named"
-        raise KitError(f"{told}; {root} has {known[0]}, where everything is told")
+        raise KitError(f"{', '.join(named)}: expected a region table; {root} has {known[0]}, which names all files")
     if "train_ground_truth.csv" in tables:
         if region_column:
-            raise KitError(f"region_column={region_column!r}: the competition folder {root} has its states in `state`")
+            raise KitError(
+                f"region_column: expected none, as a competition has its states in state; got {region_column!r}"
+            )
         return read_competition(root)
     if "metadata.csv" in tables:
         return replace(read_metadata(root, region_column), options=given)
     if named or any(name.startswith("labels_") for name in tables):
         return replace(read_region_table(root, region_column=region_column, **named), options=given)
     raise KitError(
-        f"{root} is no known data set: needed is train_ground_truth.csv (a competition), metadata.csv, or labels_*.csv "
-        f"(a region table, whose tables may also be named by train_csv and test_csv); CSV files found: "
-        f"{shorten(tables)}"
+        f"{root}: expected train_ground_truth.csv (a competition), metadata.csv, or labels_*.csv (a region table; its "
+        f"tables may also be named by train_csv and test_csv); got {shorten(tables)}"
     )
 
 
@@ -79,7 +79,7 @@ def read_competition(folder_or_zip: str | Path) -> Places:
     """Read and check a competition folder, or its .zip as Kaggle serves it, without unpacking.
 
     Needs train_ground_truth.csv, sample_submission.csv, state_mapping.csv and the pictures in train_images/ and
-    test_images/. Raises KitError, naming file and rows, where they are missing or contradict each other.
+    test_images/. Raises KitError, naming file and rows, if they are missing or contradict each other.
     """
     files = Files(Path(folder_or_zip))
     findings: list[dict] = []
@@ -110,25 +110,25 @@ def read_region_table(
     train_images: str | None = None,
     test_images: str | None = None,
 ) -> Places:
-    """Read CSVs of filename, latitude, longitude and Region_ID (a name or a number), one picture a place.
+    """Read CSVs of filename, latitude, longitude and Region_ID (a name or a number), one picture per place.
 
-    All paths are relative to the data folder. The CSVs are labels_train.csv and labels_val.csv or labels_test.csv
-    unless named; the rows of the second become the split "test" with their truth known. The pictures of labels_<x>.csv
-    are in images_<x>/ unless named, possibly once more inside a folder of the same name. A place's sample_id is its
-    file name, which both splits may use, as long as the pictures are in different folders.
+    All paths are relative to the data folder. The default CSVs are labels_train.csv and labels_val.csv or
+    labels_test.csv; the rows of the second become the split "test", with known truth. The default folder of the
+    pictures of labels_<x>.csv is images_<x>/, or a folder of the same name inside it. The sample_id of a place is its
+    file name; both splits may use the same one, if the pictures are in different folders.
     """
     files = Files(Path(folder_or_zip))
     findings: list[dict] = []
     region_column = region_column or "Region_ID"
-    there = files.names()
-    usual = next((name for name in ("labels_val.csv", "labels_test.csv") if name in there), None)
+    names = files.names()
+    usual = next((name for name in ("labels_val.csv", "labels_test.csv") if name in names), None)
     where = {"train": _inside(train_csv) or "labels_train.csv"}
     if test_csv or usual:
         where["test"] = _inside(test_csv) or str(usual)
     elif test_images:
-        raise KitError(f"test_images={test_images!r} has no table: name test_csv too; found: {shorten(there)}")
+        raise KitError(f"test_csv: expected the table of test_images {test_images!r}; got none of {shorten(names)}")
     if where["train"] == where.get("test"):
-        raise KitError(f"train_csv and test_csv are both {where['train']!r}: the test places would be learned by heart")
+        raise KitError(f"test_csv: expected another table than train_csv; both are {where['train']!r}")
     needed = ["filename", "latitude", "longitude", region_column]
     tables = [_csv(files, path, needed, findings)[needed].assign(split=split) for split, path in where.items()]
     table = pd.concat(tables).rename(columns={"filename": "image_only", region_column: "state"})
@@ -138,17 +138,17 @@ def read_region_table(
 
 
 def _inside(path: str | None) -> str | None:
-    """A path below the data folder in its plain form ("" is the folder itself); None where none is named."""
+    """Normalise a path below the data folder ("" is the folder itself); None for none. Raises KitError for others."""
     if not path:
         return None
     plain = posixpath.normpath(str(path).replace("\\", "/"))
     if plain.startswith(("/", "..")) or ":" in plain:
-        raise KitError(f"{path!r} is not inside the data folder: tables and picture folders are named relative to it")
+        raise KitError(f"{path!r} is not inside the data folder: expected a path relative to it")
     return "" if plain == "." else plain
 
 
 def _picture_folders(table: str, named: str | None) -> list[str]:
-    """Where the pictures of a region table may be."""
+    """The folders that may hold the pictures of a region table."""
     if named is not None:
         return [named, posixpath.join(named, posixpath.basename(named))]
     word = Path(table).stem.rpartition("_")[2]
@@ -158,10 +158,10 @@ def _picture_folders(table: str, named: str | None) -> list[str]:
 def read_metadata(folder_or_zip: str | Path, region_column: str | None = None) -> Places:
     """Read a folder with metadata.csv: latitude, longitude, pictures and at least one column of labels.
 
-    Pictures are in columns image_<view>, or one a place in file_name, filename or image; the files in images/ or beside
-    the table. Labels are in `region_column`; by default the first of state, region, country and Region_ID that is
-    filled in every row. Without sample_id rows are numbered from 0. A column `split` may hold train, test, val or
-    validation (the last three become "test"); without it every place is for training.
+    Columns image_<view> name the pictures, or file_name, filename or image if there is one per place; the files are in
+    images/ or beside the table. Labels are in `region_column`, by default the first of state, region, country and
+    Region_ID that has a value in every row. Without sample_id, rows are numbered from 0. The column `split` may hold
+    train, test, val or validation (the last three become "test"); without it all places are for training.
     """
     files = Files(Path(folder_or_zip))
     findings: list[dict] = []
@@ -173,23 +173,23 @@ def read_metadata(folder_or_zip: str | Path, region_column: str | None = None) -
     if not images:
         single = [column for column in ("file_name", "filename", "image") if column in table]
         if not single:
-            allowed = "image_<view> columns, or one of file_name, filename, image"
-            raise KitError(f"{path} in {files.root}: no pictures; allowed are {allowed}; found: {', '.join(columns)}")
+            pictures = "image_<view> columns, or one of file_name, filename, image"
+            raise KitError(f"{path} in {files.root}: expected {pictures}; got {', '.join(columns)}")
         table, images = table.rename(columns={single[0]: "image_only"}), ["image_only"]
     filled = [column for column in REGION_COLUMNS if column in table and (table[column] != "").all()]
     labels = [column for column in table if column not in {"sample_id", "split", "latitude", "longitude", *images}]
     if not region_column and filled:
         region_column = filled[0]
     if region_column not in labels:
-        told = f"no label column {region_column!r}" if region_column else "no label column is filled in every row"
-        raise KitError(f"{path} in {files.root}: {told}; region_column may be one of: {shorten(labels)}")
+        got = repr(region_column) if region_column else "none with a value in every row"
+        raise KitError(f"region_column: expected one of {shorten(labels)} in {path} of {files.root}; got {got}")
     table["state"] = table[region_column]
     if "sample_id" not in table:
         table["sample_id"] = [str(row) for row in range(len(table))]
     split = table["split"].str.lower() if "split" in table else pd.Series("train", index=table.index)
     table["split"] = split.replace({"val": "test", "validation": "test"})
-    allowed = "train, test, val, validation"
-    refuse(~table["split"].isin(SPLITS), table, f"{path}: split may be {allowed}; it is not", ["split"])
+    message = f"{path}: split: expected train, test, val or validation; got"
+    refuse(~table["split"].isin(SPLITS), table, message, ["split"])
     columns = ["split", "sample_id", *images, "latitude", "longitude", "state"]
     in_folders = {split: ["images", ""] for split in SPLITS}
     return _labelled(files, table[columns], findings, dict.fromkeys(SPLITS, path), in_folders)
@@ -198,24 +198,21 @@ def read_metadata(folder_or_zip: str | Path, region_column: str | None = None) -
 def read_hugging_face(
     source: Any, split: str = "train", name: str = "", region_column: str | None = None, limit: int | None = None
 ) -> Places:
-    """Stream a Hugging Face dataset once to data/raw/<name> (see `streaming.fetch`) and read it from there.
-
-    `source` is a repository ("owner/name"), a local folder that `datasets` can load, or a loaded Dataset or
-    IterableDataset; `limit` stops after that many rows; `region_column` is as for `read_metadata`.
-    """
-    folder, lost = huggingface.fetch(source, split, name, limit)
+    """Stream a Hugging Face dataset once to data/raw/<name> by `huggingface.fetch`, and read it by `read_metadata`."""
+    folder, without_point = huggingface.fetch(source, split, name, limit)
     places = read_metadata(folder, region_column)
-    if lost:
-        places.integrity.append(finding("row without coordinates", "metadata.csv", map(str, lost), "left out"))
+    if without_point:
+        rows = map(str, without_point)
+        places.integrity.append(finding("row without coordinates", "metadata.csv", rows, "left out"))
     return places
 
 
 def _labelled(
     files: Files, table: pd.DataFrame, findings: list[dict], where: dict[str, str], folders: dict[str, list[str]]
 ) -> Places:
-    """Finish a source whose states are just names, or just numbers.
+    """Number the states, all names or all numbers, in their order, and check the table.
 
-    They are numbered in the order of the alphabet, or of the numbers; training rows without one are left out.
+    Training rows without a state are left out.
     """
     unlabelled = (table["state"] == "") & (table["split"] == "train")
     if unlabelled.any():
@@ -232,16 +229,12 @@ def _labelled(
 
 
 def _csv(files: Files, path: str, needed: list[str], findings: list[dict]) -> pd.DataFrame:
-    """One CSV as text, with the columns that are needed and at least one row."""
-    table, encoding = files.read_csv(path)
-    missing = [column for column in needed if column not in table.columns]
-    if missing:
-        found = f"columns found: {', '.join(table.columns)}; needed: {', '.join(needed)}"
-        raise KitError(f"{path} in {files.root} lacks {', '.join(missing)}; {found}")
+    """Read a CSV as text; record another encoding than UTF-8. Raises KitError if it has no rows."""
+    table, encoding = files.read_csv(path, needed)
     if table.empty:
-        raise KitError(f"{path} in {files.root} has no rows; at least one is needed")
+        raise KitError(f"{path} in {files.root}: expected at least one row; got none")
     if encoding != "utf-8":
-        findings.append(finding("not UTF-8", path, [encoding], "read as Latin-1: look at names with accents"))
+        findings.append(finding("not UTF-8", path, [encoding], "read as Latin-1: check names with accents"))
     return table
 
 
@@ -250,8 +243,6 @@ def _mapping(table: pd.DataFrame, where: str) -> pd.DataFrame:
     bad = ~(idx >= 0) | (idx % 1 != 0) | idx.duplicated() | (table["state"] == "") | table["state"].duplicated()
     if bad.any():
         lines = shorten(table.index[bad] + 2)
-        raise KitError(
-            f"{where} line {lines}: each state_idx must be a whole number from 0, each state named, both once"
-        )
+        raise KitError(f"{where} line {lines}: expected a unique whole state_idx from 0 and a unique state name")
     states = pd.DataFrame({"state_idx": idx.astype(np.int64), "state": table["state"]})
     return states.sort_values("state_idx", ignore_index=True)

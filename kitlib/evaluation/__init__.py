@@ -1,4 +1,4 @@
-"""Guesses and what becomes of them: runs, cross-validation, scores, baselines, ensembles, submissions."""
+"""Guesses and their evaluation: runs, cross-validation, scores, baselines, ensembles, submissions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two baselines that everything cleverer has to beat: the commonest states, and logistic regression."""
+"""The two baselines: the commonest states, and logistic regression on frozen features."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from kitlib.evaluation.guesses import Guesses, stack
 from kitlib.evaluation.metrics import Score, score_arrays
 from kitlib.evaluation.runs import Run
 
-# Standardised features outnumber the places of a small set, so that only strong regularisation generalises: on 395
-# real places with 1,280 features 0.01 scored best in both kinds of folds, 0.001 to 0.1 nearly the same. The loss is a
-# sum over places, so that the regularisation fades by itself as they become many.
+# With more features than places, only strong regularisation generalises: on 395 real places with 1,280 features 0.01
+# scored best in both kinds of folds, 0.001 to 0.1 nearly the same. The loss is a sum over places, so that the relative
+# regularisation falls as their number grows.
 C = 0.01
 
 
 def state_points(places: Places, train_rows: ArrayLike | None = None) -> np.ndarray:
-    """The geometric median (S, 2) of each state's training places, the best single guess in it; NaN where it has none.
+    """The geometric median (S, 2) of each state's training places, NaN for a state without any.
 
-    `train_rows` (mask or row numbers) restricts them to a fold's training rows.
+    `train_rows` (mask or row numbers) selects the training rows of a fold.
     """
     rows = slice(None) if train_rows is None else np.asarray(train_rows)
     return geo.group_medians(places.points("train")[rows], places.state_position("train")[rows], len(places.states))
 
 
 def commonest(places: Places, train_rows: ArrayLike, sample_id: ArrayLike) -> Guesses:
-    """The same guess for every `sample_id` (N,): states by how common they are, and one constant point.
+    """The same guess for every `sample_id` (N,): the frequencies of states and the geometric median of all places.
 
-    States and point, the geometric median of all, are those of the training rows in `train_rows` (mask or row numbers).
+    Both are those of the training places in `train_rows` (mask or row numbers).
     """
     rows, sample_id = np.asarray(train_rows), np.asarray(sample_id)
     count = np.bincount(places.state_position("train")[rows], minlength=len(places.states))
@@ -52,14 +52,14 @@ def constant(
 
 
 def commonest_out_of_fold(places: Places, folds: ArrayLike) -> Guesses:
-    """`commonest` for every training place, each fold (N,) guessed from the others."""
+    """`commonest` for every training place, the guesses of each fold (N,) being made from the other folds."""
     folds, sample_id = _checked_folds(places, folds), places.sample_id("train")
     parts = [commonest(places, folds != fold, sample_id[folds == fold]) for fold in np.unique(folds)]
     return stack(parts).at(sample_id)
 
 
 def beside(run: Run, places: Places, others: Sequence[Run] = ()) -> dict[str, Guesses]:
-    """Out-of-fold guesses of the places that a run held out, by the commonest states, by other runs, and by the run."""
+    """The out-of-fold guesses of a run, of the commonest states and of other runs, for the run's held-out places."""
     own = run.guesses("oof")
     fold = load_or_make(places, run.settings["n_folds"])[run.settings["folds_column"]]
     members = {"commonest": commonest_out_of_fold(places, fold)}
@@ -68,7 +68,7 @@ def beside(run: Run, places: Places, others: Sequence[Run] = ()) -> dict[str, Gu
 
 
 def chance(places: Places, sample_id: ArrayLike, seed: int = 0) -> Score:
-    """The score of states in random order and of somebody else's place, on the training places with these ids (N,)."""
+    """The score of random guesses, states in random order and shuffled points, for the training places `sample_id`."""
     rng = np.random.default_rng(seed)
     rows = places.rows("train").set_index("sample_id").loc[np.asarray(sample_id)]
     ranked = rng.permuted(np.tile(places.states["state_idx"], (len(rows), 1)), axis=1)[:, :5]
@@ -79,19 +79,19 @@ def chance(places: Places, sample_id: ArrayLike, seed: int = 0) -> Score:
 def logistic(
     places: Places, features: ArrayLike, folds: ArrayLike, test_features: ArrayLike | None = None, c: float = C
 ) -> tuple[Guesses, Guesses | None]:
-    """Plain multinomial logistic regression of the state on frozen features; (out-of-fold, test) guesses.
+    """Multinomial logistic regression of the state on frozen features; returns (out-of-fold, test) guesses.
 
-    The points are the training states' geometric medians, weighted by the posterior, so that the GPS guess is the
-    posterior's geometric median. Nothing of a fold, its features' mean and spread included, is used to guess it.
+    The points are the geometric medians of the training states, weighted by the posterior. A fold's own data, including
+    the mean and spread of its features, are not used to guess it.
 
     Args:
-        places: whose training states and points are learned.
+        places: provides training states and points.
         features: (N, D) of the training places, in the order of `places.rows("train")`.
         folds: (N,) fold of each.
-        test_features: (M, D) of the test places; their guesses are learned from all training places.
-        c: inverse strength of the L2 penalty, as scikit-learn's.
+        test_features: (M, D) of the test places; their guesses come from a model of all training places.
+        c: inverse strength of the L2 penalty, as in scikit-learn.
 
-    Raises KitError where features and folds are not those of the places, or not finite.
+    Raises KitError if features or folds do not match the places, or are not finite.
     """
     folds, sample_id = _checked_folds(places, folds), places.sample_id("train")
     features = _checked_features(features, len(sample_id), "train")
@@ -108,9 +108,9 @@ def logistic(
 
 
 def _fit_and_guess(
-    places: Places, features: np.ndarray, train: np.ndarray, wanted: np.ndarray, sample_id: np.ndarray, c: float
+    places: Places, features: np.ndarray, train: np.ndarray, queries: np.ndarray, sample_id: np.ndarray, c: float
 ) -> Guesses:
-    """Guesses for features `wanted` (M, D), learned from the rows in `train` (N,) of `features` (N, D)."""
+    """Guesses for features `queries` (M, D) by a model of the rows in the mask `train` (N,) of `features` (N, D)."""
     from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -118,38 +118,38 @@ def _fit_and_guess(
     from threadpoolctl import threadpool_limits
 
     state = places.state_position("train")[train]
-    present = np.unique(state)  # the states that can be learned; the others get probability 0
+    present = np.unique(state)  # the other states get probability 0
     if len(present) == 1:
         model = make_pipeline(DummyClassifier())
     else:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=300, tol=1e-3))
-    probs = np.zeros((len(wanted), len(places.states)), np.float32)
+    probs = np.zeros((len(queries), len(places.states)), np.float32)
     with threadpool_limits(1):  # L-BFGS on matrices this small waits for its threads: 20 times slower with two
-        probs[:, present] = model.fit(features[train], state).predict_proba(wanted)
+        probs[:, present] = model.fit(features[train], state).predict_proba(queries)
     points = state_points(places, train)[present]
     return Guesses(
         sample_id=sample_id,
         state_idx=places.states["state_idx"].to_numpy(),
         state_probs=probs,
-        points=np.tile(points, (len(wanted), 1, 1)),
+        points=np.tile(points, (len(queries), 1, 1)),
         weights=probs[:, present],
-        answered=np.ones(len(wanted), bool),
+        answered=np.ones(len(queries), bool),
     )
 
 
 def _checked_folds(places: Places, folds: ArrayLike) -> np.ndarray:
     folds, n = np.asarray(folds), len(places.rows("train"))
     if folds.shape != (n,) or len(np.unique(folds)) < 2:
-        told = f"{len(np.unique(folds))} folds of shape {folds.shape}"
-        raise KitError(f"{told} for {n} training places; wanted is one of at least 2 folds for each")
+        got = f"{len(np.unique(folds))} folds of shape {folds.shape}"
+        raise KitError(f"folds: expected one of at least 2 folds for each of {n} training places; got {got}")
     return folds
 
 
 def _checked_features(features: ArrayLike, n: int, split: str) -> np.ndarray:
     features = np.asarray(features, np.float32)
     if features.ndim != 2 or len(features) != n:
-        raise KitError(f"{split} features of shape {features.shape} for {n} places; wanted is ({n}, D)")
+        raise KitError(f"{split} features: expected shape ({n}, D); got {features.shape}")
     if not np.isfinite(features).all():
         row = int(np.argmin(np.isfinite(features).all(axis=1)))
-        raise KitError(f"{split} features of row {row} are not finite; embed that place again")
+        raise KitError(f"{split} features: expected finite numbers; those of row {row} are not: embed that place again")
     return features

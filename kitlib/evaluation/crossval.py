@@ -1,8 +1,8 @@
-"""Cross-validation, written once for all families: train each fold, keep its guesses, join them at the end.
+"""Cross-validation for all families: train each fold, save its guesses, join them at the end.
 
 A model trained without fold k guesses the places of fold k (together the out-of-fold guesses, which are scored) and the
-test places (averaged over the folds). A family gives a Config and a `Session`; `train`, `train_fold` and `predict` are
-the Session's:
+test places (averaged over the folds). A family defines a Config and a `Session`, which provides `train`, `train_fold`
+and `predict`:
 
     train, train_fold, predict = Session.train, Session.train_fold, Session.predict
 """
@@ -42,20 +42,21 @@ C = TypeVar("C", bound=Settings)
 
 
 class Unfinished(Exception):
-    """Leaves a fold that is not at its end, as the hours are over or parts are left to others; everything is saved."""
+    """Stops the training of a fold before its end, with everything saved: time is up, or other processes continue."""
 
 
 class Session(ABC, Generic[C]):
-    """A run of a family with its data at hand; subclasses define what is family-specific.
+    """A run of a family together with its data; subclasses define what is family-specific.
 
-    devices: GPUs, or processes on a CPU. max_hours: from now on; 0 or None for no limit. options: those of OPTIONS.
+    devices: number of GPUs, or of processes on a CPU. max_hours: from now on; 0 or None for no limit. options: those
+    that OPTIONS lists.
     """
 
     family: ClassVar[str]
     config_type: ClassVar[type[Settings]]
-    FOLDS: ClassVar[tuple[str, ...]] = folds.KINDS  # what folds_column may be
-    OPTIONS: ClassVar[tuple[str, ...]] = ()  # further arguments of `train`, which do not change the result
-    ONE_FOLD: ClassVar[bool] = False  # whether only the first fold is trained unless others are asked for
+    FOLDS: ClassVar[tuple[str, ...]] = folds.KINDS  # the allowed values of folds_column
+    OPTIONS: ClassVar[tuple[str, ...]] = ()  # further arguments of `train` that do not change the result
+    ONE_FOLD: ClassVar[bool] = False  # whether only the first fold is trained by default
 
     def __init__(
         self, run: Run, places: Places, devices: int = 1, max_hours: float | None = None, **options: Any
@@ -66,7 +67,7 @@ class Session(ABC, Generic[C]):
 
     @classmethod
     def open(cls, run: Run, places: Places, *args: Any, **options: Any) -> Session[C]:
-        """The session of a run."""
+        """Make the session of a run."""
         return cls(run, places, *args, **options)
 
     @classmethod
@@ -79,43 +80,43 @@ class Session(ABC, Generic[C]):
         recorded: Mapping[str, Any] | None,
         **options: Any,
     ) -> dict[str, str]:
-        """Refuse what cannot work before a run begins; checksums of what decides the result besides the settings.
+        """Raise KitError for inputs that cannot work; return checksums of inputs that decide the result.
 
-        todo: the folds to train. recorded: the settings of the run, when it has begun before. Raises KitError.
+        todo: the folds to train. recorded: the settings of the run if it was started before.
         """
         return {}
 
     @classmethod
     def resolve(cls, config: C, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Settings of the run besides the Config's, such as what an "auto" has become on this machine."""
+        """Further settings of the run, such as the value of an "auto" on this machine."""
         return {}
 
     @property
     def spawns(self) -> bool:
-        """Whether a fold is trained by one process a device, started here, when there are several devices."""
+        """Whether this process starts one process per device to train a fold."""
         return self.devices > 1 and not launched()
 
     def prepare(self) -> None:
-        """Compute once what each of several processes would otherwise compute for itself."""
+        """Compute the inputs that several processes share, before they start."""
 
     @abstractmethod
     def fit_fold(self, fold: int) -> None:
-        """Train the models of one fold, or go on training them. Raises Unfinished before they are done."""
+        """Train the models of one fold, or resume their training. Raises Unfinished if it stops before the end."""
 
     @abstractmethod
     def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
-        """What the trained models of a fold guess of the places of `split` in `rows`, of all when None."""
+        """The guesses of a fold's trained models for the places of `split`, or for those in `rows`."""
 
     def guess_held_out(self, fold: int) -> Guesses:
-        """What the models of a fold guess of the places that it holds out."""
+        """The guesses of a fold's models for its held-out places."""
         return self.guess(fold, "train", np.flatnonzero(self.held_out(fold)))
 
     def guess_test(self, fold: int) -> Guesses | None:
-        """What the models of a fold guess of the test places, None where there are none."""
+        """The guesses of a fold's models for the test places, None without test places."""
         return self.guess(fold, "test") if len(self.places.rows("test")) else None
 
     def metrics(self) -> dict[str, Any]:
-        """What metrics.json holds besides the scores."""
+        """Further entries of metrics.json besides the scores."""
         return {}
 
     @property
@@ -124,16 +125,16 @@ class Session(ABC, Generic[C]):
         return None if math.isinf(self.deadline) else (self.deadline - time.monotonic()) / 3600
 
     def held_out(self, fold: int) -> np.ndarray:
-        """Which training places (N,) bool a fold holds out."""
+        """The mask (N,) of the training places that a fold holds out."""
         return self.fold_table[self.run.settings["folds_column"]].to_numpy() == fold
 
     @cached_property
     def fold_table(self) -> pd.DataFrame:
-        """The saved folds, with the groups of near-duplicates."""
+        """The table of saved folds, with the groups of near-duplicates."""
         return folds.load_or_make(self.places, self.run.settings["n_folds"])
 
     def folder(self, fold: int) -> Path:
-        """Where a fold's weights and guesses are."""
+        """The folder of a fold's weights and guesses."""
         return folder(self.run, fold)
 
     @classmethod
@@ -151,13 +152,13 @@ class Session(ABC, Generic[C]):
         overwrite: bool = False,
         **options: Any,
     ) -> Run:
-        """Train the models of each fold and write what they guess; continue where an earlier call was cut short.
+        """Train the models of each fold and write their guesses; resume a run that was interrupted.
 
-        folds_column: stratified, spatial, or what else the family's FOLDS name. only_folds: train these alone, also as
-        text such as "0,1" (one is enough for a submission, and is scored on its own held-out places). devices: more
-        than one starts `torch.distributed.run` for each fold. max_hours: stop in time with everything saved; the run is
-        then unfinished, and the same call continues. options: those of the family's OPTIONS.
-        Raises KitError for an unknown fold or column, and for a run of that name that was started otherwise.
+        folds_column: stratified, spatial, or another of the family's FOLDS. only_folds: train these alone, also as text
+        such as "0,1" (one is enough for a submission, and is scored on its own held-out places). devices: more than one
+        starts `torch.distributed.run` for each fold. max_hours: stop after that time with everything saved; the same
+        call then continues the run. options: those of the family's OPTIONS.
+        Raises KitError for an unknown fold or column, and if the run was started with other settings or data.
         """
         if unknown := sorted(set(options) - set(cls.OPTIONS)):
             raise KitError(f"{cls.family}: unknown option {', '.join(unknown)}; expected: {', '.join(cls.OPTIONS)}")
@@ -186,9 +187,9 @@ class Session(ABC, Generic[C]):
     @classmethod
     def train_fold(cls, run_name: str, fold: int, data: str = "", devices: int = 1, max_hours: float | None = None,
                    **options: Any) -> bool:  # fmt: skip
-        """Train one fold of a run that `train` has started, in this process or as one of several; True when it is done.
+        """Train one fold of a started run, in this process or as one of several; return whether it is done.
 
-        data: where the data set is now, when it is not where the run says.
+        data: the present location of the data set, if it is not the one that the run recorded.
         """
         run = runs.open_run(run_name)
         cls.open(run, reload_places(run, data), devices, max_hours, **options).complete_fold(fold)
@@ -196,7 +197,7 @@ class Session(ABC, Generic[C]):
 
     @classmethod
     def predict(cls, run_name: str, places: Places, split: str = "test") -> Guesses:
-        """What the run's models, averaged, guess of the places of `split`; all settings are the run's own."""
+        """The averaged guesses of the run's models for the places of `split`, by the settings of the run."""
         session = cls.open(runs.open_run(run_name), places)
         return guesses.average([session.guess(fold, split) for fold in done_folds(session.run)])
 
@@ -204,7 +205,7 @@ class Session(ABC, Generic[C]):
     def select_folds(
         cls, places: Places, folds_column: str, n_folds: int, only_folds: Sequence[int] | str | None
     ) -> list[int]:
-        """The folds to train; the saved folds are made where there are none yet. Raises KitError for an unknown one."""
+        """The folds to train; makes the saved folds if there are none. Raises KitError for an unknown fold."""
         folds.load_or_make(places, n_folds)
         only = whole_numbers("folds", only_folds) if isinstance(only_folds, str) else only_folds
         todo = list(only or ([0] if cls.ONE_FOLD else range(n_folds)))
@@ -213,7 +214,7 @@ class Session(ABC, Generic[C]):
         return todo
 
     def complete_fold(self, fold: int) -> None:
-        """Train a fold and write its guesses, which makes it done; returns early when it stays unfinished."""
+        """Train a fold and write its guesses, which marks it as done; return early if it stays unfinished."""
         try:
             if self.spawns:
                 self.prepare()
@@ -229,19 +230,19 @@ class Session(ABC, Generic[C]):
             return
 
     def launch(self, fold: int, *more: str) -> None:
-        """Run `kitlib train-fold` with one process a device, as a kernel that has touched a GPU cannot be forked.
+        """Run `kitlib train-fold` with one process per device, as a kernel that has used a GPU cannot be forked.
 
-        more: further options of the command. Raises KitError when a process fails.
+        more: further options of the command. Raises KitError if a process fails.
         """
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={self.devices}", "-m", "kitlib"]
         command += ["train-fold", self.run.name, str(fold), "--devices", str(self.devices)]
         command += ["--data", str(self.places.folder), *more]
         command += ["--max-hours", str(self.hours_left)] if self.hours_left else []
         if code := subprocess.run(command, check=False).returncode:
-            raise KitError(f"fold {fold} of run {self.run.name} ended with code {code}: its log above says why")
+            raise KitError(f"fold {fold} of run {self.run.name} ended with code {code}; see its log above")
 
     def finish(self) -> None:
-        """Join the guesses of the done folds into oof.npz, test.npz and metrics.json, which ends the run."""
+        """Join the guesses of the done folds into oof.npz, test.npz and metrics.json, which finishes the run."""
         run, places, finished = self.run, self.places, done_folds(self.run)
         held_out = [Guesses.load(folder(run, fold) / "oof.npz") for fold in finished]
         oof = guesses.stack(held_out)
@@ -264,7 +265,7 @@ def launched() -> bool:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of several that writes the results, or the only one."""
+    """Whether this process writes the results: it is the first of several, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -274,22 +275,22 @@ def data_checksums(places: Places, folds_column: str) -> dict[str, str]:
 
 
 def data_reference(places: Places) -> dict[str, Any]:
-    """What a run's settings say about where its places come from, so that another process finds them."""
+    """The settings by which another process finds the places of a run."""
     return {"data": paths.relative(places.folder)} | ({"read": places.options} if places.options else {})
 
 
 def reload_places(run: Run, data: str = "") -> Places:
-    """The places of a run, from where its settings say or, when they are elsewhere now, from `data`."""
+    """Read the places of a run again, from `data` or else from the location in its settings."""
     return read(data or run.settings["data"], **run.settings.get("read", {}))
 
 
 def folder(run: Run, fold: int) -> Path:
-    """Where a fold's weights and guesses are."""
+    """The folder of a fold's weights and guesses."""
     return run.checkpoints / f"fold_{fold}"
 
 
 def is_done(run: Run, fold: int) -> bool:
-    """Whether the fold's guesses are there; the held-out ones are written last."""
+    """Whether the fold's held-out guesses, its last file, exist."""
     return (folder(run, fold) / "oof.npz").is_file()
 
 
@@ -299,19 +300,19 @@ def done_folds(run: Run) -> list[int]:
 
 
 def history(run: Run) -> pd.DataFrame:
-    """What the fits of a run logged, with the columns fold and phase (the fit's folder); empty where none did."""
+    """The logged training history of a run, with the columns fold and phase (the fit's folder); empty without any."""
     files = sorted(run.checkpoints.glob("fold_*/*/history.csv"))
     parts = [pd.read_csv(f).assign(fold=int(f.parts[-3].removeprefix("fold_")), phase=f.parts[-2]) for f in files]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"fold": [], "phase": []})
 
 
 def whole_numbers(name: str, text: str) -> list[int]:
-    """Different whole numbers between commas; none in an empty text. Raises KitError for anything else.
+    """Parse different whole numbers separated by commas; an empty text gives none. Raises KitError for other text.
 
     >>> whole_numbers("folds", "0,3")
     [0, 3]
     """
     numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
     if text.strip() and len(set(numbers)) != text.count(",") + 1:
-        raise KitError(f"{name}: expected different whole numbers from 0 with commas between; got {text!r}")
+        raise KitError(f"{name}: expected different whole numbers from 0, separated by commas; got {text!r}")
     return numbers

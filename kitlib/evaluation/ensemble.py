@@ -1,4 +1,4 @@
-"""Blending members on their out-of-fold guesses, and calibrating their probabilities."""
+"""Fit the weights of an ensemble on out-of-fold guesses, and calibrate probabilities."""
 
 from __future__ import annotations
 
@@ -16,38 +16,40 @@ from kitlib.evaluation.guesses import Guesses, average
 
 log = logging.getLogger(__name__)
 
-STEPS = (0.4, 0.2, 0.1, 0.05)  # shares moved to or from a member, coarse to fine
-FLOOR = 1e-9  # a probability of 0 would make one wrong certainty infinitely bad
+STEPS = (0.4, 0.2, 0.1, 0.05)  # shares moved to or from a member
+FLOOR = 1e-9  # of a probability, as the log loss of 0 is infinite
 
 
 def on_common_places(members: Mapping[str, Guesses]) -> dict[str, Guesses]:
-    """The members at the places that all of them guessed, in one order: a run may have trained some folds only.
+    """Restrict the members to the places that all of them guessed, in one order, as a run may lack some folds.
 
-    Raises KitError where there is no such place.
+    Raises KitError if there is no such place.
     """
     shared = functools.reduce(np.intersect1d, (member.sample_id for member in members.values()))
     if not len(shared):
-        raise KitError(f"members {', '.join(members)} have guessed no place in common: train the same folds of each")
+        raise KitError(f"members {', '.join(members)} guessed no common place: train the same folds of each")
     return {name: member.at(shared) for name, member in members.items()}
 
 
 def fit_weights(members: Sequence[Guesses], places: Places, rows: int = 3000, seed: int = 0) -> np.ndarray:
-    """The members' shares (M,), summing to 1, whose blend has the best competition score on out-of-fold guesses.
+    """Fit the weights (M,) of members, summing to 1, to the best competition score of their out-of-fold blend.
 
-    Greedy search on the simplex: from the best single member or the equal blend, shares move to and from one member at
-    a time, in ever smaller steps, while the score rises. It looks at `rows` training places at most, drawn with `seed`.
-    Raises KitError where members did not guess the same places, as blending would then drop rows.
+    The greedy search on the simplex starts at the best single member or the equal blend, and moves shares to and from
+    one member at a time, in ever smaller steps, while the score rises. It scores at most `rows` training places, drawn
+    with `seed`. Raises KitError if the members did not guess the same places, as a blend would then drop rows.
     """
     ids = members[0].sample_id
     for number, member in enumerate(members[1:], start=2):
         if len(member) != len(ids) or len(np.setdiff1d(member.sample_id, ids)):
-            raise KitError(f"member {number} guessed {len(member)} places, others than the {len(ids)} of member 1")
+            raise KitError(
+                f"member {number}: expected the {len(ids)} places of member 1; got {len(member)}, others among them"
+            )
     if len(ids) > rows:
         ids = np.random.default_rng(seed).choice(ids, rows, replace=False)
     members = [member.at(ids) for member in members]
 
     def score(weights: np.ndarray) -> float:
-        used = np.flatnonzero(weights)  # points that weigh nothing only cost time
+        used = np.flatnonzero(weights)  # points of weight 0 only cost time
         return metrics.score_guesses(average([members[m] for m in used], weights[used]), places).final
 
     corners = np.eye(len(members))
@@ -69,27 +71,27 @@ def fit_weights(members: Sequence[Guesses], places: Places, rows: int = 3000, se
 
 
 def temperature(guesses: Guesses, places: Places) -> float:
-    """The temperature that makes out-of-fold state probabilities most honest: the least mean log loss.
+    """Fit the temperature of the state probabilities to the least mean log loss of out-of-fold guesses.
 
-    Above 1 the guesses were too sure, below 1 not sure enough (Guo et al. 2017, arXiv:1706.04599).
+    Above 1 the guesses were over-confident, below 1 under-confident (Guo et al. 2017, arXiv:1706.04599).
     """
     from scipy.optimize import minimize_scalar
 
     truth = places.rows("train").set_index("sample_id")["state_idx"].loc[guesses.sample_id].to_numpy()
     known = guesses.state_idx == truth[:, None]  # (N, S), one per row at most
     if not known.any():
-        raise KitError("none of the guessed places lies in a state that the guesses know: nothing to calibrate on")
+        raise KitError("no guessed place lies in a state that the guesses know: nothing to calibrate on")
     log_probs = np.log(np.maximum(guesses.state_probs, FLOOR).astype(float))
 
     def loss(log_temperature: float) -> float:
         return -float(_log_softmax(log_probs / np.exp(log_temperature))[known].mean())
 
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-4})
-    return float(np.exp(found.x))
+    least = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(least.x))
 
 
 def calibrated(guesses: Guesses, at_temperature: float) -> Guesses:
-    """The same guesses with state probabilities at another temperature, as fitted by `temperature`; ranks stay."""
+    """Rescale the state probabilities by a temperature, as fitted by `temperature`; their ranks stay."""
     log_probs = np.log(np.maximum(guesses.state_probs, FLOOR).astype(float))
     return replace(guesses, state_probs=np.exp(_log_softmax(log_probs / at_temperature)))
 

@@ -1,8 +1,8 @@
-"""What every family hands over: guesses are points on the globe.
+"""Guesses, the common output of all families.
 
-For N places: the probability of each of S states, and K weighted points where the place might be. The single GPS
-guess is derived, never stored: the weighted geometric median of the points minimises the expected distance, which is
-what the competition pays for. The five state guesses are the five most probable states.
+For each of N places they hold the probability of each of S states, and K weighted points. The GPS guess is derived from
+the points: their weighted geometric median minimises the expected distance, which the competition scores. The five
+state guesses are the five most probable states.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from kitlib import geo
 from kitlib.core import storage
 from kitlib.core.errors import KitError
 
-TOLERANCE = 1e-3  # how far a row's probabilities may be from summing to 1: float32 sums over a few hundred entries
+TOLERANCE = 1e-3  # of the sum of a row's probabilities: float32 sums over a few hundred entries
 
 
 @dataclass(frozen=True)
 class Guesses:
-    """Guesses for N places; rows are keyed by `sample_id`, and nothing relies on their order.
+    """Guesses for N places, keyed by `sample_id` in any order.
 
     sample_id (N,); state_idx (S,) the order of the classes; state_probs (N, S) float32; points (N, K, 2) [lat, lon]
-    degrees; weights (N, K) float32; answered (N,) bool, False where the family failed and a fallback stands in.
-    Rows of state_probs and of weights sum to 1. Raises KitError naming the field that breaks this.
+    degrees; weights (N, K) float32; answered (N,) bool, False where the family failed and a fallback replaces it.
+    Rows of state_probs and of weights sum to 1. Raises KitError naming a field that violates this.
     """
 
     sample_id: np.ndarray
@@ -47,18 +47,16 @@ class Guesses:
         shapes = {"sample_id": (n,), "state_idx": (s,), "points": (n, k, 2), "weights": (n, k), "answered": (n,)}
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
-                raise KitError(f"guesses: {name} has shape {getattr(self, name).shape}, expected {shape}")
+                raise KitError(f"guesses: {name}: expected shape {shape}; got {getattr(self, name).shape}")
         for name, values in {"sample_id": self.sample_id, "state_idx": self.state_idx}.items():
             if len(np.unique(values)) != len(values):
-                raise KitError(f"guesses: {name} holds a value twice; each may stand once")
+                raise KitError(f"guesses: {name}: expected different values; got one twice")
         for name in ("state_probs", "weights"):
             values = getattr(self, name)
             wrong = ~(np.isfinite(values).all(1) & (values >= 0).all(1) & (np.abs(values.sum(1) - 1) <= TOLERANCE))
             if wrong.any():
-                raise KitError(
-                    f"guesses: {name} of sample_id {self.sample_id[wrong][0]} (and {wrong.sum() - 1} more) "
-                    "must be non-negative and sum to 1"
-                )
+                first = f"sample_id {self.sample_id[wrong][0]} (and {wrong.sum() - 1} more)"
+                raise KitError(f"guesses: {name}: expected numbers from 0 that sum to 1; those of {first} do not")
         geo.check_points(self.points, "guesses: points")
 
     def __len__(self) -> int:
@@ -74,7 +72,7 @@ class Guesses:
         return self.state_idx[order]
 
     def at(self, sample_id: np.ndarray) -> Guesses:
-        """The guesses for `sample_id`, in that order. Raises KitError naming the first id without a guess."""
+        """Select the guesses for `sample_id`, in that order. Raises KitError naming the first id without a guess."""
         sample_id = _plain(sample_id)
         order = np.argsort(self.sample_id)
         slot = np.searchsorted(self.sample_id, sample_id, sorter=order).clip(max=len(self) - 1)
@@ -85,29 +83,29 @@ class Guesses:
         return self.take(rows)
 
     def take(self, rows: np.ndarray) -> Guesses:
-        """The guesses at row numbers, or where a mask (N,) is true."""
+        """Select guesses by row numbers or by a mask (N,)."""
         names = ("sample_id", "state_probs", "points", "weights", "answered")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def on_states(self, state_idx: np.ndarray) -> Guesses:
-        """The same guesses with the classes in the order of `state_idx`; classes new to them get probability 0.
+        """Reorder the classes to `state_idx`; new classes get probability 0.
 
-        Raises KitError when a class that they hold is missing from `state_idx`.
+        Raises KitError if `state_idx` lacks one of the present classes.
         """
         missing = np.setdiff1d(self.state_idx, state_idx)
         if len(missing):
-            raise KitError(f"guesses know state_idx {missing[0]}, which is not among {np.asarray(state_idx).tolist()}")
+            raise KitError(f"state_idx {missing[0]} of the guesses is missing from {np.asarray(state_idx).tolist()}")
         probs = np.zeros((len(self), len(state_idx)), np.float32)
         probs[:, [np.flatnonzero(state_idx == s)[0] for s in self.state_idx]] = self.state_probs
         return replace(self, state_idx=np.asarray(state_idx), state_probs=probs)
 
     def save(self, path: str | Path) -> None:
-        """Write all fields to an .npz file, atomically."""
+        """Write all fields to an .npz file."""
         storage.write_npz(path, vars(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Guesses:
-        """Read what `save` wrote. Raises KitError when the file is not there or holds other fields."""
+        """Read a file written by `save`. Raises KitError if it is missing or holds other fields."""
         path = Path(path)
         names = [field.name for field in fields(cls)]
         try:
@@ -120,13 +118,13 @@ class Guesses:
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
-    """An array that a file can hold without pickling: names come from pandas as objects."""
+    """Convert objects to text, as names come from pandas as objects and a file would need pickling."""
     array = np.asarray(values)
     return array.astype(str) if array.dtype == object else array
 
 
 def _same_k(members: Sequence[Guesses]) -> list[Guesses]:
-    """Members padded with points of weight 0 to the same K."""
+    """Pad members with points of weight 0 to the same K."""
     k = max(m.points.shape[1] for m in members)
     return [
         replace(
@@ -139,28 +137,28 @@ def _same_k(members: Sequence[Guesses]) -> list[Guesses]:
 
 
 def _same_states(members: Sequence[Guesses]) -> list[Guesses]:
-    """Members on the union of their classes, in ascending order of state_idx."""
+    """Extend members to the union of their classes, in ascending order of state_idx."""
     union = np.unique(np.concatenate([m.state_idx for m in members]))
     return [m.on_states(union) for m in members]
 
 
 def stack(parts: Sequence[Guesses]) -> Guesses:
-    """Guesses for different places (the folds of one run) as one, rows in the order given."""
+    """Join guesses for different places, such as the folds of one run, in the given order."""
     parts = _same_k(_same_states(parts))
     names = ("sample_id", "state_probs", "points", "weights", "answered")
     return Guesses(state_idx=parts[0].state_idx, **{n: np.concatenate([getattr(p, n) for p in parts]) for n in names})
 
 
 def average(members: Sequence[Guesses], weights: ArrayLike | None = None) -> Guesses:
-    """One guess from several for the same places: probabilities averaged, points concatenated.
+    """Average the guesses of several members for the same places: probabilities averaged, points concatenated.
 
-    `weights` (M,) are the members' shares (equal when None); they are normalised. A row counts as answered when any
-    member with a share answered it, and members that did not answer it are left out of that row as long as one did.
-    Rows follow the first member. Raises KitError when a member lacks a place that the first one has.
+    `weights` (M,) are normalised, equal when None. A row counts as answered if any member of positive weight answered
+    it; members that did not answer it are then left out of that row. Rows are in the order of the first member. Raises
+    KitError if a member lacks a place of the first.
     """
     shares = np.ones(len(members)) if weights is None else np.asarray(weights, float)
     if len(shares) != len(members) or not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() <= 0:
-        raise KitError(f"weights {shares.tolist()} for {len(members)} members: one non-negative share each, not all 0")
+        raise KitError(f"weights: expected {len(members)} finite numbers from 0, not all 0; got {shares.tolist()}")
     joined = _same_states([m.at(members[0].sample_id) for m in members])
     answered = np.stack([m.answered for m in joined], 1) & (shares > 0)  # (N, M)
     row_shares = np.where(answered | ~answered.any(1, keepdims=True), shares, 0.0)

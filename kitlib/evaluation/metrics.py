@@ -1,4 +1,4 @@
-"""What the competition pays for, and what the field compares: score, Geoscore, shares within radii."""
+"""Metrics: the competition's score, the Geoscore, and shares of guesses within radii."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GEOSCORE_MOST, GEOSCORE_KM = 5000.0, 1492.7
 
 
 def geoscore(km: ArrayLike) -> np.ndarray:
-    """The game's points (...) for distances (...) in km, 5000 exp(-km / 1492.7); infinitely far earns nothing.
+    """The points of the game GeoGuessr (...) for distances (...) in km: 5000 exp(-km / 1492.7).
 
     Source: Haas et al. 2024 (PIGEON), Astruc et al. 2024 (OpenStreetView-5M).
 
@@ -30,14 +30,14 @@ def geoscore(km: ArrayLike) -> np.ndarray:
 
 
 def _html_table(cells: Mapping[str, str]) -> str:
-    """One row of cells below their names, as a notebook shows it."""
+    """An HTML table of one row of cells below their names."""
     rows = ("".join(f"<{tag}>{text}</{tag}>" for text in row) for tag, row in (("th", cells), ("td", cells.values())))
     return f"<table><tr>{'</tr><tr>'.join(rows)}</tr></table>"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `n` distances come to: mean_km, median_km, mean geoscore, and within (R,), the shares <= radii_km (R,)."""
+    """Statistics of `n` distances: mean_km, median_km, mean geoscore, and the shares within (R,) of radii_km (R,)."""
 
     n: int
     mean_km: float
@@ -47,14 +47,9 @@ class Report:
     within: tuple[float, ...]
 
     def as_dict(self) -> dict[str, float]:
-        """The numbers by name, as for metrics.json: n, mean_km, median_km, geoscore, within_1_km and so on."""
-        shares = {f"within_{radius:g}_km": share for radius, share in zip(self.radii_km, self.within, strict=True)}
-        return {
-            "n": self.n,
-            "mean_km": self.mean_km,
-            "median_km": self.median_km,
-            "geoscore": self.geoscore,
-        } | shares
+        """The numbers by name for metrics.json: n, mean_km, median_km, geoscore, within_1_km and so on."""
+        numbers = {name: getattr(self, name) for name in ("n", "mean_km", "median_km", "geoscore")}
+        return numbers | {f"within_{km:g}_km": share for km, share in zip(self.radii_km, self.within, strict=True)}
 
     def __str__(self) -> str:
         shares = ", ".join(
@@ -77,22 +72,22 @@ class Report:
 
 
 def report(km: ArrayLike, radii_km: tuple[float, ...] = RADII_KM) -> Report:
-    """The report on distances (N,) in km between guesses and truth; a distance equal to a radius is within it.
+    """The report of distances (N,) in km between guesses and truth; a distance equal to a radius is within it.
 
-    Raises KitError for no distances at all, and for one that is negative, infinite or NaN.
+    Raises KitError for no distances, and for one that is negative, infinite or NaN.
 
     >>> report([0.5, 30.0, 100.0]).as_dict()["within_25_km"]
     0.3333333333333333
     """
     km = np.asarray(km, float)
     if km.ndim != 1 or len(km) == 0:
-        raise KitError(f"distances to report on have shape {km.shape}, wanted is (N,) with N at least 1")
+        raise KitError(f"distances: expected shape (N,) with N at least 1; got {km.shape}")
     bad = ~((km >= 0) & (km < np.inf))  # NaN fails both
     if bad.any():
         first = int(np.argmax(bad))
         raise KitError(
-            f"{int(bad.sum())} of {len(km)} distances are none, first at row {first}: {km[first]:g} km; "
-            "allowed are finite ones from 0"
+            f"distances: expected finite numbers from 0; {int(bad.sum())} of {len(km)} are not, "
+            f"first at row {first}: {km[first]:g} km"
         )
     return Report(
         n=len(km),
@@ -111,9 +106,9 @@ TRUTH = ["state_idx", "latitude", "longitude"]
 
 @dataclass(frozen=True)
 class Score:
-    """What guesses earn: `final` is 0.70 `state` + 0.30 `gps`, each in 0..1 and over all `n` rows.
+    """The competition's score: `final` is 0.70 `state` + 0.30 `gps`, each from 0 to 1 and over all `n` rows.
 
-    top1, top5: share of rows with the right state first, or among the five. mean_km, median_km: of the distances.
+    top1, top5: share of rows with the right state first or among the five. mean_km, median_km: of the distances.
     """
 
     final: float
@@ -126,7 +121,7 @@ class Score:
     n: int
 
     def as_dict(self) -> dict[str, float]:
-        """The numbers by name, as for metrics.json."""
+        """The numbers by name for metrics.json."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -150,12 +145,12 @@ class Score:
 
 
 def score_arrays(true_state: ArrayLike, true_points: ArrayLike, ranked_states: ArrayLike, points: ArrayLike) -> Score:
-    """The score of N guesses; of a state given twice in a row only the first counts.
+    """The score of N guesses; if a row repeats a state, only its first rank counts.
 
     Args:
         true_state: (N,) state_idx.
         true_points: (N, 2) [lat, lon].
-        ranked_states: (N, 1 to 5) state_idx, the best guess first, -1 for none.
+        ranked_states: (N, 1 to 5) state_idx, the most probable first, -1 for none.
         points: (N, 2) [lat, lon].
 
     >>> score_arrays([3, 4], [[0, 0], [0, 0]], [[3, 4], [3, 4]], [[0, 0], [0, 0]]).state
@@ -164,12 +159,12 @@ def score_arrays(true_state: ArrayLike, true_points: ArrayLike, ranked_states: A
     true_state, ranked = np.asarray(true_state), np.asarray(ranked_states)
     n = len(true_state)
     if n == 0 or ranked.ndim != 2 or len(ranked) != n or not 1 <= ranked.shape[1] <= len(WEIGHTS):
-        raise KitError(f"ranked states of shape {ranked.shape} for {n} places; wanted is (N, 1 to 5) with N at least 1")
+        raise KitError(f"ranked states: expected shape ({n}, 1 to 5) with at least 1 place; got {ranked.shape}")
     if (true_state < 0).any():
-        raise KitError(f"the true state of place {int(np.argmax(true_state < 0))} is unknown: it cannot be scored")
+        raise KitError(f"true states: expected known ones; that of place {int(np.argmax(true_state < 0))} is unknown")
     shapes = {np.shape(true_points), np.shape(points)}
     if shapes != {(n, 2)}:
-        raise KitError(f"points of shapes {sorted(shapes)} for {n} places; wanted is ({n}, 2) for truth and guesses")
+        raise KitError(f"points: expected shape ({n}, 2) of truth and guesses; got {sorted(shapes)}")
     km = geo.distance_km(geo.check_points(true_points, "truth"), geo.check_points(points, "guesses"))
     hit = ranked == true_state[:, None]
     earned = np.where(hit.any(axis=1), np.asarray(WEIGHTS)[hit.argmax(axis=1)], 0.0)
@@ -187,19 +182,15 @@ def score_arrays(true_state: ArrayLike, true_points: ArrayLike, ranked_states: A
 
 
 def error_table(guesses: Guesses, places: Places) -> pd.DataFrame:
-    """A row for each guess of a training place, in the order of the guesses, with the truth beside it.
+    """A table of guesses for training places beside the truth, in the order of the guesses.
 
-    sample_id; row, its number among the training places; state and guess, the true and the most probable state;
-    probability of that guess; right, whether the state is; latitude, longitude, guess_latitude, guess_longitude; km.
-    Raises KitError for a guess of no training place.
+    Columns: sample_id; row (number among the training places); state and guess (true and most probable state);
+    probability of the guess; right (whether the state is); latitude, longitude, guess_latitude, guess_longitude; km.
+    Raises KitError for a guess that belongs to no training place.
     """
-    train, states = places.rows("train"), places.states
-    row = train.set_index("sample_id").index.get_indexer(pd.Index(guesses.sample_id))
-    if (row < 0).any():
-        raise KitError(f"guesses: expected sample_ids of training places; got {shorten(guesses.sample_id[row < 0])}")
-    truth, point = train.iloc[row].reset_index(drop=True), guesses.point()
-    guess = states.set_index("state_idx")["state"].loc[guesses.top_states(1)[:, 0]].to_numpy()
-    table = truth[["sample_id", "state", "latitude", "longitude"]].assign(row=row, guess=guess)
+    truth, point = _truth(guesses, places), guesses.point()
+    guess = places.states.set_index("state_idx")["state"].loc[guesses.top_states(1)[:, 0]].to_numpy()
+    table = truth[["sample_id", "state", "latitude", "longitude", "row"]].assign(guess=guess)
     return table.assign(
         probability=guesses.state_probs.max(axis=1),
         right=truth["state"].to_numpy() == guess,
@@ -210,18 +201,23 @@ def error_table(guesses: Guesses, places: Places) -> pd.DataFrame:
 
 
 def score_guesses(guesses: Guesses, places: Places) -> Score:
-    """The score of guesses for training places, as out-of-fold ones are; every guessed row counts, answered or not.
+    """The score of guesses for training places; every guessed row counts, answered or not.
 
-    Raises KitError for a guess whose sample_id is no training place.
+    Raises KitError for a guess that belongs to no training place.
     """
-    truth = places.rows("train").set_index("sample_id")
-    strange = ~np.isin(guesses.sample_id, truth.index)
-    if strange.any():
-        raise KitError(f"guesses: expected sample_ids of training places; got {shorten(guesses.sample_id[strange])}")
-    truth = truth.loc[guesses.sample_id, TRUTH]
+    truth = _truth(guesses, places)
     return score_arrays(truth[TRUTH[0]], truth[TRUTH[1:]], guesses.top_states(len(WEIGHTS)), guesses.point())
 
 
+def _truth(guesses: Guesses, places: Places) -> pd.DataFrame:
+    """The training places of guesses, in their order, with the row of each among all training places."""
+    train = places.rows("train")
+    row = pd.Index(train["sample_id"]).get_indexer(pd.Index(guesses.sample_id))
+    if (row < 0).any():
+        raise KitError(f"guesses: expected sample_ids of training places; got {shorten(guesses.sample_id[row < 0])}")
+    return train.iloc[row].reset_index(drop=True).assign(row=row)
+
+
 def score_members(members: Mapping[str, Guesses], places: Places) -> dict[str, Score]:
-    """`score_guesses` of several members by name."""
+    """The score of each member by name."""
     return {name: score_guesses(guesses, places) for name, guesses in members.items()}

@@ -1,7 +1,7 @@
-"""One run, one directory: params.json first, guesses in between, metrics.json last.
+"""Runs: one directory each, in which params.json is written first, then guesses, and metrics.json last.
 
-A directory without metrics.json is unfinished and can be resumed with the same settings; other settings are refused
-with the difference shown, because a run trained half with one setting and half with another is nobody's result.
+A run without metrics.json is unfinished and can be resumed with the same settings. Other settings are refused with the
+difference shown, because they would mix two experiments in one result.
 """
 
 from __future__ import annotations
@@ -31,51 +31,51 @@ LIBRARIES = ("numpy", "pandas", "torch", "timm", "transformers", "trl", "peft", 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's directory and what is in it; made by `start`, opened again by `open_run`."""
+    """A run's directory and its contents; made by `start`, opened again by `open_run`."""
 
     name: str
     dir: Path
 
     @property
     def params(self) -> dict[str, Any]:
-        """Everything recorded when the run was started; the caller's settings are under "settings"."""
+        """The content of params.json; the caller's settings are under "settings"."""
         return json.loads((self.dir / "params.json").read_text())
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that the run was started with."""
+        """The settings of the run."""
         return self.params["settings"]
 
     @property
     def checkpoints(self) -> Path:
-        """Where training keeps what it needs to resume, and the trained weights."""
+        """The folder of training states and trained weights."""
         return self.dir / "checkpoints"
 
     @property
     def figures(self) -> Path:
-        """Pictures and maps made of this run."""
+        """The folder of figures of this run."""
         (self.dir / "figures").mkdir(parents=True, exist_ok=True)
         return self.dir / "figures"
 
     @property
     def finished(self) -> bool:
-        """Whether metrics.json, the last file, is there."""
+        """Whether metrics.json, the last file, exists."""
         return (self.dir / "metrics.json").is_file()
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What `finish` wrote. Raises KitError for a run that is not finished."""
+        """The content of metrics.json. Raises KitError for an unfinished run."""
         if not self.finished:
             raise KitError(f"run {self.name} is not finished: it has no metrics.json; run its training again to go on")
         return json.loads((self.dir / "metrics.json").read_text())
 
     def files(self, pattern: str = "*.*") -> list[Path]:
-        """The tables, settings, guesses and metrics of the run, or what else `pattern` names, such as figures/*.png."""
+        """The tables, settings, guesses and metrics of the run, or the files of a `pattern` such as figures/*.png."""
         kinds = (".csv", ".json", ".npz") if pattern == "*.*" else ("",)
         return [path for path in sorted(self.dir.glob(pattern)) if path.name.endswith(kinds)]
 
     def save_guesses(self, split: str, guesses: Guesses) -> Path:
-        """Write oof.npz (held-out training places) or test.npz."""
+        """Write the guesses for "oof" (held-out training places) or "test"."""
         path = self._guesses_path(split)
         guesses.save(path)
         return path
@@ -94,16 +94,15 @@ class Run:
 
     def _guesses_path(self, split: str) -> Path:
         if split not in ("oof", "test"):
-            raise KitError(f"guesses of {split!r}: allowed are 'oof' and 'test'")
+            raise KitError(f"guesses: expected 'oof' or 'test'; got {split!r}")
         return self.dir / f"{split}.npz"
 
 
 def start(name: str, settings: dict[str, Any], *, data: dict[str, str], overwrite: bool = False) -> Run:
-    """Start a run, or resume it when it was started with the same settings and data.
+    """Start a run, or resume one with the same settings and data.
 
-    `settings` holds every resolved value that decides the result, `data` the checksums of what it is trained on.
-    Raises KitError with the difference when a run of that name was started with others, unless `overwrite`, which
-    deletes the old run.
+    `settings` holds every resolved value that decides the result, `data` the checksums of the training data. Raises
+    KitError with the difference if the run was started with others, unless `overwrite`, which deletes the old run.
     """
     run = Run(name, paths.run_dir(name))
     decides = json.loads(json.dumps({"settings": settings, "data": data}))
@@ -139,7 +138,7 @@ def start(name: str, settings: dict[str, Any], *, data: dict[str, str], overwrit
 
 
 def open_run(name: str) -> Run:
-    """An existing run. Raises KitError listing the runs there are."""
+    """Open an existing run. Raises KitError listing the runs for an unknown one."""
     run = Run(name, paths.run_dir(name))
     if not (run.dir / "params.json").is_file():
         raise KitError(f"there is no run {name!r}; there are: {', '.join(list_runs()) or 'none yet'}")
@@ -147,19 +146,19 @@ def open_run(name: str) -> Run:
 
 
 def list_runs() -> list[str]:
-    """Names of all runs, finished or not."""
+    """The names of all runs, finished or not."""
     return sorted(file.parent.name for file in paths.runs_dir().glob("*/params.json"))
 
 
 def finished_on(places_checksum: str) -> list[str]:
-    """Names of the finished runs that were trained on the places with that checksum, the one started last first."""
-    known = [run for name in list_runs() if (run := open_run(name)).finished]
-    fitting = [run for run in known if run.params["data"].get("places") == places_checksum]
-    return [run.name for run in sorted(fitting, key=lambda run: run.params["started"], reverse=True)]
+    """The names of the finished runs on the places with that checksum, the latest first."""
+    finished = [run for name in list_runs() if (run := open_run(name)).finished]
+    matches = [run for run in finished if run.params["data"].get("places") == places_checksum]
+    return [run.name for run in sorted(matches, key=lambda run: run.params["started"], reverse=True)]
 
 
 def difference(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, old value, new value) for each key whose values differ; an absent key counts as None.
+    """List (key, old value, new value) for each key whose values differ; an absent key counts as None.
 
     >>> difference({"epochs": 3, "seed": 0}, {"epochs": 5, "seed": 0})
     [('epochs', 3, 5)]
@@ -169,7 +168,7 @@ def difference(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any,
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, "+" behind it when files were changed since, or None outside a git checkout."""
+    """The checkout's commit, followed by "+" if files have changed since; None outside a git checkout."""
     try:
         command = ["git", "-C", str(paths.checkout()), "describe", "--always", "--abbrev=12", "--dirty=+"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -178,7 +177,7 @@ def git_commit() -> str | None:
 
 
 def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that decide a result."""
+    """The installed versions of the libraries that affect results."""
     versions = {}
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""Submission files: read, checked, written with what they were made of, compared."""
+"""Submission files: read, check, score, write and compare them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 
 def score_files(truth_csv: str | Path, submission_csv: str | Path) -> Score:
-    """The score of a submission against a file with sample_id, state_idx, latitude and longitude.
+    """The score of a submission against a file of sample_id, state_idx, latitude and longitude.
 
-    The submission must hold exactly the truth's ids; its picture columns do not matter. KitError as from `validate`.
+    The submission must hold exactly the ids of the truth. Raises KitError as `validate`, but not for picture columns.
     """
     name, truth = Path(truth_csv).name, read(truth_csv, ["sample_id", *TRUTH])
-    refuse(truth, truth["sample_id"].duplicated(), name, "sample_id", "stands there before")
+    refuse(truth, truth["sample_id"].duplicated(), name, "sample_id", "is repeated")
     numbers = truth[TRUTH].apply(pd.to_numeric, errors="coerce")
     for column in TRUTH:
         refuse(truth, ~np.isfinite(numbers[column]), name, column, "is not a number")
@@ -43,16 +43,14 @@ def score_files(truth_csv: str | Path, submission_csv: str | Path) -> Score:
 
 
 def check_template(places: Places) -> pd.DataFrame:
-    """The template of a submission. Raises KitError for a data set without one."""
+    """Return the template of a submission. Raises KitError for a data set without one."""
     if places.template is None:
-        raise KitError(
-            f"{places.name} has no sample_submission.csv: there is nothing to hand in; 20_error_maps scores runs"
-        )
+        raise KitError(f"{places.name} has no sample_submission.csv to fill in; use 20_error_maps to score runs")
     return places.template
 
 
 def save(name: str, guesses: Guesses, places: Places, meta: Mapping[str, Any]) -> tuple[Path, list[str]]:
-    """`write_submission` as submissions/<name>.csv: its path and what `validate` warns of."""
+    """Write submissions/<name>.csv by `write_submission`; return its path and the warnings of `validate`."""
     template = check_template(places)
     path = write_submission(paths.submissions_dir() / f"{name}.csv", guesses, template, meta, places.states)
     return path, validate(path, template, places.states)
@@ -65,14 +63,14 @@ def write_submission(
     meta: Mapping[str, Any],
     mapping: pd.DataFrame | None = None,
 ) -> Path:
-    """Write guesses as a submission, and `meta` (members, weights, scores) as .json beside it; returns the path.
+    """Write guesses as a submission, and `meta` (members, weights, scores) as .json beside it; return the path.
 
-    Rows and picture columns are the template's, joined on sample_id; fewer than five states are followed by -1. Both
-    files appear only when `validate` accepts the result. Raises KitError where it does not, or a place has no guess.
+    Rows and picture columns are the template's, joined on sample_id; fewer than five states are padded with -1. Raises
+    KitError, and writes neither file, if a place has no guess or `validate` refuses the result.
     """
     path = Path(path)
     if path.suffix != ".csv":
-        raise KitError(f"a submission must be named <name>.csv, not {path.name!r}")
+        raise KitError(f"submission: expected a name <name>.csv; got {path.name!r}")
     guesses = guesses.at(template["sample_id"].to_numpy())
     ranked = guesses.top_states(len(RANKS))
     table = template.astype(dict.fromkeys(PREDICTED, object))
@@ -93,9 +91,9 @@ def validate(
     mapping: str | Path | pd.DataFrame | None = None,
     allow_unknown_states: bool = False,
 ) -> list[str]:
-    """What looks wrong with a submission (warnings, one sentence each); empty when nothing does.
+    """Check a submission and return warnings, one sentence each, about suspicious content.
 
-    Raises KitError, naming the first rows, for all that Kaggle would refuse or that would silently score badly:
+    Raises KitError, naming the first rows, for faults that Kaggle would refuse or that would score badly unnoticed:
     missing, extra or repeated ids and columns, values that are no numbers or out of range, no first state, and, unless
     `allow_unknown_states`, states that are not in `mapping` (state_idx, state). `template` is sample_submission.csv.
     """
@@ -109,10 +107,10 @@ def validate(
 
 @dataclass(frozen=True)
 class Difference:
-    """How two submissions differ over their `n` rows.
+    """The differences of two submissions over their `n` rows.
 
-    first_differs: share of rows with another first state. top5_overlap: mean share of states that both name.
-    mean_km, median_km: between the points. rows: sample_id, first_a, first_b, overlap, km; the most different first.
+    first_differs: share of rows with different first states. top5_overlap: mean share of common states. mean_km,
+    median_km: between the points. rows: sample_id, first_a, first_b, overlap, km; the most different first.
     """
 
     n: int
@@ -133,7 +131,7 @@ class Difference:
 
 
 def diff(a_csv: str | Path, b_csv: str | Path) -> Difference:
-    """How submission `b_csv` differs from `a_csv`, joined on sample_id; KitError where one of them lacks an id."""
+    """Compare two submissions, joined on sample_id. Raises KitError if one of them lacks an id."""
     a, b = (read(path, ["sample_id", *PREDICTED]) for path in (a_csv, b_csv))
     ranked_a, points_a = predictions(a, Path(a_csv).name, a["sample_id"], Path(a_csv).name)
     ranked_b, points_b = predictions(b, Path(b_csv).name, a["sample_id"], Path(a_csv).name)
@@ -143,15 +141,7 @@ def diff(a_csv: str | Path, b_csv: str | Path) -> Difference:
     common = ((named_a[:, :, None] == named_b[:, None, :]) & (named_a >= 0)[:, :, None]).sum(axis=(1, 2))
     overlap = common / np.maximum((named_a >= 0).sum(axis=1), (named_b >= 0).sum(axis=1))
     km = geo.distance_km(points_a, points_b)
-    table = pd.DataFrame(
-        {
-            "sample_id": a["sample_id"],
-            "first_a": ranked_a[:, 0],
-            "first_b": ranked_b[:, 0],
-            "overlap": overlap,
-            "km": km,
-        }
-    )
+    table = a[["sample_id"]].assign(first_a=ranked_a[:, 0], first_b=ranked_b[:, 0], overlap=overlap, km=km)
     differs = ranked_a[:, 0] != ranked_b[:, 0]
     table = table.iloc[np.lexsort((-km, overlap, ~differs))].reset_index(drop=True)
     return Difference(
@@ -166,39 +156,35 @@ def diff(a_csv: str | Path, b_csv: str | Path) -> Difference:
 
 RANKS, POINT = PREDICTED[:5], PREDICTED[5:]
 LARGEST_STATE_IDX = 49
-AROUND_US = np.array(
-    [[15.0, 75.0], [-180.0, -60.0]]
-)  # latitudes and longitudes; no place of the competition is outside
+AROUND_US = np.array([[15.0, 75.0], [-180.0, -60.0]])  # ranges of latitude and longitude that hold all places
 
 
 def read(path: str | Path, needed: list[str]) -> pd.DataFrame:
-    """A CSV as text, its index the line numbers. Raises KitError where it is no table or lacks `needed` columns."""
+    """Read a CSV as text, indexed by line number. Raises KitError if it is no table or lacks `needed` columns."""
     path = Path(path)
-    table, _ = Files(path.parent).read_csv(path.name)
-    missing = [column for column in needed if column not in table]
-    if missing:
-        mend = ""
-        if all(column.startswith("image_") for column in missing):
-            mend = "; copy them from the template, joined on sample_id: they are not scored, but Kaggle wants them"
-        found = ", ".join(map(str, table))
-        raise KitError(f"{path.name} lacks the columns {', '.join(missing)}; found: {found}{mend}")
+    table, _ = Files(path.parent).read_csv(path.name, [column for column in needed if not column.startswith("image_")])
+    if missing := [column for column in needed if column not in table]:
+        raise KitError(
+            f"{path.name} lacks the columns {', '.join(missing)}: copy them from the template, joined on sample_id; "
+            "they are not scored, but Kaggle requires them"
+        )
     table.index = pd.RangeIndex(2, len(table) + 2, name="line")
     return table
 
 
-def predictions(table: pd.DataFrame, name: str, wanted_id: pd.Series, wanted_in: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ranked states (N, 5), -1 for none, and points (N, 2) of what `read` returned, in its own order.
+def predictions(table: pd.DataFrame, name: str, target_id: pd.Series, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ranked states (N, 5), -1 for none, and points (N, 2) of a table by `read`, in its own order.
 
-    Raises KitError, which calls the file `name`, where its ids are not exactly `wanted_id`, those of the file
-    `wanted_in`, or a value is not one that Kaggle takes.
+    Raises KitError naming the file `name` if its ids are not exactly `target_id`, those of the file `target`, or if
+    Kaggle would refuse a value.
     """
-    ids, wanted_id = table["sample_id"], wanted_id.astype(str)
-    refuse(table, ids.duplicated(), name, "sample_id", "stands there before")
-    refuse(table, ~ids.isin(wanted_id), name, "sample_id", f"is not in {wanted_in}")
-    missing = wanted_id[~wanted_id.isin(ids)]
+    ids, target_id = table["sample_id"], target_id.astype(str)
+    refuse(table, ids.duplicated(), name, "sample_id", "is repeated")
+    refuse(table, ~ids.isin(target_id), name, "sample_id", f"is not in {target}")
+    missing = target_id[~target_id.isin(ids)]
     if len(missing):
         raise KitError(
-            f"{name} has {len(table)} of {len(wanted_id)} rows of {wanted_in}; missing are sample_id {shorten(missing)}"
+            f"{name} has {len(table)} of {len(target_id)} rows of {target}; missing: sample_id {shorten(missing)}"
         )
     ranked = np.full((len(table), len(RANKS)), -1)
     for rank, column in enumerate(RANKS):
@@ -224,11 +210,10 @@ def check(
     mapping: pd.DataFrame | None = None,
     allow_unknown_states: bool = False,
 ) -> list[str]:
-    """Warnings about what `read` returned, which may yet score badly; KitError where Kaggle would refuse it."""
+    """Check a table by `read` as `validate` does; `name` is its file."""
     extra = [str(column) for column in table if column not in template]
     if extra:
-        allowed = ", ".join(map(str, template))
-        raise KitError(f"{name} has unknown columns {', '.join(extra)}; allowed are {allowed}")
+        raise KitError(f"{name}: expected columns {', '.join(map(str, template))}; got also {', '.join(extra)}")
     ranked, points = predictions(table, name, template["sample_id"], "the template")
     warnings = []
     possible = len(RANKS)
@@ -236,19 +221,19 @@ def check(
         possible = min(possible, len(mapping))
         unknown = (ranked >= 0) & ~np.isin(ranked, pd.to_numeric(mapping["state_idx"]).to_numpy())
         for rank in np.flatnonzero(unknown.any(axis=0)):
-            told = f"is not in the mapping of {len(mapping)} states"
+            fault = f"is not in the mapping of {len(mapping)} states"
             if not allow_unknown_states:
-                refuse(table, unknown[:, rank], name, RANKS[rank], told)
-            warnings.append(f"{RANKS[rank]} {told} in {_rows(table, unknown[:, rank], RANKS[rank])}")
+                refuse(table, unknown[:, rank], name, RANKS[rank], fault)
+            warnings.append(f"{RANKS[rank]} {fault} in {_rows(table, unknown[:, rank], RANKS[rank])}")
     images = [column for column in template if str(column).startswith("image_")]
     expected = template.set_index(template["sample_id"].astype(str)).loc[table["sample_id"], images]
-    looks = {
+    suspicious = {
         "a state is repeated (only the first counts)": repeated(ranked).any(axis=1),
         f"fewer than {possible} states are given, which never helps,": (ranked[:, :possible] < 0).any(axis=1),
         f"the point is far from the US{_swapped(points)}": ~_in_us(points),
         "the picture names are not the template's": (expected.to_numpy() != table[images].to_numpy()).any(axis=1),
     }
-    warnings += [f"{what} in {_rows(table, where)}" for what, where in looks.items() if where.any()]
+    warnings += [f"{what} in {_rows(table, mask)}" for what, mask in suspicious.items() if mask.any()]
     if len(table) > 1 and (ranked[:, 0] == ranked[0, 0]).all():
         warnings.append(f"all {len(table)} rows name the same first state {ranked[0, 0]}")
     if len(table) > 1 and (points == points[0]).all():
@@ -257,7 +242,7 @@ def check(
 
 
 def repeated(ranked: np.ndarray) -> np.ndarray:
-    """Where in ranked states (N, 5) a state stands that its row names before.
+    """The mask (N, 5) of ranked states (N, 5) that repeat an earlier one of their row.
 
     >>> repeated(np.array([[7, 7, 3, 7, -1, -1]])).tolist()
     [[False, True, False, True, False, False]]
@@ -266,22 +251,24 @@ def repeated(ranked: np.ndarray) -> np.ndarray:
     return np.tril(same, k=-1).any(axis=2) & (ranked >= 0)
 
 
-def refuse(table: pd.DataFrame, bad: ArrayLike, name: str, column: str, told: str, allowed: str = "") -> None:
-    """Raise KitError if any of `bad` (N,), naming the first such rows of what `read` returned."""
+def refuse(table: pd.DataFrame, bad: ArrayLike, name: str, column: str, fault: str, expected: str = "") -> None:
+    """If any row of a table by `read` is `bad`, raise KitError naming the first ones."""
     bad = np.asarray(bad, bool)
     if bad.any():
-        raise KitError(f"{name}: {column} {told} in {_rows(table, bad, column)}{allowed and f'; allowed is {allowed}'}")
+        raise KitError(
+            f"{name}: {column} {fault} in {_rows(table, bad, column)}{expected and f'; expected {expected}'}"
+        )
 
 
-def _rows(table: pd.DataFrame, where: np.ndarray, column: str = "sample_id") -> str:
-    """How many rows are in `where` (N,), and the first three with the value of `column`."""
-    first = table.loc[where, ["sample_id", column]].iloc[:3]
-    told = [
+def _rows(table: pd.DataFrame, mask: np.ndarray, column: str = "sample_id") -> str:
+    """The number of rows in `mask` (N,), and the first three with their values of `column`."""
+    first = table.loc[mask, ["sample_id", column]].iloc[:3]
+    examples = [
         f"line {line} (sample_id {sample_id}{'' if column == 'sample_id' else f': {value!r}'})"
         for line, sample_id, value in zip(first.index, first.iloc[:, 0], first.iloc[:, 1], strict=True)
     ]
-    count = int(where.sum())
-    return f"{count} row{'s' * (count > 1)}: {', '.join(told)}{', …' * (count > len(told))}"
+    count = int(mask.sum())
+    return f"{count} row{'s' * (count > 1)}: {', '.join(examples)}{', …' * (count > len(examples))}"
 
 
 def _in_us(points: np.ndarray) -> np.ndarray:
@@ -289,5 +276,5 @@ def _in_us(points: np.ndarray) -> np.ndarray:
 
 
 def _swapped(points: np.ndarray) -> str:
-    """A suspicion to append to a message."""
+    """A hint for a message, "" unless most points seem to have latitude and longitude swapped."""
     return "; latitude and longitude look swapped" if _in_us(points[:, ::-1]).mean() > 0.5 else ""

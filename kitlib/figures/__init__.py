@@ -1,4 +1,4 @@
-"""Figures that all families share; they take arrays and read no files."""
+"""Figures shared by all families; the functions take arrays and read no files."""
 
 from __future__ import annotations
 

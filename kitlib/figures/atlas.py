@@ -1,7 +1,7 @@
-"""The blank map: the United States with Alaska and Hawaii in insets, elsewhere land and a grid of degrees.
+"""The base map: the United States with insets of Alaska and Hawaii, or land with a grid of degrees elsewhere.
 
-Points are [lat, lon] in degrees. A map holds every point it is given: its frame is made from them and from the
-states they lie in, and an inset is there when a point lies in it.
+Points are [lat, lon] in degrees. The frame encloses all given points and the states that contain them; an inset appears
+if a point lies in it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike
 from kitlib.figures.style import GREY, LAND, NUMBERS, Figure, finish, new
 from kitlib.geo import EARTH_RADIUS_KM, outlines
 
-WHOLE_KM = 1500.0  # a map wider than this shows all contiguous states, a smaller one those with places
-COAST_DEG = 3.0  # a map of the world narrower than this is all land: its coarse coasts would be wrong there
+WHOLE_KM = 1500.0  # a map wider than this shows all contiguous states, a smaller one those with points
+COAST_DEG = 3.0  # a map of the world narrower than this shows no coasts, as the coarse ones would be wrong
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Albers:
     at: tuple[float, float] = (0.0, 0.0)
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        """[lat, lon] (..., 2) to map coordinates (..., 2), x to the east and y to the north."""
+        """Project [lat, lon] (..., 2) to map coordinates (..., 2), x to the east and y to the north."""
         first, second, lat0 = np.sin(np.radians((*self.parallels, self.origin[0])))
         n = (first + second) / 2
         lat, lon = np.radians(points[..., 0]), points[..., 1]
@@ -51,27 +51,27 @@ HAWAII = Albers((8.0, 18.0), (20.5, -157.5), at=(-850.0, -1240.0))
 
 
 def inset_of(points: np.ndarray) -> np.ndarray:
-    """Which piece of the United States map each point (..., 2) is drawn on: 0 contiguous, 1 Alaska, 2 Hawaii."""
+    """The piece of the United States map for each point (..., 2): 0 contiguous, 1 Alaska, 2 Hawaii."""
     lat, lon = points[..., 0], points[..., 1]
     alaska = (lat > 50) & ((lon < -129.5) | (lon > 165))
     return np.where(alaska, 1, np.where((lat < 30) & (lon < -145), 2, 0))
 
 
 def united_states(points: np.ndarray) -> np.ndarray:
-    """[lat, lon] (..., 2) to the composite map (..., 2) in km; Alaska at a third of its size, as atlases do."""
+    """Project [lat, lon] (..., 2) to the composite map (..., 2) in km, with Alaska at a third of its size."""
     piece = inset_of(points)[..., None]
     return np.where(piece == 1, ALASKA(points), np.where(piece == 2, HAWAII(points), CONTIGUOUS(points)))
 
 
 @dataclass(frozen=True)
 class PlateCarree:
-    """Longitude and latitude as they are, on a map that is cut opposite to the meridian in its `middle`."""
+    """The map of plain longitude and latitude, cut opposite to the meridian in its `middle`."""
 
     middle: float = 0.0
 
     @classmethod
     def around(cls, points: np.ndarray) -> PlateCarree:
-        """The map for points (N, 2): the usual one, unless they lie together across the date line, as Fiji does."""
+        """The map for points (N, 2): the usual one, unless they lie on both sides of the date line, as in Fiji."""
         lon = np.sort(points[:, 1])
         gaps = np.diff(lon)
         if not len(gaps) or gaps.max() <= 270:
@@ -80,22 +80,22 @@ class PlateCarree:
         return cls((before + after) / 2 + (180 if before + after <= 0 else -180))
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        """[lat, lon] (..., 2) to [lon, lat], the longitude within 180 degrees of the middle."""
+        """Project [lat, lon] (..., 2) to [lon, lat], the longitude within 180 degrees of the middle."""
         turns = np.round((points[..., 1] - self.middle) / 360)
         return np.stack([points[..., 1] - 360 * turns, points[..., 0]], -1)
 
 
 def is_united_states(points: np.ndarray) -> bool:
-    """Whether all points (N, 2) lie in or near the United States, so that their map is the composite one."""
+    """Whether all points (N, 2) lie in or near the United States, which the composite map shows."""
     lat, lon = points[:, 0], points[:, 1]
     return bool(len(points) and np.all((lat > 15) & (lat < 73) & ((lon < -60) | (lon > 165))))
 
 
 @lru_cache(maxsize=1)
 def state_rings() -> dict[str, list[np.ndarray]]:
-    """Every ring of every state that is drawn, as [lat, lon] (M, 2).
+    """The rings of every state as [lat, lon] (M, 2).
 
-    Territories and far islands are left out, as they would only push the rest together.
+    Territories and far islands are left out, as they would shrink the rest.
     """
     drawn: dict[str, list[np.ndarray]] = {}
     for name, shape in outlines.state_shapes().items():
@@ -110,7 +110,7 @@ def state_rings() -> dict[str, list[np.ndarray]]:
 
 @lru_cache(maxsize=1)
 def world_land() -> Outline:
-    """The world's land three times side by side, so that a map may be cut at any meridian; (M, 2) [lon, lat]."""
+    """The world's land (M, 2) [lon, lat], three times side by side, so that a map may be cut at any meridian."""
     rings = [np.array(ring.coords) for part in outlines.land_shape().geoms for ring in (part.exterior, *part.interiors)]
     return Outline.make_compound_path(
         *(Outline(r + np.array((turn, 0)), closed=True) for turn in (-360, 0, 360) for r in rings)
@@ -118,7 +118,7 @@ def world_land() -> Outline:
 
 
 class Map:
-    """A figure with land drawn and a frame that holds `points`; `xy` turns [lat, lon] into its coordinates."""
+    """A figure with land and a frame around `points`; `xy` projects [lat, lon] to its coordinates."""
 
     def __init__(self, *points: ArrayLike, states: Sequence[str] = (), axes: Axes | None = None):
         everything = np.concatenate([np.asarray(p, float).reshape(-1, 2) for p in points])
@@ -137,7 +137,7 @@ class Map:
             self._draw_world()
 
     def _draw_states(self, inside: set[str], points: np.ndarray) -> list[np.ndarray]:
-        """The land, darker in the states that hold points; returns the corners that the frame must hold."""
+        """Draw the land, darker in states with points; return the corners that the frame must enclose."""
         pieces = {0, *inset_of(points).tolist()}  # Alaska and Hawaii only with their insets
         corners, contiguous = [np.empty((0, 2))], []
         for name, all_rings in state_rings().items():
@@ -156,7 +156,7 @@ class Map:
         return [*corners, *contiguous] if wide else corners
 
     def _draw_world(self) -> None:
-        """Land under the grid, or nothing but land where the coast is too coarse for the frame."""
+        """Draw land under the grid, without coasts if these are too coarse for the frame."""
         if np.ptp(self.axes.get_xlim()) < COAST_DEG:
             self.axes.set_facecolor(LAND)
             self.axes.grid(color="white")
@@ -168,7 +168,7 @@ class Map:
         boxes = [_inset_box(piece, points) for piece in np.unique(inset_of(points)) if piece] if self.is_us else []
         corners = np.concatenate([corners, *boxes])
         low, high = (corners.min(0), corners.max(0)) if len(corners) else (np.array([-180, -90]), np.array([180, 90]))
-        if not self.is_us:  # a flat strip leaves no room for the labels beside it
+        if not self.is_us:  # a flat map would leave no room for its labels
             low[1], high[1] = (
                 np.array([-1, 1]) * max(high[1] - low[1], 0.35 * (high[0] - low[0])) / 2 + (low[1] + high[1]) / 2
             )
@@ -188,14 +188,14 @@ class Map:
             self.axes.xaxis.set_major_formatter(FuncFormatter(lambda lon, _: f"{(lon + 180) % 360 - 180:.7g}"))
 
     def scatter(self, points: ArrayLike, **style):
-        """Mark points (N, 2) with matplotlib's scatter, as pixels where there are many."""
+        """Draw points (N, 2) with matplotlib's scatter, rasterized."""
         xy = self.xy(np.asarray(points, float))
         return self.axes.scatter(xy[:, 0], xy[:, 1], **{"lw": 0, "rasterized": True, "zorder": 2} | style)
 
     def lines(self, start: ArrayLike, end: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """Lines (L, 2, 2) from points to points (N, 2), the shorter way round, and the row (L,) that each belongs to.
+        """The shorter lines (L, 2, 2) between points (N, 2), and the row (L,) of each.
 
-        A row whose line leaves the map on one side and comes back on the other has two.
+        A row whose line leaves the map on one side and enters on the other has two.
         """
         a, b = self.xy(np.asarray(start, float)), self.xy(np.asarray(end, float))
         turn = np.zeros_like(a)
@@ -206,7 +206,7 @@ class Map:
         return lines, np.concatenate([np.arange(len(a)), over])
 
     def colour_bar(self, marks, label: str, **style) -> None:
-        """A slim colour bar right of the map."""
+        """Draw a slim colour bar right of the map."""
         if isinstance(marks.norm, LogNorm):
             low, high = marks.get_clim()
             steps = np.outer(10.0 ** np.arange(-2, 6), (1, 2, 5) if high < 200 * low else (1,))
@@ -217,7 +217,7 @@ class Map:
         bar.ax.yaxis.set_major_formatter(NUMBERS)
 
     def finish(self, title: str = "", note: str = "") -> Figure:
-        """Title, note, and a height that leaves no empty band above or below the map."""
+        """Add title and note, and set the height to that of the map."""
         (left, right), (bottom, top) = self.axes.get_xlim(), self.axes.get_ylim()
         aspect = (top - bottom) / (right - left) * float(self.axes.get_aspect())
         bars = 0.95 if len(self.figure.axes) > 1 else 0.1
@@ -226,7 +226,7 @@ class Map:
 
 
 def _inset_box(piece: int, points: np.ndarray) -> np.ndarray:
-    """The inset's frame (5, 2) on the map, around its state and every point drawn in it."""
+    """The frame (5, 2) of an inset on the map, around its state and all its points."""
     land = [ring for rings in state_rings().values() for ring in rings if inset_of(ring.mean(0)) == piece]
     xy = united_states(np.concatenate([*land, points[inset_of(points) == piece]]))
     (left, bottom), (right, top) = xy.min(0) - 40, xy.max(0) + 40

@@ -1,7 +1,7 @@
-"""Figures: charts, matrices and picture panels in one house style. Arrays in, a Figure out; no file is read here.
+"""Charts, matrices and picture panels in one style, from arrays.
 
-Maps are in `maps`. Every function takes `note`, printed small at the bottom: figures of drawn data say so there.
-A Figure is a cell's value: it is shown once, and `save` writes it.
+Every function takes `note`, printed small at the bottom, such as that the data are drawn. It returns a Figure, which a
+notebook shows as the value of its cell and `save` writes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kitlib.figures.style import GREY, INK, PALETTE, Figure, finish, house, new
 
 
 def barh(axes: Axes, names: Sequence[str], values: ArrayLike, label: str, **style) -> None:
-    """Horizontal bars (S,), the first name on top."""
+    """Draw horizontal bars (S,), the first name on top."""
     axes.barh(range(len(names)), np.asarray(values, float), **style)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
@@ -30,7 +30,7 @@ def barh(axes: Axes, names: Sequence[str], values: ArrayLike, label: str, **styl
 
 @house
 def counts(names: Sequence[str], by_split: Mapping[str, ArrayLike], title: str = "", note: str = "") -> Figure:
-    """Bars of places per state, one panel a split; {"train": (S,), "test": (S,)}."""
+    """Bars of places per state, one panel per split; {"train": (S,), "test": (S,)}."""
     figure = new(1.1 + 0.19 * len(names))
     panels = figure.subplots(1, len(by_split), sharey=True, squeeze=False)[0]
     for axes, (split, values), colour in zip(panels, by_split.items(), PALETTE, strict=False):
@@ -40,9 +40,9 @@ def counts(names: Sequence[str], by_split: Mapping[str, ArrayLike], title: str =
 
 
 def geographic_order(distance_km: ArrayLike) -> np.ndarray:
-    """An order (S,) of states in which neighbours on the globe are neighbours in the list, from distances (S, S).
+    """An order (S,) of states that puts neighbours side by side, from distances (S, S).
 
-    Leaves of an average-linkage tree, turned so that adjacent leaves are as close as can be (Bar-Joseph et al. 2001).
+    It is the optimal leaf order of an average-linkage tree (Bar-Joseph et al. 2001).
 
     >>> km = np.abs(np.subtract.outer([0.0, 900.0, 10.0, 910.0], [0.0, 900.0, 10.0, 910.0]))
     >>> sorted(geographic_order(km)[:2].tolist()) in ([0, 2], [1, 3])
@@ -59,7 +59,7 @@ def geographic_order(distance_km: ArrayLike) -> np.ndarray:
 
 
 def heat(matrix: np.ndarray, names: Sequence[str], label: str, **style) -> tuple[Figure, Axes]:
-    """A square heat map (S, S) with every name legible, rows and columns in the order given."""
+    """A square heat map (S, S) with legible names, rows and columns in the given order."""
     import seaborn
 
     size = min(2.2 + 0.21 * len(names), 9.0)
@@ -74,7 +74,7 @@ def heat(matrix: np.ndarray, names: Sequence[str], label: str, **style) -> tuple
 
 @house
 def distance_matrix(distance_km: ArrayLike, names: Sequence[str], title: str = "", note: str = "") -> Figure:
-    """Heat map of the distances (S, S) between states, in an order that puts neighbours side by side."""
+    """Heat map of the distances (S, S) between states, with neighbours side by side."""
     distance = np.asarray(distance_km, float)
     order = geographic_order(distance)
     labels = [names[i] for i in order]
@@ -86,7 +86,7 @@ def distance_matrix(distance_km: ArrayLike, names: Sequence[str], title: str = "
 def soft_labels(
     rows: Mapping[float, ArrayLike], names: Sequence[str], state: str, most: int = 10, title: str = "", note: str = ""
 ) -> Figure:
-    """Target mass of one true state's places over the states, one colour a temperature; {km: (S,)}."""
+    """Soft label of a true state's places over the states, one colour per temperature; {km: (S,)}."""
     mass = {km: np.asarray(row, float) for km, row in rows.items()}
     order = np.argsort(-max(mass.items())[1], kind="stable")[:most]
     figure = new(1.3 + 0.3 * len(order))
@@ -108,14 +108,14 @@ def soft_labels(
 def true_mass(
     temperatures_km: ArrayLike, mass: ArrayLike, mark_km: Sequence[float] = (75, 300), title: str = "", note: str = ""
 ) -> Figure:
-    """How much of the target the true state keeps, against the temperature: (T,) and (T, S), over the states."""
-    km, kept = np.asarray(temperatures_km, float), np.asarray(mass, float)
+    """The true state's share of the soft label (T, S) against the temperature (T,)."""
+    km, share = np.asarray(temperatures_km, float), np.asarray(mass, float)
     figure = new(3.6)
     axes = figure.subplots()
-    axes.fill_between(km, kept.min(1), kept.max(1), color=PALETTE[0], alpha=0.15, lw=0, label="all states")
-    axes.plot(km, np.median(kept, 1), color=PALETTE[0], label="median state")
+    axes.fill_between(km, share.min(1), share.max(1), color=PALETTE[0], alpha=0.15, lw=0, label="all states")
+    axes.plot(km, np.median(share, 1), color=PALETTE[0], label="median state")
     for mark in mark_km:
-        value = float(np.interp(mark, km, np.median(kept, 1)))
+        value = float(np.interp(mark, km, np.median(share, 1)))
         axes.plot(mark, value, "o", color=PALETTE[1])
         axes.annotate(f"{mark:g} km: {value:.0%}", (mark, value), (8, 6), textcoords="offset points", color=PALETTE[1])
     axes.set(xlabel="temperature (km)", ylabel="true state's share of the target", ylim=(0, 1.03), xlim=(0, km.max()))
@@ -126,7 +126,7 @@ def true_mass(
 
 @house
 def histogram(values: ArrayLike, label: str, bins: int = 30, title: str = "", note: str = "") -> Figure:
-    """How a quantity is spread over cells or places, with its median marked."""
+    """Histogram of a quantity over cells or places, with its median marked."""
     finite = np.asarray(values, float)
     finite = finite[np.isfinite(finite)]
     figure = new(3.0)
@@ -142,10 +142,10 @@ def histogram(values: ArrayLike, label: str, bins: int = 30, title: str = "", no
 
 @house
 def training_curves(history: pd.DataFrame, title: str = "", note: str = "") -> Figure:
-    """Curves of a training, one panel a quantity; the index is the step or epoch, its name the axis label.
+    """Training curves, one panel per quantity; the index is the step or epoch, its name the axis label.
 
-    Columns `train_X`, `val_X` and `held_out_X` share the panel X, held-out places in the second colour; missing values
-    are skipped, so each column may have its own rhythm.
+    Columns `train_X`, `val_X` and `held_out_X` share the panel X, held-out places in the second colour. Missing values
+    are skipped, so that columns may be logged at different steps.
     """
     held_out = ("val_", "held_out_")
     panels: dict[str, list[str]] = {}
@@ -161,7 +161,7 @@ def training_curves(history: pd.DataFrame, title: str = "", note: str = "") -> F
             colour, kind = (PALETTE[1], "held out") if column.startswith(held_out) else (PALETTE[0], "training")
             axes.plot(curve.index, curve, color=colour, label=kind, marker="o" if len(curve) <= 20 else None, ms=4)
         low, high = axes.get_ylim()
-        if high - low < 0.01 * abs(low):  # a constant: its last digits are no curve
+        if high - low < 0.01 * abs(low):  # a constant
             axes.set_ylim(low - 0.1 * abs(low), high + 0.1 * abs(low))
         axes.set(title=name.replace("_", " "), xlabel=str(history.index.name or "step"))
         if len(columns) > 1:
@@ -173,7 +173,7 @@ def training_curves(history: pd.DataFrame, title: str = "", note: str = "") -> F
 
 @house
 def fold_scores(table: pd.DataFrame, title: str = "", note: str = "") -> Figure:
-    """One panel a metric (columns), one dot a fold (rows), with the mean as a line: how far folds differ by luck."""
+    """One panel per metric (columns), one dot per fold (rows), with mean and standard deviation."""
     figure = new(2.8)
     for axes, column in zip(figure.subplots(1, len(table.columns), squeeze=False)[0], table.columns, strict=True):
         mean, spread = float(table[column].mean()), float(table[column].std(ddof=1)) if len(table) > 1 else 0.0
@@ -191,7 +191,7 @@ def picture_rows(
     pictures: ArrayLike, columns: Sequence[str] = (), captions: Sequence[str] = (), together: int = 0, title: str = "",
     note: str = "",
 ) -> Figure:  # fmt: skip
-    """Pictures (R, C, H, W, 3) uint8: a row a place, a column a view; captions stand left.
+    """Pictures (R, C, H, W, 3) uint8: one row per place, one column per view, captions on the left.
 
     A line is drawn after every `together` rows (0: none).
     """
@@ -224,9 +224,9 @@ def picture_rows(
 def neighbour_rows(
     pictures: ArrayLike, states: ArrayLike, km: ArrayLike, first: str = "the place", note: str = ""
 ) -> Figure:
-    """A row for each of Q places and the K most similar ones, with their states and distances.
+    """One row for each of Q places and the K most similar ones, with their states and distances.
 
-    pictures (Q, 1 + K, H, W, 3) uint8, states (Q, 1 + K), km (Q, K) from the place to each of the others.
+    pictures (Q, 1 + K, H, W, 3) uint8, states (Q, 1 + K), km (Q, K) from the place to the others.
     """
     states, km = np.asarray(states), np.asarray(km, float)
     captions = [

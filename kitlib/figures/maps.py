@@ -1,6 +1,6 @@
-"""Maps of places, density, values per state, geocells, errors and embeddings; arrays in, a Figure out.
+"""Maps of places, density, values per state, geocells, errors and embeddings, from arrays.
 
-Points are [lat, lon] in degrees. As in `figures`, every function takes `note`, printed small at the bottom.
+Points are [lat, lon] in degrees. Every function takes `note`, printed small at the bottom.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from kitlib.figures.atlas import Map, state_rings
 from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, new
 
 ERROR_COLOURS = "plasma_r"
-MAX_MARKS = 20_000  # more points or lines than this are a blot; a seeded sample is drawn and its size is stated
+MAX_MARKS = 20_000  # of more points or lines a seeded sample is drawn, and its size stated
 
 
 def _sample(n: int, most: int) -> tuple[np.ndarray, str]:
-    """Rows to draw, and what to say when they are not all."""
+    """The rows to draw, and a note if they are a sample."""
     if n <= most:
         return np.arange(n), ""
     return np.sort(np.random.default_rng(0).choice(n, most, replace=False)), f"{most:,} of {n:,} drawn"
@@ -33,9 +33,9 @@ def _sample(n: int, most: int) -> tuple[np.ndarray, str]:
 
 @house
 def places(points: ArrayLike, labels: ArrayLike | None = None, title: str = "", note: str = "") -> Figure:
-    """Where the places (N, 2) are, coloured by label (N,): a split, or a state.
+    """Map of places (N, 2), coloured by label (N,), such as split or state.
 
-    Up to eight labels get a legend; more share the colours in turn, which is enough to see where one ends.
+    Up to eight labels get a legend; more repeat the colours, which still shows the borders.
     """
     points = np.asarray(points, float)
     labels = np.full(len(points), "") if labels is None else np.asarray(labels, dtype=object)
@@ -54,7 +54,7 @@ def places(points: ArrayLike, labels: ArrayLike | None = None, title: str = "", 
 
 @house
 def density(points: ArrayLike, title: str = "", note: str = "") -> Figure:
-    """How many places (N, 2) lie where, in hexagons on a logarithmic scale; fast for any number of places."""
+    """The density of places (N, 2) in hexagons on a logarithmic scale; fast for any number of places."""
     points = np.asarray(points, float)
     canvas = Map(points)
     xy = canvas.xy(points)
@@ -72,7 +72,7 @@ def values(
     names: Sequence[str], centres: ArrayLike, value: ArrayLike, label: str, cmap: str = "viridis", title: str = "",
     note: str = "",
 ) -> Figure:  # fmt: skip
-    """A value (S,) a state as a colour: the state is shaded, one elsewhere is a dot at its centre (S, 2)."""
+    """A value (S,) per state as a colour: US states are shaded, others are dots at their centres (S, 2)."""
     centres, value = np.asarray(centres, float), np.asarray(value, float)
     known = np.array([name in state_rings() for name in names])
     rings = [state_rings()[name] for name in names if name in state_rings()]
@@ -90,7 +90,7 @@ def values(
 def cells(
     points: ArrayLike, centres: ArrayLike, counts: ArrayLike, radius_km: ArrayLike, title: str = "", note: str = ""
 ) -> Figure:
-    """Geocells: centres (C, 2), area by their number of places (C,), colour by radius (C,); the places in grey."""
+    """Geocells: centres (C, 2), area by number of places (C,), colour by radius (C,); places in grey."""
     points, centres = np.asarray(points, float), np.asarray(centres, float)
     rows, drawn = _sample(len(points), MAX_MARKS)
     canvas = Map(points, centres)
@@ -111,7 +111,7 @@ def _log(values: np.ndarray) -> LogNorm:
 def errors(
     true: ArrayLike, guess: ArrayLike, km: ArrayLike, most: int = 1500, title: str = "", note: str = ""
 ) -> Figure:
-    """A line from every true place (N, 2) to its guess (N, 2), a dot at the truth, coloured by the error (N,) in km."""
+    """Lines from true places (N, 2), marked by dots, to their guesses (N, 2), coloured by the error (N,) in km."""
     true, guess, km = np.asarray(true, float), np.asarray(guess, float), np.asarray(km, float)
     rows, drawn = _sample(len(km), most)
     rows = rows[np.argsort(km[rows])]
@@ -127,7 +127,7 @@ def errors(
 
 
 def position_colours(points: ArrayLike) -> np.ndarray:
-    """A colour (N, 3) for every place: four corner colours, blended by its rank in latitude and in longitude."""
+    """A colour (N, 3) for every place: four corner colours blended by its ranks in latitude and longitude."""
     points = np.asarray(points, float)
     up, right = (np.argsort(np.argsort(points[:, k])) / max(len(points) - 1, 1) for k in (0, 1))
     corners = np.array([[to_rgb("#7a2f8f"), to_rgb("#d55e00")], [to_rgb("#0a5fa5"), to_rgb("#8cc63f")]])
@@ -138,7 +138,7 @@ def position_colours(points: ArrayLike) -> np.ndarray:
 @house
 def embedding(plane: ArrayLike, points: ArrayLike, axis_labels: Sequence[str] = ("", ""), title: str = "",
               note: str = "") -> Figure:  # fmt: skip
-    """Embeddings in a plane (N, 2) beside the map of their places (N, 2), both coloured by where the place lies."""
+    """Embeddings in a plane (N, 2) beside the map of their places (N, 2), both coloured by location."""
     plane, points = np.asarray(plane, float), np.asarray(points, float)
     rows, drawn = _sample(len(points), MAX_MARKS)
     colours = position_colours(points)[rows]
@@ -162,10 +162,10 @@ def save_error_page(
     most: int = 1000,
     note: str = "",
 ) -> Path:
-    """Write an HTML map to zoom and click: truth, guess and the line between, with `labels` (N,) as pop-ups.
+    """Write an interactive HTML map of truth, guess and the line between, with `labels` (N,) as pop-ups.
 
-    Above `most` places the worst fifth and a seeded sample of the rest are kept. The page fetches its scripts and tiles
-    from the net; `errors` draws the same as a picture.
+    Of more than `most` places, it shows the worst fifth of `most` and a seeded sample of the rest. The page loads its
+    scripts and tiles from the internet; `errors` draws the same as a figure.
     """
     import folium
     from branca.colormap import LinearColormap

@@ -1,4 +1,4 @@
-"""Figures of how right and wrong guesses are: scores, error curves, confusion, calibration; arrays in, Figures out."""
+"""Tables and figures of scores: error curves, confusion, calibration, and errors by state or by distance."""
 
 from __future__ import annotations
 
@@ -21,30 +21,26 @@ LEVELS_KM = {1: "street", 25: "city", 200: "region", 750: "country", 2500: "cont
 
 
 def score_table(scores: Mapping[str, Score]) -> pd.DataFrame:
-    """Scores side by side, one row each and the best last, rounded to what can be told apart."""
+    """A table of rounded scores, one row each, the best last."""
     table = pd.DataFrame({name: score.as_dict() for name, score in scores.items()}).T.sort_values("final")
-    digits = {"final": 4, "state": 4, "gps": 4, "top1": 3, "top5": 3}
-    return (
-        table.round(digits)
-        .round({"mean_km": 0, "median_km": 0})
-        .astype(dict.fromkeys(["mean_km", "median_km", "n"], int))
-    )
+    digits = {"final": 4, "state": 4, "gps": 4, "top1": 3, "top5": 3, "mean_km": 0, "median_km": 0}
+    return table.round(digits).astype(dict.fromkeys(["mean_km", "median_km", "n"], int))
 
 
 def accuracy_table(km: Mapping[str, ArrayLike]) -> pd.DataFrame:
-    """`accuracy.report` of errors (N,) in km side by side, one row each and the highest Geoscore last, rounded."""
-    told = {name: metrics.report(errors) for name, errors in km.items()}
+    """A table of the rounded `metrics.report` of errors (N,) in km, one row each, the highest Geoscore last."""
+    reports = {name: metrics.report(errors) for name, errors in km.items()}
     lines = {
         name: {"Geoscore": round(report.geoscore), "mean km": _three(report.mean_km)}
         | {"median km": _three(report.median_km)}
         | {f"{radius:g} km": f"{share:.1%}" for radius, share in zip(report.radii_km, report.within, strict=True)}
-        for name, report in told.items()
+        for name, report in reports.items()
     }
     return pd.DataFrame.from_dict(lines, orient="index").sort_values("Geoscore", kind="stable")
 
 
 def _three(km: float) -> str:
-    """Kilometres with what can be told apart of them."""
+    """Format kilometres with three significant digits."""
     return f"{km:,.0f}" if km >= 100 else f"{km:.3g}"
 
 
@@ -70,7 +66,7 @@ def scores(
 
 @house
 def cumulative_error(km: Mapping[str, ArrayLike], title: str = "", note: str = "") -> Figure:
-    """Share of places within a distance of the truth, one line a method {"name": (N,) km}; the usual levels marked."""
+    """Share of places within a distance of the truth, one line per method {"name": (N,) km}, with the usual levels."""
     figure = new(4.0)
     axes = figure.subplots()
     for name, errors in km.items():
@@ -96,9 +92,9 @@ def cumulative_error(km: Mapping[str, ArrayLike], title: str = "", note: str = "
 
 @house
 def by_gallery_size(table: pd.DataFrame, title: str = "", note: str = "") -> Figure:
-    """Mean error and Geoscore by the size of the gallery, a line a way to choose it; dashed what would be possible.
+    """Mean error and Geoscore by the size of the gallery, one line per selection; dashed the best possible ones.
 
-    `table` is that of `lookup.by_size`. All training places are one point, in ink.
+    `table` is by `retrieval.analysis.by_gallery_size`. The gallery of all training places is one dark point.
     """
     figure = new(3.6)
     parts = {"mean_km": "mean error (km)", "geoscore": "Geoscore"}
@@ -120,14 +116,14 @@ def by_gallery_size(table: pd.DataFrame, title: str = "", note: str = "") -> Fig
 
 
 def gallery_table(table: pd.DataFrame) -> pd.DataFrame:
-    """`lookup.by_size` to be read: what was measured beside what would be possible, rounded."""
-    told: dict[str, tuple[str, int, type]] = {"geoscore": ("Geoscore", 0, int), "mean_km": ("mean km", 0, int)}
-    told["within_200_km"] = ("within 200 km", 2, float)
+    """A rounded table by `retrieval.analysis.by_gallery_size`: measured values beside the best possible ones."""
+    columns: dict[str, tuple[str, int, type]] = {"geoscore": ("Geoscore", 0, int), "mean_km": ("mean km", 0, int)}
+    columns["within_200_km"] = ("within 200 km", 2, float)
     indexed = table.set_index(["chosen", "size"])
     shown = {
         (who, label): indexed[prefix + name].round(digits).astype(kind)
         for who, prefix in {"measured": "", "possible": "possible_"}.items()
-        for name, (label, digits, kind) in told.items()
+        for name, (label, digits, kind) in columns.items()
     }
     return pd.DataFrame(shown)
 
@@ -161,7 +157,7 @@ def by_nearest(
 def state_errors(
     names: Sequence[str], accuracy: ArrayLike, median_km: ArrayLike, count: ArrayLike, title: str = "", note: str = ""
 ) -> Figure:
-    """Per state, best first: share of places whose state is right, and the median error; lines are the means."""
+    """Share of right states and median error per state, the best first; lines are the means."""
     accuracy, median, count = np.asarray(accuracy, float), np.asarray(median_km, float), np.asarray(count)
     order = np.lexsort((median, -accuracy))
     labels = [f"{names[i]} ({count[i]:,})" for i in order]
@@ -179,9 +175,9 @@ def state_errors(
 def confusion(
     true: ArrayLike, guess: ArrayLike, names: Sequence[str], points: ArrayLike, title: str = "", note: str = ""
 ) -> Figure:
-    """Share of each true state's places (rows) guessed as each state (columns), ordered so that neighbours meet.
+    """Share of each true state's places (rows) guessed as each state (columns), with neighbours side by side.
 
-    true and guess (N,) are among the names (S,); points (S, 2) say where states lie. Only states that occur are shown.
+    true and guess (N,) are among the names (S,); points (S, 2) locate the states. Only states that occur are shown.
     """
     occurs = np.isin(names, np.unique(np.concatenate([true, guess])))
     shown, distance_km = np.asarray(names)[occurs], geo.distance_matrix_km(np.asarray(points)[occurs])
@@ -198,11 +194,11 @@ def confusion(
 
 @house
 def calibration(probability: ArrayLike, correct: ArrayLike, bins: int = 10, title: str = "", note: str = "") -> Figure:
-    """Reliability: how often the first guess is right (N,) against how probable it was held (N,), with the counts."""
-    held, right = np.asarray(probability, float), np.asarray(correct, float)
-    bin_of = np.minimum((held * bins).astype(int), bins - 1)
+    """Reliability diagram: share of right first guesses (N,) against their probability (N,), with the counts."""
+    probability, right = np.asarray(probability, float), np.asarray(correct, float)
+    bin_of = np.minimum((probability * bins).astype(int), bins - 1)
     count = np.bincount(bin_of, minlength=bins)
-    share, mean = (np.bincount(bin_of, a, minlength=bins) / np.maximum(count, 1) for a in (right, held))
+    share, mean = (np.bincount(bin_of, a, minlength=bins) / np.maximum(count, 1) for a in (right, probability))
     gap = float(np.sum(count * np.abs(share - mean)) / count.sum())
     figure = new(4.4, width=6.0)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from kitlib.core import storage
 
 INK, GREY, LIGHT, LAND = "#25313b", "#6f7d88", "#dfe4e8", "#eef1f3"
-# Okabe and Ito's colours, told apart with every common colour vision; the weak yellow comes last.
+# Okabe and Ito's colours, distinct for every common colour vision; the weak yellow is last.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#b8a900")
 
 HOUSE: Any = {
@@ -27,11 +27,11 @@ HOUSE: Any = {
     "axes.prop_cycle": cycler(color=PALETTE), "lines.linewidth": 2.0, "image.cmap": "viridis",
 }  # fmt: skip
 NUMBERS = "{x:,.7g}"  # of ticks: 20,000 and 0.5, no powers of ten
-house = matplotlib.rc_context(HOUSE)  # a decorator: the caller's own settings are left alone
+house = matplotlib.rc_context(HOUSE)  # a decorator that restores the caller's settings
 
 
 class Figure(matplotlib.figure.Figure):
-    """A figure outside pyplot, so that a notebook shows it once and forgets it."""
+    """A figure outside pyplot, which a notebook shows once and does not keep."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -40,12 +40,12 @@ class Figure(matplotlib.figure.Figure):
 
 
 def new(height: float, width: float = 9.0) -> Figure:
-    """An empty figure, in inches; the default width fills a notebook's column."""
+    """Make an empty figure, in inches; the default width fills a notebook's column."""
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
 def finish(figure: Figure, title: str = "", note: str = "") -> Figure:
-    """Put the title above and the small note below, and give the figure back."""
+    """Add the title above and the small note below; return the figure."""
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     if note:
@@ -54,7 +54,7 @@ def finish(figure: Figure, title: str = "", note: str = "") -> Figure:
 
 
 def plain_numbers(axis: Axis) -> None:
-    """Write an axis's ticks as plain numbers; on a logarithmic one at 2 and 5 too where it spans few powers of ten."""
+    """Format ticks as plain numbers; a logarithmic axis of few powers of ten also gets ticks at 2 and 5."""
     if axis.get_scale() == "log":
         low, high = axis.get_view_interval()
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
@@ -63,7 +63,7 @@ def plain_numbers(axis: Axis) -> None:
 
 
 def join_notes(*notes: str) -> str:
-    """What there is to say in one note; empty ones say nothing.
+    """Join notes, without empty ones.
 
     >>> join_notes("", "20 of 30 drawn", "drawn sample")
     '20 of 30 drawn · drawn sample'
@@ -72,7 +72,7 @@ def join_notes(*notes: str) -> str:
 
 
 def save(figure: Figure, path: str | Path) -> Figure:
-    """Write a figure (the suffix names the format) and give it back, so that a cell can save and show it at once."""
+    """Write a figure in the format of the suffix; return it, so that a cell can save and show it at once."""
     with storage.atomic_write(path) as beside:
         figure.savefig(beside, dpi=150, bbox_inches="tight", facecolor="white")
     return figure

@@ -1,7 +1,7 @@
-"""Density clusters on the globe, by scikit-learn's DBSCAN, and the distances that guide the choice of its radius.
+"""Density clusters on the globe by scikit-learn's DBSCAN, and the distances that guide the choice of its radius.
 
 labels = dbscan(points, eps_km=25.0, min_samples=5)  # (N,) int, -1 is noise
-neighbour_km(points, k=4)                            # (N,) sorted, the curve that shows a good eps_km
+np.sort(neighbour_km(points, k=4))                   # (N,) the curve that shows a good eps_km
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ SMALLEST_EPS_KM = 1e-6  # a millimetre; much below it coordinates are rounded
 
 
 def dbscan(points: ArrayLike, eps_km: float, min_samples: int) -> np.ndarray:
-    """Clusters (N,) of points (N, 2): 0, 1, ... in the order of their first core points, and -1 for noise.
+    """Cluster labels (N,) of points (N, 2): 0, 1, ... in the order of their first core points, -1 for noise.
 
-    A core point has `min_samples` points, itself counted, within `eps_km`; core points that near each other share a
-    cluster; any other point joins the first cluster that has a core point that near (Ester et al. 1996). Memory grows
-    with the number of pairs within `eps_km`: 0.7 GB for the competition's 65,980 places at 100 km. Raises KitError for
-    an `eps_km` below a millimetre and for `min_samples` below 1.
+    A core point has at least `min_samples` points, including itself, within `eps_km`. Core points within `eps_km` of
+    each other share a cluster; another point joins the first cluster with a core point that close (Ester et al. 1996).
+    Memory grows with the number of pairs within `eps_km`: 0.7 GB for the competition's 65,980 places at 100 km. Raises
+    KitError for an `eps_km` below a millimetre and for `min_samples` below 1.
     """
     from sklearn.cluster import DBSCAN
 
@@ -42,10 +42,10 @@ def dbscan(points: ArrayLike, eps_km: float, min_samples: int) -> np.ndarray:
 
 
 def neighbour_km(points: ArrayLike, k: int) -> np.ndarray:
-    """Distances (N,) from points (N, 2) to their k-th nearest other point, the usual guide to DBSCAN's eps.
+    """Distances (N,) from points (N, 2) to their k-th nearest other point, the usual guide to a good eps.
 
     Sorted, they rise slowly and then bend: the bend is a good eps for min_samples = k + 1 (Ester et al. 1996).
-    Raises KitError where there are not k others.
+    Raises KitError if there are fewer than k other points.
 
     >>> neighbour_km([[0, 0], [0, 1], [0, 3]], 1).round(1).tolist()
     [111.2, 111.2, 222.4]
@@ -57,7 +57,7 @@ def neighbour_km(points: ArrayLike, k: int) -> np.ndarray:
 
 
 def check_places(points: ArrayLike) -> Array:
-    """Points (N, 2) as float64. Raises KitError for another shape and for points that are not on Earth."""
+    """Return points (N, 2) as float64. Raises KitError for another shape and for points that are not on Earth."""
     points = sphere.check_points(points, "places")
     if points.ndim != 2:
         raise KitError(f"places: expected shape (N, 2); got {points.shape}")
@@ -65,6 +65,6 @@ def check_places(points: ArrayLike) -> Array:
 
 
 def check_min_samples(min_samples: int) -> None:
-    """Raise KitError for a number of neighbours that makes no sense."""
+    """Raise KitError unless `min_samples` is a whole number from 1."""
     if min_samples < 1 or min_samples != int(min_samples):
-        raise KitError(f"min_samples: expected a whole number from 1, the place itself counted; got {min_samples}")
+        raise KitError(f"min_samples: expected a whole number from 1, including the place itself; got {min_samples}")

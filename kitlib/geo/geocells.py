@@ -1,7 +1,7 @@
-"""Geocells: each state cut into cells of about equally many training places, so that a guess can be a few cells.
+"""Geocells: each state is divided into cells with about equally many training places.
 
-Cells are k-means clusters of unit vectors within a state, as places are far from evenly spread: a state's centroid is
-often where nobody is. A cell stands at the geometric median of its places.
+The cells of a state are k-means clusters of unit vectors, because its places are unevenly spread and its centroid often
+lies far from all of them. The centre of a cell is the geometric median of its places.
 """
 
 from __future__ import annotations
@@ -17,40 +17,39 @@ from kitlib.geo import median, sphere
 def make(
     points: ArrayLike, state_position: ArrayLike, places_per_cell: int = 50, min_places: int = 5, seed: int = 0
 ) -> pd.DataFrame:
-    """Cut training places into cells that respect states.
+    """Divide training places into cells within states.
 
     Args:
         points: (N, 2) [lat, lon].
-        state_position: (N,) each place's row in the table of states.
-        places_per_cell: how many places a cell holds on average; a state has at least one cell.
-        min_places: a smaller cell is given to its neighbours, unless it is the state's only one.
+        state_position: (N,) row of each place's state in the table of states.
+        places_per_cell: average number of places in a cell; a state has at least one cell.
+        min_places: a smaller cell is merged into its neighbours, unless it is the largest of its state.
         seed: of k-means.
 
-    Returns cell (0..C-1), latitude, longitude, state_position, count (places nearest to it) and radius_km (the
-    distance within which 90 % of them lie).
+    Returns the columns cell (0..C-1), latitude, longitude, state_position, count (places nearest to the cell) and
+    radius_km (the distance within which 90 % of them lie).
     """
     points, state = sphere.check_points(points, "places for geocells"), np.asarray(state_position)
-    if len(points) == 0 or places_per_cell < 1 or (state < 0).any():
-        raise KitError(
-            f"geocells of {len(points)} places, {places_per_cell} a cell, lowest state_position "
-            f"{state.min(initial=0)}: wanted are at least one place, one place a cell, and known states"
-        )
+    if len(points) == 0 or (state < 0).any():
+        raise KitError(f"geocells: expected places of known states; got {len(points)}, {(state < 0).sum()} of none")
+    if places_per_cell < 1:
+        raise KitError(f"places_per_cell: expected a number from 1; got {places_per_cell}")
     label = np.empty(len(points), np.int64)
     n_cells = 0
     for members in _members(state):
         label[members] = n_cells + _clusters(points[members], places_per_cell, seed)
         n_cells = label[members].max() + 1
     cells = _table(points, state, label)
-    # Small cells go all at once: their places move to cells that only grow.
+    # All small cells are removed at once: their places move to cells that only grow.
     largest = cells.groupby("state_position")["count"].transform("max")
-    kept = cells[(cells["count"] >= min_places) | (cells["count"] == largest)]
-    return _table(points, state, assign(points, kept.reset_index(drop=True), state))
+    large = cells[(cells["count"] >= min_places) | (cells["count"] == largest)]
+    return _table(points, state, assign(points, large.reset_index(drop=True), state))
 
 
 def assign(points: ArrayLike, cells: pd.DataFrame, state_position: ArrayLike | None = None) -> np.ndarray:
-    """The nearest cell (N,) to each of points (N, 2), as a row of `cells`.
+    """The row (N,) in `cells` of the cell nearest to each of points (N, 2).
 
-    With `state_position` (N,) only cells of the place's own state count, as long as it has any.
+    With `state_position` (N,), the cell is one of the place's own state if that state has cells.
     """
     points, centres = np.asarray(points, float), cells[["latitude", "longitude"]].to_numpy()
     nearest = sphere.nearest(points, centres)[1][:, 0]
@@ -64,13 +63,13 @@ def assign(points: ArrayLike, cells: pd.DataFrame, state_position: ArrayLike | N
 
 
 def _members(group: np.ndarray) -> list[np.ndarray]:
-    """The row numbers of each group that has any, in ascending order of group."""
+    """The row numbers of each group, in ascending order of the groups."""
     order = np.argsort(group, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
 
 
 def _clusters(points: np.ndarray, places_per_cell: int, seed: int) -> np.ndarray:
-    """k-means labels (n,) of one state's points (n, 2)."""
+    """k-means labels (n,) of the points (n, 2) of one state."""
     from sklearn.cluster import KMeans
 
     vectors = sphere.unit_vectors(points)
@@ -81,18 +80,13 @@ def _clusters(points: np.ndarray, places_per_cell: int, seed: int) -> np.ndarray
 
 
 def _table(points: np.ndarray, state: np.ndarray, label: np.ndarray) -> pd.DataFrame:
-    """Cells of places with labels (N,): their medians first, then what is nearest to each."""
+    """The cells of places with labels (N,): medians, then the count and radius of the places nearest to each."""
     label = np.unique(label, return_inverse=True)[1]
     centres = median.group_medians(points, label, label.max() + 1)
     first = np.unique(label, return_index=True)[1]
-    cells = pd.DataFrame(
-        {
-            "cell": np.arange(len(centres)),
-            "latitude": centres[:, 0],
-            "longitude": centres[:, 1],
-            "state_position": state[first],
-        }
-    )
+    cells = pd.DataFrame(centres, columns=["latitude", "longitude"])
+    cells.insert(0, "cell", np.arange(len(centres)))
+    cells["state_position"] = state[first]
     nearest = assign(points, cells, state)
     km = sphere.distance_km(points, centres[nearest])
     cells["count"] = np.bincount(nearest, minlength=len(cells))

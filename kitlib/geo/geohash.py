@@ -1,6 +1,6 @@
-"""Geohashes: a place as a short word whose every further character cuts the cell into 32.
+"""Geohashes: a place as a short word; each further character divides its cell into 32.
 
-By Niemeyer, 2008, in the public domain. The bits of longitude and latitude take turns, longitude first, and five bits
+The code is Niemeyer's (2008, public domain): bits of longitude and latitude alternate, longitude first, and five bits
 make a character.
 """
 
@@ -20,9 +20,9 @@ LONGEST = 12  # characters: 60 bits, 4 cm
 
 
 def bits(length: int) -> tuple[int, int]:
-    """How many bits of latitude and of longitude a geohash of `length` characters holds."""
+    """The number of bits of latitude and of longitude in a geohash of `length` characters."""
     if not 1 <= length <= LONGEST:
-        raise KitError(f"a geohash of {length} characters: allowed are 1 to {LONGEST}")
+        raise KitError(f"geohash: expected 1 to {LONGEST} characters; got {length}")
     return 5 * length // 2, (5 * length + 1) // 2
 
 
@@ -35,7 +35,7 @@ def encode(points: ArrayLike, length: int) -> np.ndarray:
     points = sphere.check_points(points, "points to encode")
     n_bits = np.array(bits(length))
     share = (points + np.array([90.0, 180.0])) / np.array([180.0, 360.0])
-    # The north pole and the date line belong to the last cell, which is closed at its far side.
+    # The north pole and the date line belong to the last cell.
     lat, lon = np.moveaxis(np.minimum((share * 2.0**n_bits).astype(np.int64), 2**n_bits - 1), -1, 0)
     word = np.zeros(lat.shape, np.int64)
     left = [int(n_bits[1]), int(n_bits[0])]
@@ -47,7 +47,7 @@ def encode(points: ArrayLike, length: int) -> np.ndarray:
 
 
 def decode(geohash: str | Sequence[str] | np.ndarray) -> np.ndarray:
-    """The centres (2,) or (N, 2) [lat, lon] of a geohash's cell, or of N cells'; KitError for what is no geohash.
+    """The centre (2,) [lat, lon] of a geohash's cell, or centres (N, 2) of several. Raises KitError for other text.
 
     >>> decode("ezs42").round(3).tolist()
     [42.605, -5.603]
@@ -56,19 +56,19 @@ def decode(geohash: str | Sequence[str] | np.ndarray) -> np.ndarray:
         return np.array([decode(str(one)) for one in geohash], float).reshape(-1, 2)
     n_bits = bits(len(geohash))
     if not is_geohash(geohash):
-        raise KitError(f"{geohash!r} is no geohash: allowed are the characters {ALPHABET}")
+        raise KitError(f"geohash: expected the characters {ALPHABET}; got {geohash!r}")
     word = "".join(f"{ALPHABET.index(character):05b}" for character in geohash)
     cell = np.array([int(word[1::2] or "0", 2), int(word[::2], 2)])
     return (cell + 0.5) / 2.0 ** np.array(n_bits) * [180.0, 360.0] - [90.0, 180.0]
 
 
 def is_geohash(text: str) -> bool:
-    """Whether `text` is a geohash, in lower case."""
+    """Whether `text` is a geohash in lower case."""
     return len(text) <= LONGEST and re.fullmatch(f"[{ALPHABET}]+", text) is not None
 
 
 def radius_km(length: int) -> float:
-    """How far the corner of a cell at the equator lies from its centre.
+    """The distance from the centre of a cell at the equator to its corner.
 
     >>> [round(radius_km(length)) for length in (2, 4, 6)]
     [699, 22, 1]

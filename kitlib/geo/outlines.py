@@ -1,8 +1,8 @@
-"""Outlines of states and of the world's land: which state a point lies in, and the shapes that maps are drawn from.
+"""Outlines of the states and of the world's land, for maps and to look up the state of a point.
 
-The states are the Census Bureau's cartographic boundaries (2017), the land is Natural Earth's at 1:110 million, both in
-the public domain and packed by the npm packages us-atlas and world-atlas; see README.md. Coastlines of states
-are simplified to about a kilometre, so a pier may lie in no state; those of the land to some tens of kilometres.
+The states are the Census Bureau's cartographic boundaries (2017), the land is Natural Earth's at 1:110 million. Both
+are in the public domain and were packed by the npm packages us-atlas and world-atlas; see README.md. Coastlines of
+states are simplified to about a kilometre, so that a pier may lie in no state; those of the land to tens of kilometres.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def state_shapes() -> dict[str, shapely.MultiPolygon]:
 
 @cache
 def land_shape() -> shapely.MultiPolygon:
-    """All land of the world but small islands, coarse; (longitude, latitude) from -180 to 180, cut at the date line.
+    """A coarse outline of all land but small islands; (longitude, latitude) from -180 to 180, cut at the date line.
 
     >>> [bool(shapely.contains_xy(land_shape(), lon, lat)) for lon, lat in [(2.3, 48.9), (-30, 40), (0, -89)]]
     [True, False, True]
@@ -40,9 +40,9 @@ def land_shape() -> shapely.MultiPolygon:
 
 
 def _polygons(asset: str, kind: str) -> list[tuple[str, list[list[np.ndarray]]]]:
-    """The name and the polygons, each a list of rings (M, 2), of all geometries of one kind in a TopoJSON file.
+    """Read the name and the polygons, lists of rings (M, 2), of each geometry of one kind in a TopoJSON file.
 
-    Source: the TopoJSON specification; arcs are delta-encoded integers, and ~i is arc i reversed.
+    By the TopoJSON specification arcs are delta-encoded integers, and ~i is arc i reversed.
     """
     topology = json.loads((Path(__file__).parent / asset).read_text())
     scale, shift = topology["transform"]["scale"], topology["transform"]["translate"]
@@ -61,7 +61,7 @@ def _polygons(asset: str, kind: str) -> list[tuple[str, list[list[np.ndarray]]]]
 
 def _shape(polygons: list[list[np.ndarray]]) -> shapely.MultiPolygon:
     whole = shapely.MultiPolygon([shapely.Polygon(outer, holes) for outer, *holes in polygons])
-    # in Delaware and Oregon simplification made rings touch themselves
+    # The simplified rings of Delaware and Oregon touch themselves.
     return _multi(shapely.make_valid(whole, method="structure", keep_collapsed=False))
 
 
@@ -70,9 +70,9 @@ def _multi(shape: Any) -> shapely.MultiPolygon:
 
 
 def _cut(ring: np.ndarray) -> Any:
-    """The inside of a ring on the globe on a map from -180 to 180; it may cross the date line, or hold a pole.
+    """Map the inside of a ring to longitudes from -180 to 180; the ring may cross the date line or enclose a pole.
 
-    Followed without jumps, a ring around a pole ends a whole turn from its start and is closed along that pole.
+    An unwrapped ring around a pole ends a whole turn from its start, and is closed along that pole.
     """
     lon, lat = np.unwrap(ring[:, 0], period=360), ring[:, 1]
     turns = round((lon[-1] - lon[0]) / 360)
@@ -84,9 +84,9 @@ def _cut(ring: np.ndarray) -> Any:
 
 
 def state_of(points: np.ndarray) -> np.ndarray:
-    """The name of the state each point lies in, "" at sea, abroad and for NaN.
+    """The name of the state (N,) that contains each of points (N, 2), "" at sea, abroad and for NaN.
 
-    points: (N, 2) [lat, lon] degrees. Returns (N,) object array of str; a point on a border gets either state.
+    A point on a border gets either state.
 
     >>> state_of(np.array([[41.88, -87.63], [48.86, 2.35]])).tolist()
     ['Illinois', '']
@@ -94,10 +94,10 @@ def state_of(points: np.ndarray) -> np.ndarray:
     points = np.asarray(points, dtype=float).reshape(-1, 2)
     known = np.flatnonzero(np.isfinite(points).all(axis=1))
     shapes = state_shapes()
-    # The tree holds the points, because shapely prepares what a tree is asked about: twice as fast as a tree of states.
+    # A tree of points is twice as fast as one of states, as shapely prepares the shapes of a query.
     inside, which = shapely.STRtree(shapely.points(points[known, ::-1])).query(
         list(shapes.values()), predicate="intersects"
     )
-    found = np.full(len(points), "", dtype=object)
-    found[known[which]] = np.array(list(shapes), dtype=object)[inside]
-    return found
+    states = np.full(len(points), "", dtype=object)
+    states[known[which]] = np.array(list(shapes), dtype=object)[inside]
+    return states

@@ -1,7 +1,7 @@
-"""Kilometres east and north of a centre: the azimuthal equidistant projection, there and back.
+"""Kilometres east and north of a centre: the azimuthal equidistant projection and its inverse.
 
-Distances and directions from the centre are exact, so that around it a kilometre is a kilometre whichever way one
-goes, also at the poles and across the date line (Snyder 1987, Map Projections, a Working Manual, p. 191).
+Distances and directions from the centre are exact, also at the poles and across the date line (Snyder 1987, Map
+Projections, a Working Manual, p. 191).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kitlib.geo.sphere import EARTH_RADIUS_KM, Array
 
 
 def axes(centre: ArrayLike) -> Array:
-    """Unit vectors (..., 3, 3) to the east, to the north and straight up at centres (..., 2)."""
+    """Unit vectors (..., 3, 3) to the east, to the north and up at centres (..., 2)."""
     centre = np.asarray(centre, float)
     up, lon_rad = sphere.unit_vectors(centre), np.radians(centre[..., 1])
     east = np.stack([-np.sin(lon_rad), np.cos(lon_rad), np.zeros_like(lon_rad)], axis=-1)
@@ -22,7 +22,7 @@ def axes(centre: ArrayLike) -> Array:
 
 
 def to_local_km(points: ArrayLike, centre: ArrayLike) -> Array:
-    """Points (..., 2) as [east, north] (..., 2) in km from the centres (..., 2), broadcast.
+    """Convert points (..., 2) to [east, north] (..., 2) in km from the centres (..., 2), broadcast.
 
     >>> to_local_km([0.0, -179.0], [0.0, 179.0]).round(3).tolist()
     [222.39, 0.0]
@@ -31,13 +31,13 @@ def to_local_km(points: ArrayLike, centre: ArrayLike) -> Array:
     east, north, up = np.moveaxis(np.einsum("...ad,...d->...a", frame, vectors), -1, 0)
     sine = np.hypot(east, north)
     stretch = np.arctan2(sine, up) / np.where(sine > 0, sine, 1)
-    antipode = (sine == 0) & (up < 0)  # every direction leads there: north is as good as any
+    antipode = (sine == 0) & (up < 0)  # all directions are equal: choose north
     flat = np.stack([east * stretch, np.where(antipode, np.pi, north * stretch)], axis=-1)
     return EARTH_RADIUS_KM * flat
 
 
 def from_local_km(local: ArrayLike, centre: ArrayLike) -> Array:
-    """The inverse: [east, north] (..., 2) in km from the centres (..., 2) as points (..., 2).
+    """Convert [east, north] (..., 2) in km from the centres (..., 2) to points (..., 2).
 
     >>> from_local_km([222.39, 0.0], [0.0, 179.0]).round(3).tolist()
     [0.0, -179.0]

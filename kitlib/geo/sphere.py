@@ -1,8 +1,8 @@
-"""Great-circle maths on a sphere with the competition's radius, the only place where distances are computed.
+"""Great-circle distances on a sphere with the competition's radius; no other module computes distances.
 
-Points are arrays (..., 2) of [latitude, longitude] in degrees, distances are kilometres. Everything works on
-unit vectors, so that the date line and the poles need no special case, and on chords (differences of unit
-vectors), which keep their precision at a metre where the arc cosine of a dot product loses it.
+Points are arrays (..., 2) of [latitude, longitude] in degrees, distances are kilometres. The functions compute with
+unit vectors, so that the date line and the poles need no special case, and with chords (differences of unit vectors),
+which are precise at a metre, where the arc cosine of a dot product is not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from kitlib.core.errors import KitError
 
 EARTH_RADIUS_KM = 6371.0
-BLOCK = 2**17  # elements worked on at once: temporaries of 1 MB stay in the cache
+BLOCK = 2**17  # elements processed at once: temporaries of 1 MB stay in the cache
 Array = NDArray[np.floating]
 
 
@@ -35,18 +35,18 @@ def from_unit_vectors(vectors: ArrayLike) -> Array:
 
 
 def check_points(points: ArrayLike, what: str) -> Array:
-    """Points (..., 2) as float64, or a KitError that names the first that is no place on Earth; `what` says whose."""
+    """Return points (..., 2) as float64. Raises KitError naming `what` and the first point that is not on Earth."""
     points = np.asarray(points, float)
     if points.ndim == 0 or points.shape[-1] != 2:
-        raise KitError(f"{what}: points have shape {points.shape}, wanted is (..., 2), [latitude, longitude]")
+        raise KitError(f"{what}: expected points of shape (..., 2), [latitude, longitude]; got shape {points.shape}")
     bad = ~((np.abs(points[..., 0]) <= 90) & (np.abs(points[..., 1]) <= 180))  # NaN fails both
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         lat, lon = points[first]
         where = f" at {first[0] if len(first) == 1 else first}" if first else ""
         raise KitError(
-            f"{what}: {int(bad.sum())} of {bad.size} points are not on Earth, first{where}: "
-            f"latitude {lat:g}, longitude {lon:g}; allowed are -90..90 and -180..180"
+            f"{what}: expected latitudes -90..90 and longitudes -180..180; {int(bad.sum())} of {bad.size} points are "
+            f"not on Earth, first{where}: latitude {lat:g}, longitude {lon:g}"
         )
     return points
 
@@ -65,13 +65,10 @@ def distance_km(a: ArrayLike, b: ArrayLike) -> Array:
 def distance_matrix_km(
     a: ArrayLike, b: ArrayLike | None = None, dtype: DTypeLike = np.float32, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Great-circle distances (N, M) between points a (N, 2) and b (M, 2), or among a; needs little beyond the result.
+    """Great-circle distances (N, M) between points a (N, 2) and b (M, 2), b being a when None.
 
-    Args:
-        a: points (N, 2).
-        b: points (M, 2); a itself when None.
-        dtype: of the result; the work is in float64, whose chord is off by at most 0.2 m, and only at the antipodes.
-        out: an array (N, M) to write to, for instance a memory map; `dtype` is then not used.
+    They are computed in float64, with an error of at most 0.2 m, at the antipodes, and in little extra memory.
+    dtype: of the result. out: an array (N, M) to write to, such as a memory map; `dtype` is then not used.
     """
     vectors = unit_vectors(a)
     x, y, z = np.ascontiguousarray((vectors if b is None else unit_vectors(b)).T)
@@ -103,13 +100,13 @@ def nearest(points: ArrayLike, of: ArrayLike, k: int = 1) -> tuple[Array, NDArra
 
     of = np.asarray(of, float)
     if not 1 <= k <= len(of):
-        raise KitError(f"{k} nearest points asked of {len(of)}; allowed is 1..{len(of)}")
+        raise KitError(f"k: expected 1..{len(of)} for {len(of)} points; got {k}")
     chord, index = cKDTree(unit_vectors(of)).query(unit_vectors(points), k=range(1, k + 1))
     return 2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(chord / 2, 1)), index
 
 
 def pairs_within_km(points: ArrayLike, radius_km: float) -> NDArray[np.intp]:
-    """Index pairs (P, 2), i < j, sorted, of the points (N, 2) that lie at most `radius_km` apart."""
+    """Sorted index pairs (P, 2), i < j, of the points (N, 2) that are at most `radius_km` apart."""
     from scipy.spatial import cKDTree
 
     chord = 2 * np.sin(min(radius_km / EARTH_RADIUS_KM, np.pi) / 2)

@@ -63,10 +63,10 @@ def most_similar(features: np.ndarray, queries: np.ndarray, k: int) -> np.ndarra
 def logistic(
     places: Places, encoder: str = "", image_size: int = 0, folds_column: str = "stratified", n_folds: int = 5
 ) -> Run:
-    """The run <places>-logistic-<encoder>: `baselines.logistic` on the views' mean features, out of fold and for test.
+    """Logistic regression on the views' mean features (`baselines.logistic`), out of fold and for the test places.
 
-    encoder, image_size: as for `load_encoder`. A run of that name with other settings or data is overwritten, as it
-    costs so little.
+    The run is called <places>-logistic-<encoder>, with -spatial behind it for spatial folds. encoder, image_size: as
+    for `load_encoder`. A run of that name with other settings or data is overwritten, as it costs so little.
     """
     from kitlib.vision import device
 
@@ -79,6 +79,7 @@ def logistic(
     settings |= {"folds_column": folds_column, "n_folds": n_folds}
     checksums = {"places": places.checksum, "folds": folds.folds_checksum(places)}
     name = f"{places.name}-logistic-{re.split('[:/]', network.name.partition('?')[0])[-1]}"
+    name += "" if folds_column == "stratified" else f"-{folds_column}"
     try:
         run = runs.start(name, settings, data=checksums)
     except KitError:

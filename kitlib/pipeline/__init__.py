@@ -1,1 +1,1 @@
-"""Plans: notebooks executed in order, skipped when unchanged, and reported."""
+"""Plans: run notebooks in order, skip unchanged ones, and write a report."""

@@ -1,6 +1,6 @@
-"""One notebook executed by papermill: in a kernel of this very Python, its progress shown, stopped without loss.
+"""Execute one notebook by papermill in a kernel of this Python, with progress messages and a clean stop.
 
-Imports papermill, which takes a second: `pipeline` imports this module only when a step really runs.
+Papermill takes a second to import: `runner` imports this module only when a step runs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHOW_PROGRESS = (
 
 @dataclass
 class Outcome:
-    """How an execution ended; `cell` is the number of the last code cell that was started, as in In [n]."""
+    """The result of an execution; `cell` is the number of the last code cell that was started, as in In [n]."""
 
     status: str  # done, failed or interrupted
     seconds: float
@@ -53,12 +53,12 @@ class Outcome:
 
 
 class ThisPython(KernelSpecManager):
-    """Offers one kernel, this interpreter, whatever kernels are installed under the same name."""
+    """Offers one kernel, this interpreter, regardless of the installed kernels."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         """The kernel's command and environment."""
         environment = {
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # or every kernel starts with a warning
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # avoids a warning at every start
             "TQDM_MININTERVAL": os.environ.get("TQDM_MININTERVAL", "1"),  # ten bars a second fill a notebook
         }
         quiet = "--IPKernelApp.log_level=50"  # warns at each start that its loopback port is not encrypted
@@ -80,29 +80,29 @@ class Kernel(AsyncKernelManager):
         return ThisPython(parent=self)
 
     def interrupt(self) -> None:
-        """Send SIGINT to the kernel and what it started; an idle kernel ignores it."""
+        """Send SIGINT to the kernel and its children; an idle kernel ignores it."""
         if isinstance(self.provisioner, LocalProvisioner) and self.provisioner.pgid:  # None until it is started
             os.killpg(self.provisioner.pgid, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """Raised between two cells when the plan was asked to stop."""
+    """Raised between two cells after a request to stop."""
 
 
 class Progress:
-    """Tells which cell runs, with the prose before it, and refuses to start another once asked to stop."""
+    """Logs each cell with the prose before it, and starts no further cell after a request to stop."""
 
     def __init__(self, total: int) -> None:
         self.total, self.cell, self.about, self.stop = total, 0, "", False
 
     def start(self, cell: Any, cell_index: int) -> None:
-        """Called by nbclient before each cell, prose included."""
+        """Log the cell; nbclient calls this before each cell, including prose."""
         if self.stop:
             raise Stopped
         if cell.cell_type == "markdown" and cell.source.strip():
             first = re.match(r"#+ *(.+)|[^.?!:]+", cell.source.strip())  # the heading, else the first sentence
-            said = " ".join((first.group(1) or first.group()).split()) if first else ""
-            self.about = textwrap.shorten(re.sub("[*`]", "", said), 90, placeholder=" …")
+            text = " ".join((first.group(1) or first.group()).split()) if first else ""
+            self.about = textwrap.shorten(re.sub("[*`]", "", text), 90, placeholder=" …")
         elif cell.cell_type == "code" and cell.source.strip():
             self.cell += 1
             if not {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
@@ -138,27 +138,27 @@ def execute(source: Path, output: Path, values: dict[str, Value]) -> Outcome:
             status, user_error = "failed", broken.ename == "KitError"
             error = broken.evalue if user_error else f"{broken.ename}: {broken.evalue}"
         except DeadKernelError:
-            status, error = "failed", "the kernel died, most often for want of memory"
+            status, error = "failed", "the kernel died, most often because memory ran out"
         except (Stopped, RuntimeError, KeyboardInterrupt):
             if not progress.stop:
                 raise
     if progress.stop:
         status, error = "interrupted", ""
     outcome = Outcome(status, time.perf_counter() - began, progress.cell, error=error, user_error=user_error)
-    for said in _tidy(output):
-        outcome.headline = said
+    for headline in _tidy(output):
+        outcome.headline = headline
     return outcome
 
 
 @contextmanager
 def _stopping(progress: Progress) -> Iterator[None]:
-    """While inside, turn SIGINT and SIGTERM into an interrupt of the running cell."""
+    """Convert SIGINT and SIGTERM to an interrupt of the running cell."""
 
     def stop(signal_number: int, frame: object) -> None:
         if progress.stop:
             raise KeyboardInterrupt
         progress.stop = True
-        log.warning("stopping: the running cell is interrupted so that it can save; once more ends it at once")
+        log.warning("stopping: the running cell is interrupted and can save; a second signal ends it at once")
         if Kernel.latest is not None:
             Kernel.latest.interrupt()
 
@@ -175,17 +175,17 @@ def _stopping(progress: Progress) -> Iterator[None]:
 
 
 def _tidy(output: Path) -> list[dict[str, Any]]:
-    """Take this machine's folders out of an executed notebook; return the headlines found in it."""
+    """Remove this machine's folders from an executed notebook; return its headlines."""
     notebook = json.loads(output.read_text())
     for place in ("input_path", "output_path"):
         notebook["metadata"].get("papermill", {}).pop(place, None)
     headlines = []
     for cell in notebook["cells"]:
-        for said in cell.get("outputs", []):
-            data = said.get("data", {})
+        for result in cell.get("outputs", []):
+            data = result.get("data", {})
             if HEADLINE_MIME in data:
                 headlines.append(data[HEADLINE_MIME])
-            texts = [(said, key) for key in ("text", "traceback", "evalue") if key in said]
+            texts = [(result, key) for key in ("text", "traceback", "evalue") if key in result]
             texts += [(data, mime) for mime in data if not mime.startswith("image/")]
             for holder, key in texts:
                 if isinstance(holder[key], str):

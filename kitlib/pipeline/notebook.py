@@ -1,6 +1,6 @@
-"""A notebook as a plan sees it: its title, its question, its code, and the parameters it takes with their types.
+"""Read a notebook for a plan: its title, question, code, and typed parameters.
 
-Read as plain JSON and Python, without nbformat or papermill, so that an unchanged plan is recognised at once.
+It is read as plain JSON and Python, without nbformat or papermill, so that an unchanged plan is recognised at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Notebook:
-    """What a plan needs to know of a notebook."""
+    """The properties of a notebook that a plan uses."""
 
     name: str
     path: Path
@@ -44,9 +44,9 @@ class Notebook:
 
     @cached_property
     def settings(self) -> dict[str, Parameter]:
-        """The fields of the Config that the notebook makes of its parameters and MORE, by name in upper case.
+        """The fields of the Config that the notebook makes from its parameters and MORE, by name in upper case.
 
-        Looking them up imports the family, which takes seconds; none for a notebook without MORE.
+        A notebook without MORE has none. Looking them up imports the family, which takes seconds.
         """
         made = re.search(r"(\w+)\.Config\.(?:from_parameters|for_methods)\(", self.code)
         if made is None or "MORE" not in self.parameters:
@@ -59,7 +59,7 @@ def read_notebook(path: Path) -> Notebook:
     """Read a notebook and its parameters cell.
 
     Raises KitError for a file that is no notebook, a notebook without exactly one cell tagged `parameters` (papermill
-    would run it with the defaults in silence), or a line there that papermill cannot read.
+    would silently run the defaults), or a line in that cell that papermill cannot read.
     """
     try:
         cells = json.loads(path.read_text())["cells"]
@@ -67,14 +67,13 @@ def read_notebook(path: Path) -> Notebook:
         tags = [cell["metadata"].get("tags", []) for cell in cells]
         kinds = [cell["cell_type"] for cell in cells]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise KitError(f"{path.name} is not a notebook that can be read: {error!r}") from None
+        raise KitError(f"{path.name} cannot be read as a notebook: {error!r}") from None
     tagged = [
         i for i, (kind, tag) in enumerate(zip(kinds, tags, strict=True)) if "parameters" in tag and kind == "code"
     ]
     if len(tagged) != 1:
         raise KitError(
-            f"{path.name} has {len(tagged)} cells tagged 'parameters'; exactly one is needed, or its parameters "
-            "would be ignored: add the tag to the cell that sets the defaults"
+            f"{path.name}: expected exactly one cell tagged 'parameters', which sets the defaults; got {len(tagged)}"
         )
     prose = next((source for source, kind in zip(sources, kinds, strict=True) if kind == "markdown"), "")
     title, question = _headline(prose, path.stem)
@@ -83,7 +82,7 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def cast(value: Value, parameter: Parameter, taker: str, from_text: bool = False) -> Value:
-    """A value as the parameter's type; text from the command line is parsed. Raises KitError when it does not fit.
+    """Convert a value to the parameter's type; texts from the command line are parsed. Raises KitError.
 
     >>> cast("5", Parameter("EPOCHS", "int", 3), "10_train", from_text=True)
     5
@@ -100,13 +99,13 @@ def cast(value: Value, parameter: Parameter, taker: str, from_text: bool = False
 
 
 def _parameters(source: str, name: str) -> dict[str, Parameter]:
-    """Parameters of a cell whose every statement is one line `NAME: type = literal  # comment`."""
+    """Read the parameters of a cell of statements `NAME: type = literal  # comment` on one line each."""
     try:
         statements = ast.parse(source).body
     except SyntaxError as error:
         raise KitError(f"{name}: the parameters cell is not Python, line {error.lineno}: {error.msg}") from None
     lines = source.splitlines()
-    found: dict[str, Parameter] = {}
+    parameters: dict[str, Parameter] = {}
     for statement in statements:
         line = lines[statement.lineno - 1]
         if (
@@ -119,20 +118,20 @@ def _parameters(source: str, name: str) -> dict[str, Parameter]:
         ):
             try:
                 parameter = Parameter(statement.target.id, kind, ast.literal_eval(statement.value))
-                found[parameter.name] = Parameter(parameter.name, kind, cast(parameter.default, parameter, name))
+                parameters[parameter.name] = Parameter(parameter.name, kind, cast(parameter.default, parameter, name))
                 continue
             except ValueError as error:
                 if isinstance(error, KitError):
                     raise
         raise KitError(
-            f"{name}: the parameters cell has a line that papermill cannot read: {line.strip()!r}; allowed is "
-            "NAME: type = literal  # comment, with type int, float, str or bool and no second '=' on the line"
+            f"{name}: parameters cell: expected NAME: type = literal  # comment, with type int, float, str or bool and "
+            f"no second '=', as papermill reads it; got {line.strip()!r}"
         )
-    return found
+    return parameters
 
 
 def _headline(prose: str, stem: str) -> tuple[str, str]:
-    """Title and question of a notebook from its first cell, `# 10 · Title` and the first line with a question mark."""
+    """The title and the question of a notebook: `# 10 · Title` and the first question in its first cell."""
     lines = [line.strip().strip("*_").strip() for line in prose.splitlines() if line.strip()]
     title = lines[0].lstrip("# ") if lines and lines[0].startswith("#") else stem
     questions = [line for line in lines[1:] if "?" in line]
@@ -141,7 +140,7 @@ def _headline(prose: str, stem: str) -> tuple[str, str]:
 
 
 def without_machine(text: str) -> str:
-    """Text without this machine's folders: those below home and the checkout become relative, others are shortened."""
+    """Replace this machine's folders in a text by relative or short names."""
     shorter = {
         str(paths.home()): ".",
         str(paths.checkout()): ".",

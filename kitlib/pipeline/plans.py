@@ -1,8 +1,8 @@
-"""Plans: which notebooks run in which order with which parameters, and everything that can be refused beforehand.
+"""Plans: notebooks in order with their parameters, checked completely before any of them runs.
 
 A plan is a YAML file of notebooks/plans: a description, shared parameters, and steps. Shared parameters, and those
-given on the command line, go to every step whose notebook lists them or, through MORE, whose Config has such a field. A
-name that no notebook takes is an error, where papermill would warn and run on with the default.
+from the command line, go to every step whose notebook lists them or, through MORE, whose Config has such a field. A
+name that no notebook takes is an error, whereas papermill would warn and run the default.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from kitlib.pipeline.notebook import Notebook, Value, cast, read_notebook
 
 
 class Step(BaseModel, extra="forbid", frozen=True):
-    """One notebook of a plan, with the parameters that only it gets."""
+    """One notebook of a plan, with its own parameters."""
 
     notebook: str
     parameters: dict[str, Value] = {}
 
 
 class Plan(BaseModel, extra="forbid", frozen=True):
-    """What a plan's YAML file holds."""
+    """The content of a plan's YAML file."""
 
     description: str
     parameters: dict[str, Value] = {}
@@ -37,7 +37,7 @@ class Plan(BaseModel, extra="forbid", frozen=True):
 
 @dataclass(frozen=True)
 class Ready:
-    """A checked step: its notebook, the values it gets, and the name of what it leaves behind."""
+    """A checked step: its notebook, its values, and the name of its outputs."""
 
     name: str
     notebook: Notebook
@@ -45,17 +45,17 @@ class Ready:
 
 
 def list_plans() -> dict[str, str]:
-    """Names and descriptions of the kit's plans."""
+    """The names and descriptions of the kit's plans."""
     return {file.stem: read_plan(file.stem)[1].description for file in sorted(paths.plans_dir().glob("*.yaml"))}
 
 
 def read_plan(name_or_path: str | Path) -> tuple[Path, Plan]:
-    """A plan by its name, or by the path of its YAML file. Raises KitError for an unknown plan or a malformed one."""
+    """Read a plan, given its name or the path of its YAML file. Raises KitError for an unknown or malformed one."""
     name = str(name_or_path)
     file = Path(name) if name.endswith((".yaml", ".yml")) else paths.plans_dir() / f"{name}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in paths.plans_dir().glob("*.yaml")))
-        raise KitError(f"there is no plan {name!r}; there are: {known or 'none'}, or give the path of a .yaml file")
+        raise KitError(f"there is no plan {name!r}; expected {known or 'none'}, or the path of a .yaml file")
     try:
         return file, Plan.model_validate(yaml.safe_load(file.read_text()))
     except yaml.YAMLError as error:
@@ -64,16 +64,16 @@ def read_plan(name_or_path: str | Path) -> tuple[Path, Plan]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
         raise KitError(
-            f"plan {file.name}, {where}: {first['msg']}; a plan holds description, parameters and steps, "
-            "a step holds notebook and parameters, a value is a number, a text or true/false"
+            f"plan {file.name}, {where}: {first['msg']}; expected a plan of description, parameters and steps, "
+            "steps of notebook and parameters, and values that are numbers, texts or true/false"
         ) from None
 
 
 def check(name_or_path: str | Path, given: Mapping[str, str] | None = None) -> tuple[Path, Plan, list[Ready]]:
-    """Read a plan and everything it names, and give every step its values; nothing is run.
+    """Read a plan and its notebooks, and give every step its values, without running anything.
 
-    `given` are NAME: text pairs from the command line; they win over the plan's. Raises KitError for a notebook that
-    is not there or cannot take parameters, a name that no notebook takes, or a value of the wrong type.
+    `given` are NAME: text pairs from the command line, which override the plan's. Raises KitError for a notebook that
+    is missing or has no parameters cell, a name that no notebook takes, or a value of the wrong type.
     """
     file, plan = read_plan(name_or_path)
     given = given or {}
@@ -82,12 +82,12 @@ def check(name_or_path: str | Path, given: Mapping[str, str] | None = None) -> t
     for source, names in ((f"plan {file.name}", plan.parameters), ("-p", given)):
         for name in names:
             if name not in listed:
-                _known(name, listed.union(*(book.settings for book in books)), source, "the plan's notebooks")
+                _check_name(name, listed.union(*(book.settings for book in books)), source, "the plan's notebooks")
     ready: list[Ready] = []
     for step, book in zip(plan.steps, books, strict=True):
         for name in step.parameters:
             if name not in book.parameters:
-                _known(name, {*book.parameters, *book.settings}, f"plan {file.name}", book.name)
+                _check_name(name, {*book.parameters, *book.settings}, f"plan {file.name}", book.name)
         values = _values(book, plan.parameters | step.parameters, given)
         before = sum(other.notebook.name == book.name for other in ready)
         ready.append(Ready(book.name if not before else f"{book.name}-{before + 1}", book, values))
@@ -95,11 +95,10 @@ def check(name_or_path: str | Path, given: Mapping[str, str] | None = None) -> t
 
 
 def _values(book: Notebook, written: Mapping[str, Value], texts: Mapping[str, str]) -> dict[str, Value]:
-    """What a notebook gets of a plan's values and of texts from the command line, which win.
+    """Select a notebook's values from a plan's values and from texts of the command line, which override them.
 
-    MORE takes the settings that the parameters cell does not list, and those that are given their default: the notebook
-    could not tell them from values that nobody gave, and would let a preset replace them. Raises KitError for a value
-    of the wrong type, and for a setting given twice with different values.
+    MORE takes the settings that the parameters cell does not list, and those that are given their default value, which
+    a preset would otherwise replace. Raises KitError for a value of the wrong type, and for two values of a setting.
     """
     values: dict[str, Value] = {}
     hidden: dict[str, Value] = {}
@@ -119,23 +118,23 @@ def _values(book: Notebook, written: Mapping[str, Value], texts: Mapping[str, st
         if inside is not None and inside != own:
             if name not in texts or "MORE" in texts:
                 raise KitError(f"{book.name}: {name} is given as {own!r} and in MORE as {inside!r}")
-            more[name.lower()] = own  # the command line wins over the plan
+            more[name.lower()] = own  # the command line overrides the plan
     if more != before:
         values["MORE"] = yaml.safe_dump(more, default_flow_style=True, width=10**6).strip()
     return values
 
 
 def _find_notebook(name: str, beside: Path) -> Path:
-    """A notebook by name: beside the plan's file, else in notebooks/."""
+    """Find a notebook by name, beside the plan's file or else in notebooks/."""
     for folder in (beside, paths.notebooks_dir()):
         if (folder / f"{name}.ipynb").is_file():
             return folder / f"{name}.ipynb"
     known = sorted(path.stem for path in paths.notebooks_dir().glob("*.ipynb"))
-    raise KitError(f"there is no notebook {name!r}; there are: {', '.join(known) or 'none'}")
+    raise KitError(f"there is no notebook {name!r}; expected one of {', '.join(known) or 'none'}")
 
 
-def _known(name: str, allowed: Collection[str], source: str, taker: str) -> None:
-    """Refuse a parameter that nobody takes, and say which name was probably meant."""
+def _check_name(name: str, allowed: Collection[str], source: str, taker: str) -> None:
+    """Raise KitError for a parameter that no notebook takes, and suggest a similar name."""
     if name in allowed:
         return
     close = difflib.get_close_matches(name.upper(), allowed, n=1)

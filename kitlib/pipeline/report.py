@@ -1,8 +1,7 @@
-"""Pages to read: one per executed notebook, with its code folded, and the report of a plan that links them all.
+"""HTML pages: one per executed notebook, with folded code, and the report of a plan that links them.
 
-Everything is in the files themselves: no script or style comes from elsewhere, and no folder of this machine is named.
-A figure or a table comes on the report when its cell is tagged `report`; a notebook without tagged figures is shown by
-its first ones.
+The pages load no external scripts or styles, and name no folder of this machine. The report shows the figures and
+tables of cells tagged `report`; of a notebook without tagged figures it shows the first ones.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from kitlib.core.headline import HEADLINE_MIME
 from kitlib.pipeline.notebook import read_notebook
 
 TEMPLATES = Path(__file__).parent / "templates"
-UNTAGGED_FIGURES = 2  # shown of a notebook without tagged ones
+UNTAGGED_FIGURES = 2  # of a notebook without tagged ones
 WIDE = 2.1  # width to height of a figure that gets a row of its own
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An output carried over to the report: a figure (base64 PNG) or a table (HTML), with the prose before it."""
+    """An output in the report: a figure (base64 PNG) or a table (HTML), with the prose before it."""
 
     title: str
     caption: str
@@ -41,13 +40,13 @@ class Shown:
 
     @property
     def wide(self) -> bool:
-        """Whether the picture is much wider than high."""
+        """Whether the figure is much wider than high."""
         width, height = struct.unpack(">II", base64.b64decode(self.png[:64])[16:24])  # PNG's first chunk
         return width > WIDE * height
 
 
 def write_page(notebook: Path) -> Path:
-    """Write an executed notebook as an HTML page beside it."""
+    """Write the HTML page of an executed notebook beside it."""
     exporter = HTMLExporter(raw_template=(TEMPLATES / "notebook.html.j2").read_text())
     nb = nbformat.read(notebook, as_version=4)
     heading = ""
@@ -62,7 +61,7 @@ def write_page(notebook: Path) -> Path:
 
 
 def write(folder: Path, state: dict[str, Any]) -> Path:
-    """Write report.html for a plan's state, taking figures and tables from the executed notebooks in `folder`."""
+    """Write report.html for a plan's state, with figures and tables of the executed notebooks in `folder`."""
     shown = [
         item
         for step in state["steps"]
@@ -82,17 +81,17 @@ def write(folder: Path, state: dict[str, Any]) -> Path:
 
 
 def gather(notebook: Path) -> list[Shown]:
-    """Figures and tables that an executed notebook shows in the report, each linked to its place in the page."""
+    """The figures and tables of an executed notebook for the report, each linked to its place in the page."""
     cells = json.loads(notebook.read_text())["cells"]
-    found = list(_outputs(cells, notebook.with_suffix(".html").name))
-    chosen = [item for tagged, item in found if tagged]
+    outputs = list(_outputs(cells, notebook.with_suffix(".html").name))
+    chosen = [item for tagged, item in outputs if tagged]
     if not any(item.png for item in chosen):
-        chosen += [item for _, item in found if item.png][:UNTAGGED_FIGURES]
+        chosen += [item for _, item in outputs if item.png][:UNTAGGED_FIGURES]
     return chosen
 
 
 def _outputs(cells: list[dict[str, Any]], page: str) -> Iterator[tuple[bool, Shown]]:
-    """Each figure and table of a notebook, with its heading and the prose before it, and whether its cell is tagged."""
+    """Yield each figure and table of a notebook, and whether its cell is tagged."""
     title = caption = ""
     for cell in cells:
         source = "".join(cell["source"]).strip()
@@ -118,7 +117,7 @@ def _heading(markdown: str) -> str:
 
 
 def _plain(markdown: str) -> str:
-    """Markdown as plain text: emphasis, code marks and link targets dropped.
+    """Convert markdown to plain text: drop emphasis, code marks and link targets.
 
     >>> _plain("Where *are* the [places](x.html)?")
     'Where are the places?'

@@ -1,7 +1,7 @@
-"""Run a plan's notebooks in order, skip what is unchanged, and report.
+"""Run a plan's notebooks in order, skip unchanged steps, and write the report.
 
-Executed notebooks, their pages and the report are written to data/runs/<plan>/. plan.json there records the finished
-steps, each under a key of everything that made it, so that a run that failed or was stopped goes on where it was.
+Executed notebooks, their pages and the report are in data/runs/<plan>/. plan.json records the finished steps with
+checksums of all their inputs, so that a failed or stopped plan resumes there.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from kitlib.pipeline.plans import Ready, check
 
 log = logging.getLogger(__name__)
 
-# Notebooks never reach these files and folders of the package, so a change in them leaves every step as it was.
+# Notebooks do not use these files and folders of the package: a change in them makes no step stale.
 ORCHESTRATION = {"__main__.py", "pipeline", "models/vlm/dashboard", "platforms"}
-HASHED_WHOLE = 16 * 2**20  # bytes; a larger file is known by its size and time
+HASHED_WHOLE = 16 * 2**20  # bytes; larger files are identified by size and time
 
 
 class StepFailed(RuntimeError):
-    """A notebook broke with an error that is not the user's; the message says where its traceback is."""
+    """A notebook failed with an error that is not the user's; the message names the page with its traceback."""
 
 
 def run_plan(
@@ -46,15 +46,15 @@ def run_plan(
 ) -> Path:
     """Run a plan and return the path of its report.
 
-    A step is skipped when its notebook, its values, kitlib, the libraries, the data and every step before it are as
-    they were, and what it wrote is still there; `force` runs all steps, `start_from` that step and those after it.
-    Raises KitError for bad input (before any step runs, or from a notebook), StepFailed when a notebook breaks, and
-    KeyboardInterrupt when stopped; finished steps are kept, and running again continues.
+    A step is skipped if its notebook, values, libraries, data, kitlib and all steps before it are unchanged, and its
+    outputs still exist. `force` runs all steps, `start_from` that step and those after it. Raises KitError for bad
+    input (before any step runs, or from a notebook), StepFailed if a notebook fails, and KeyboardInterrupt if stopped;
+    finished steps are kept, and the next call continues.
     """
     file, plan, steps = check(name_or_path, parameters)
     names = [step.name for step in steps]
     if start_from is not None and start_from not in names:
-        raise KitError(f"--from {start_from}: the plan's steps are {', '.join(names)}")
+        raise KitError(f"--from: expected one of the plan's steps {', '.join(names)}; got {start_from!r}")
     rerun_from = 0 if force else names.index(start_from) if start_from else len(steps)
     folder = paths.run_dir(file.stem)
     with _locked(folder):
@@ -76,7 +76,7 @@ def run_plan(
             log.info("%s · unchanged", title)
         for index in range(first, len(steps)):
             log.info(" · ".join(filter(None, [titles[index], why[names[index]] if index == first else ""])))
-            storage.write_json(folder / "plan.json", state)  # what this step and the later ones left is no longer sure
+            storage.write_json(folder / "plan.json", state)  # outputs of this and later steps are no longer valid
             record = _blank_record(steps[index])
             state["steps"].append(record)
             try:
@@ -86,7 +86,7 @@ def run_plan(
                 _write_report(folder, {**state, "steps": state["steps"] + unreached})
                 raise
             record["made_from"] = made_from[record["name"]]
-            for done, step in zip(state["steps"], steps, strict=False):  # an earlier one's files may have been changed
+            for done, step in zip(state["steps"], steps, strict=False):  # files of earlier steps may have changed
                 done["files"] = _files(step, done)
             log.info("%s · done in %s", record["name"], record["time"])
         if state != before or not (folder / "report.html").is_file():
@@ -98,7 +98,7 @@ def run_plan(
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """Format seconds as text.
 
     >>> duration(3.21), duration(75), duration(7260)
     ('3.2 s', '1 min 15 s', '2 h 1 min')
@@ -110,7 +110,7 @@ def duration(seconds: float) -> str:
 
 
 def _run_step(step: Ready, folder: Path, record: dict[str, Any]) -> None:
-    """Execute one step, leave its notebook and its page in `folder`, and fill in its record."""
+    """Execute one step, write its notebook and page to `folder`, and complete its record."""
     from kitlib.pipeline import kernel, report
 
     running = folder / f".{step.name}.running.ipynb"
@@ -138,14 +138,14 @@ def _run_step(step: Ready, folder: Path, record: dict[str, Any]) -> None:
         raise StepFailed(f"{outcome.error} (in {where})")
     missing = [path for path in outcome.headline["wrote"] if not (paths.home() / path).exists()]
     if missing:
-        record |= {"status": "failed", "error": f"it says that it wrote {missing[0]}, which is not there"}
+        record |= {"status": "failed", "error": f"its headline lists {missing[0]}, which does not exist"}
         raise StepFailed(f"{step.name}: {record['error']}")
     for old in (failed, failed.with_suffix(".html")):
         old.unlink(missing_ok=True)
 
 
 def _blank_record(step: Ready) -> dict[str, Any]:
-    """What is known of a step before it runs."""
+    """The record of a step before it runs."""
     return {
         "name": step.name,
         "title": step.notebook.title,
@@ -157,7 +157,7 @@ def _blank_record(step: Ready) -> dict[str, Any]:
 
 
 def _made_from(steps: list[Ready]) -> dict[str, dict[str, str]]:
-    """For each step digests of all that makes it; what the steps before it wrote is new whenever one of them runs."""
+    """Checksums of all inputs of each step; a step that runs makes all later ones stale."""
     kitlib, libraries = _code_digest(), storage.digest(json.dumps(_versions()))
     return {
         step.name: {
@@ -173,7 +173,7 @@ def _made_from(steps: list[Ready]) -> dict[str, dict[str, str]]:
 
 
 def _why_stale(record: dict[str, Any] | None, step: Ready, made_from: dict[str, str], folder: Path) -> str:
-    """Why a step has to run, or "" when it was made from the same and what it left is as it was."""
+    """Why a step has to run, "" if its inputs and outputs are unchanged."""
     if record is None or not (folder / f"{step.name}.ipynb").is_file():
         return "not run yet"
     changed = [what for what, digest in made_from.items() if record.get("made_from", {}).get(what) != digest]
@@ -185,9 +185,9 @@ def _why_stale(record: dict[str, Any] | None, step: Ready, made_from: dict[str, 
 
 
 def _files(step: Ready, record: dict[str, Any]) -> dict[str, str]:
-    """What a step wrote and the runs it may have looked at (those in RUN or RUNS, or all), as they are now."""
+    """Checksums of a step's outputs and of the runs it may have read (those in RUN or RUNS, or all)."""
     wrote = record["headline"]["wrote"]
-    files = [path for path in wrote if not re.fullmatch(r"submissions/.*\.json", path)]  # people add the public score
+    files = [path for path in wrote if not re.fullmatch(r"submissions/.*\.json", path)]  # users add the public score
     for name in {"RUN", "RUNS"} & step.notebook.parameters.keys():
         value = str(step.values.get(name, step.notebook.parameters[name].default))
         named = [run.strip() for run in value.split(",") if run.strip()] or runs.list_runs()
@@ -202,7 +202,7 @@ def _write_report(folder: Path, state: dict[str, Any]) -> None:
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    """What the plan's last run recorded; nothing when there was none or its record is unreadable."""
+    """The record of the plan's last run, empty if there is none or it is unreadable."""
     try:
         return json.loads((folder / "plan.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -210,7 +210,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def _data_signatures(steps: list[Ready]) -> list[list[Any]]:
-    """What each step reads, told by content where that is cheap; draws the sample competition if it is asked for."""
+    """Checksums of the data that each step reads; draws the sample competition if it is named."""
     signature = functools.cache(_folder_signature)
     signatures = []
     for step in steps:
@@ -219,7 +219,7 @@ def _data_signatures(steps: list[Ready]) -> list[list[Any]]:
             value = step.values.get(name, parameter.default)
             if name == "DATA":
                 read.append(_find_or_draw(str(value)))
-            elif isinstance(value, str):  # such as timm:NAME@WEIGHTS: a file named in a value counts with its content
+            elif isinstance(value, str):  # such as timm:NAME@WEIGHTS, in which the file's content counts
                 named = [Path(part) for part in re.split("[:@]", value) if "/" in part]
                 read += [path for path in named if path.exists()]
         signatures.append([signature(path) for path in read])
@@ -232,13 +232,13 @@ def _find_or_draw(data: str) -> Path:
     except KitError:
         if data != "sample":
             raise
-    from kitlib.data.sample import competition as sample  # only now: it takes a second to import
+    from kitlib.data.sample import competition as sample  # takes a second to import
 
     return sample.ensure(data)
 
 
 def _folder_signature(folder: Path) -> list[Any]:
-    """CSV files by content; every folder by its time and its number of entries, since pictures are many."""
+    """The content of CSV and JSON files, and the time and number of entries of each folder of pictures."""
     if folder.is_file():
         return [_file_signature(folder)]
     signature: list[Any] = []
@@ -251,7 +251,7 @@ def _folder_signature(folder: Path) -> list[Any]:
 
 
 def _file_signature(path: Path) -> str:
-    """Small files by content, large ones by size and time, folders by being there."""
+    """The content of a small file, the size and time of a large one, the existence of a folder."""
     if path.is_dir():
         return "folder"
     try:
@@ -262,7 +262,7 @@ def _file_signature(path: Path) -> str:
 
 
 def _code_digest() -> str:
-    """Everything in kitlib that a notebook can reach: modules and the files that they read, in all folders."""
+    """A checksum of everything in kitlib that a notebook can use: modules and the files that they read."""
     package = paths.package_dir()
     parts: list[str | Path] = []
     for file in sorted(path for path in package.rglob("*") if path.is_file()):
@@ -275,7 +275,7 @@ def _code_digest() -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Installed versions of everything that kitlib requires; without metadata, of what its pyproject.toml names."""
+    """The installed versions of kitlib's requirements, by its metadata or else its pyproject.toml."""
     versions = {}
     try:
         requirements = importlib.metadata.requires("kitlib") or []
@@ -292,7 +292,7 @@ def _versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the plan's folder alone; the lock goes with the process, however that ends."""
+    """Lock the plan's folder; the system releases the lock however the process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
         try:

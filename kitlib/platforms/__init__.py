@@ -1,1 +1,1 @@
-"""Other machines and what this one offers."""
+"""Support for machines: a description of the present one."""

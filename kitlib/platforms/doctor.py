@@ -1,4 +1,4 @@
-"""What this machine offers: versions, device, threads, memory, disk."""
+"""Describe this machine: versions, device, threads, memory, disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 def facts() -> dict[str, str]:
-    """A line for each thing that decides what can be run here and how fast, by its name."""
+    """The properties of this machine that decide what can run and how fast, by name."""
     memory = psutil.virtual_memory()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {

@@ -1,4 +1,4 @@
-"""From pictures to features: device, preprocessing, augmentation, encoders, cached embeddings."""
+"""Convert pictures to features: device, preprocessing, augmentation, encoders, cached embeddings."""
 
 from __future__ import annotations
 

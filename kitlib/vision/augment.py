@@ -1,20 +1,16 @@
-"""Random variants of places on the device: mirrored, brighter or darker, zoomed."""
+"""Augmentation of places on the device: mirror images, changes of light, zoom."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    pass
-
 
 def mirror(views: torch.Tensor) -> torch.Tensor:
-    """The places (B, V, 3, H, W) seen in a mirror: every picture flipped, east and west swapped.
+    """Mirror places (B, V, 3, H, W): flip every picture, and swap east and west.
 
-    Views go round by equal angles from the north, so view i becomes view -i: north, west, south, east.
+    The views are at equal angles clockwise from north, so that view i becomes view -i: north, west, south, east.
     """
     n_views = views.shape[1]
     return views.flip(-1)[:, [-i % n_views for i in range(n_views)]]
@@ -27,12 +23,12 @@ def augment(
     light: float = 0.15,
     zoom: float = 0.1,
 ) -> torch.Tensor:
-    """Random variants of uint8 places (B, V, 3, H, W), on their device; the pictures come out a little smaller.
+    """Augment uint8 places (B, V, 3, H, W) on their device; the resulting pictures are slightly smaller.
 
-    mirrored: the share of places seen in a mirror. light: brightness, contrast and saturation of each place, the same
-    for its V views, change by a factor of at most 1 ± light. zoom: one window that leaves out up to this share of
-    the edges, for the whole batch (the encoder's own resize then costs nothing extra). `generator` is a CPU generator,
-    so that a seed means the same on every device.
+    mirrored: the share of mirrored places. light: brightness, contrast and saturation of each place, the same for its V
+    views, change by a factor of at most 1 ± light. zoom: the batch is cropped to one window without up to this share of
+    the edges, which the encoder's own resize then enlarges at no extra cost. `generator` is a CPU generator, so that a
+    seed has the same effect on every device.
     """
     n, _, _, height, width = views.shape
     random = torch.rand((n, 4), generator=generator).to(views.device)

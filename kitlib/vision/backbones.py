@@ -1,7 +1,7 @@
-"""Where encoders come from: this kit, timm, or the transformers library.
+"""The sources of encoders: this kit, timm, and the transformers library.
 
-Each function gives the network from normalised pixels (B, 3, size, size) to features (B, D), its repeated blocks from
-input to output, and the preprocessing that its own configuration asks for.
+Each function returns the network from normalised pixels (B, 3, size, size) to features (B, D), its repeated blocks from
+input to output, and the preprocessing of its own configuration.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kitlib.vision.preprocess import Preprocess
 
 Parts = tuple[nn.Module, list[nn.Module], Preprocess]
 
-TOWERS = {  # model_type in config.json: class of the vision tower, and how it is told to interpolate its positions
+TOWERS = {  # model_type in config.json: class of the vision tower, arguments that let it interpolate its positions
     "clip": ("CLIPVisionModel", {"interpolate_pos_encoding": True}),
     "clip_vision_model": ("CLIPVisionModel", {"interpolate_pos_encoding": True}),
     "siglip": ("SiglipVisionModel", {"interpolate_pos_encoding": True}),
@@ -38,7 +38,7 @@ TOWERS = {  # model_type in config.json: class of the vision tower, and how it i
 
 
 def tiny(image_size: int | None) -> Parts:
-    """The encoder that is made here."""
+    """The kit's own tiny encoder."""
     from kitlib.vision.tiny_encoder import Tiny
 
     backbone = Tiny()
@@ -58,15 +58,15 @@ def timm_model(name: str, image_size: int | None) -> Parts:
     options = _options(spec, notes.get("create_kwargs", "").split(",")) | _options(spec, query.split("&"))
     if not timm.is_model(name):
         similar = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise KitError(f"encoder {spec!r}: timm knows no model {name!r}; similar names: {similar}")
+        raise KitError(f"encoder {spec!r}: expected a model of timm, such as {similar}; got {name!r}")
     model: Any
     try:
         model = timm.create_model(name, pretrained=not weights, num_classes=0, **options)
     except TypeError as error:
         raise KitError(f"encoder {spec!r} with options {options}: {error}") from error
-    except Exception as error:  # from a proxy's refusal to a model that has no published weights
+    except Exception as error:  # a refusing proxy, a model without published weights, and more
         raise KitError(
-            f"encoder {spec!r}: its weights could not be had ({type(error).__name__}: {first_line(error)}); "
+            f"encoder {spec!r}: its weights could not be loaded ({type(error).__name__}: {first_line(error)}); "
             f"without the internet, name a file: timm:{name}@WEIGHTS.safetensors"
         ) from error
     cfg = model.pretrained_cfg
@@ -97,11 +97,11 @@ def timm_model(name: str, image_size: int | None) -> Parts:
 
 
 def _options(spec: str, texts: list[str], to_tuple: bool = False) -> dict[str, Any]:
-    """`name=value` texts as keyword arguments; a value is a Python literal or else a string."""
+    """Parse `name=value` texts to keyword arguments; a value is a Python literal or else a string."""
     options: dict[str, Any] = {}
     for name, equals, value in (text.partition("=") for text in texts if text):
         if not equals:
-            raise KitError(f"encoder {spec!r}: option {name!r} has no value; allowed is option=value, joined by &")
+            raise KitError(f"encoder {spec!r}: expected option=value, joined by &; got {name!r}")
         try:
             options[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -112,19 +112,19 @@ def _options(spec: str, texts: list[str], to_tuple: bool = False) -> dict[str, A
 
 
 def _find_weights(spec: str, weights: str) -> Path:
-    """The weights file of that name, or model.safetensors in the folder of that name."""
+    """The path of a weights file, or of model.safetensors in a folder. Raises KitError if there is none."""
     named = Path(weights).expanduser()
     files = [root / named for root in (Path(), paths.home())]
     candidates = files + [file / "model.safetensors" for file in files]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
-        looked = ", ".join(str(path) for path in dict.fromkeys(candidates))
-        raise KitError(f"encoder {spec!r}: no weights there; looked for {looked}")
+        tried = ", ".join(str(path) for path in dict.fromkeys(candidates))
+        raise KitError(f"encoder {spec!r}: no weights found; looked for {tried}")
     return path
 
 
 def _load_state(spec: str, model: nn.Module, state: dict[str, torch.Tensor], classifiers: list[str]) -> None:
-    """Load weights of which nothing but the classifier may be left over, and nothing may be missing."""
+    """Load weights. Raises KitError if one is missing, or one that is not the classifier's is left over."""
     expected = model.state_dict()
     state = {k: v for k, v in state.items() if k in expected or not k.startswith(tuple(f"{c}." for c in classifiers))}
     counters = [name for name in expected if name.endswith("num_batches_tracked")]
@@ -134,7 +134,7 @@ def _load_state(spec: str, model: nn.Module, state: dict[str, torch.Tensor], cla
 
 
 class _Tower(nn.Module):
-    """A vision tower of the transformers library as a plain module: pixels (B, 3, H, W) to pooled features (B, D)."""
+    """Wrap a vision tower of the transformers library: pixels (B, 3, H, W) to pooled features (B, D)."""
 
     def __init__(self, tower: Any, options: dict[str, bool]) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class _Tower(nn.Module):
 
 
 def vision_tower(name: str, image_size: int | None) -> Parts:
-    """The vision tower of a repository on the Hugging Face hub or of a folder; other weights in it are not read."""
+    """Load the vision tower of a repository on the Hugging Face hub or of a folder, and none of its other weights."""
     import transformers
     from safetensors import SafetensorError
 
@@ -156,26 +156,26 @@ def vision_tower(name: str, image_size: int | None) -> Parts:
     folders = [root / Path(name).expanduser() for root in (Path(), paths.home())]
     name = next((str(folder) for folder in folders if folder.is_dir()), name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).is_dir():
-        raise KitError(f"encoder {spec!r}: no such folder; looked for {', '.join(map(str, dict.fromkeys(folders)))}")
+        raise KitError(f"encoder {spec!r}: no folder found; looked for {', '.join(map(str, dict.fromkeys(folders)))}")
     with _quiet_transformers():
         try:
             config = transformers.AutoConfig.from_pretrained(name)
             processor = transformers.AutoImageProcessor.from_pretrained(name).to_dict()
             if config.model_type not in TOWERS:
-                raise KitError(f"encoder {spec!r} is a {config.model_type!r}; allowed are {', '.join(TOWERS)}")
+                raise KitError(f"encoder {spec!r}: expected one of {', '.join(TOWERS)}; got a {config.model_type!r}")
             tower_class, options = TOWERS[config.model_type]
             tower, report = getattr(transformers, tower_class).from_pretrained(
                 name,
                 dtype=torch.float32,
                 attn_implementation="sdpa",
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # told below, by name
+                ignore_mismatched_sizes=True,  # reported below by name
             )
         except KitError:
             raise
         except (OSError, ValueError, SafetensorError) as error:
             raise KitError(
-                f"encoder {spec!r} could not be had ({first_line(error)}); allowed are a repository of the Hugging "
+                f"encoder {spec!r} could not be loaded ({first_line(error)}); expected a repository of the Hugging "
                 "Face hub or a folder with config.json, preprocessor_config.json and model.safetensors"
             ) from error
     if unfit := {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}:
@@ -183,14 +183,16 @@ def vision_tower(name: str, image_size: int | None) -> Parts:
         raise KitError(f"encoder {spec!r}: {len(unfit)} weights are missing or of another shape ({first})")
     preprocess = _hugging_face_preprocess(processor)
     if image_size and image_size % tower.config.patch_size:
-        raise KitError(f"image_size={image_size}: {spec!r} allows multiples of its {tower.config.patch_size} px patch")
+        raise KitError(
+            f"image_size: {spec!r} takes multiples of its {tower.config.patch_size} px patch; got {image_size}"
+        )
     # The longest list of modules is the list of transformer blocks, in every version of the library.
     blocks = max((module for module in tower.modules() if isinstance(module, nn.ModuleList)), key=len)
     return _Tower(tower, options), list(blocks), preprocess.at(image_size or preprocess.size)
 
 
 def _hugging_face_preprocess(processor: dict[str, Any]) -> Preprocess:
-    """What preprocessor_config.json says, as the library reads it (older files give one number for a size)."""
+    """The preprocessing in preprocessor_config.json as the library reads it (sizes are one number in older files)."""
     squash = "height" in processor["size"]
     resize = processor["size"]["height" if squash else "shortest_edge"]
     return Preprocess(
@@ -205,7 +207,7 @@ def _hugging_face_preprocess(processor: dict[str, Any]) -> Preprocess:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without the library's report on the text weights that we leave out on purpose."""
+    """Suppress the library's report on the text weights, which are left out on purpose."""
     from transformers.utils import logging as library
 
     verbosity = library.get_verbosity()
@@ -219,5 +221,5 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an exception says."""
+    """The first line of an exception's message."""
     return str(error).strip().partition("\n")[0]

@@ -1,10 +1,10 @@
-"""The embedding cache: every picture of a split through a frozen encoder once, and never again.
+"""The embedding cache: a frozen encoder computes the features of a split's pictures once.
 
     embedded = embeddings.embed(pack, encoder, places.derived / "embeddings")
     embedded.features           # (N, V, D) float16, mapped from the disk
 
-The folder's name stands for everything that made the numbers: weights, preprocessing, split, pictures, number type,
-mirror. Work in progress lies in `<key>.partial` and goes on where it was killed.
+The name of the cache folder is a checksum of all inputs: weights, preprocessing, split, pictures, number type, mirror.
+Unfinished work is in `<key>.partial`, and is resumed after an interruption.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from kitlib.vision import device as vision_device
 from kitlib.vision.encoders import Encoder
 from kitlib.vision.preprocess import ViewBatches
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-BATCH_PICTURES = {"cuda": 256, "mps": 64, "cpu": 64}  # pictures a batch: enough to keep the device busy
-SAVE_SECONDS = 5.0  # how much work a kill may cost
+BATCH_PICTURES = {"cuda": 256, "mps": 64, "cpu": 64}  # per batch: enough to keep the device busy
+SAVE_SECONDS = 5.0  # of work at most that an interruption loses
 LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -39,11 +39,11 @@ LARGEST = float(np.finfo(np.float16).max)
 class Embeddings:
     """Features of one split, in the order of its pack; made by `embed`."""
 
-    features: np.ndarray  # (N, V, D) float16, read-only, mapped from the disk
-    mirrored: np.ndarray | None  # the same of the places seen in a mirror, where asked for
+    features: np.ndarray  # (N, V, D) float16, read-only, memory-mapped
+    mirrored: np.ndarray | None  # the same of the mirrored places, if requested
     sample_id: np.ndarray  # (N,)
-    key: str  # stands for everything that made the features
-    pictures_per_second: float  # when they were made
+    key: str  # checksum of all inputs
+    pictures_per_second: float  # of their computation
 
 
 def embed(
@@ -55,27 +55,27 @@ def embed(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Embeddings:
-    """Features of every picture in the pack, computed once and then read from `out_dir`/<key>/features.npy.
+    """Compute the features of every picture in the pack, or read them from `out_dir`/<key>/features.npy.
 
-    mirror: also of the mirrored places, whose pictures are flipped and whose east is west (`views.mirror`).
-    batch_size: places at once (default: by device). dtype: the number type to compute in (default: `views.best_dtype`).
-    A run that was killed goes on; with the same batch size the result is the same to the bit. Raises KitError, naming
-    the place, for features that are not finite.
+    mirror: also of the mirrored places (`augment.mirror`). batch_size: places per batch (default: by device). dtype:
+    the number type to compute in (default: `device.best_dtype`). An interrupted computation resumes; with the same
+    batch size the result is bit-identical. Raises KitError, naming the place, for features that are not finite.
     """
     device = device or vision_device.best_device()
     dtype = dtype or vision_device.best_dtype(device)
     batch_size = batch_size or max(1, BATCH_PICTURES[device.type] // len(pack.views))
     made_by = {
         "weights": encoder.weights_digest,
-        "architecture": storage.digest(repr(encoder.backbone)),  # the same weights can be padded in two ways
+        "architecture": storage.digest(repr(encoder.backbone)),  # which may differ in padding for the same weights
         "preprocess": asdict(encoder.preprocess),
         "split": pack.split,
         "pictures": pack.checksum,
         "dtype": str(dtype),
     }
-    folders = [_made(pack, encoder, out_dir, made_by | {"mirrored": False}, batch_size, device, dtype)]
-    if mirror:
-        folders.append(_made(pack, encoder, out_dir, made_by | {"mirrored": True}, batch_size, device, dtype))
+    folders = [
+        _compute(pack, encoder, out_dir, made_by | {"mirrored": mirrored}, batch_size, device, dtype)
+        for mirrored in (False, True)[: 1 + mirror]
+    ]
     features = [np.load(folder / "features.npy", mmap_mode="r") for folder in folders]
     return Embeddings(
         features=features[0],
@@ -86,7 +86,7 @@ def embed(
     )
 
 
-def _made(
+def _compute(
     pack: Pack,
     encoder: Encoder,
     out_dir: Path,
@@ -95,7 +95,7 @@ def _made(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Path:
-    """The folder of the features that `made_by` stands for, after the work that there still is to do."""
+    """Compute the features with the inputs `made_by`, unless they are cached; return their folder."""
     folder = out_dir / storage.digest(json.dumps(made_by, sort_keys=True))
     if (folder / "meta.json").is_file():
         return folder
@@ -105,10 +105,10 @@ def _made(
     done, seconds = progress["places"], progress["seconds"]
     what = f"{pack.split}{' mirrored' if made_by['mirrored'] else ''}"
     todo = (n_places - done) * n_views
-    logger.info(
+    log.info(
         f"embedding {what} with {encoder.name} at {encoder.preprocess.size} px in {made_by['dtype']} on {device}: "
         f"{todo} pictures of {encoder.gflop:.3g} GFLOP, {todo * encoder.gflop / 1000:.3g} TFLOP in all"
-        f"{f'; {done * n_views} more are there already' if done else ''}"
+        f"{f'; {done * n_views} are done already' if done else ''}"
     )
     was_training = encoder.training
     encoder.eval().to(device)
@@ -116,8 +116,8 @@ def _made(
     began = saved = time.perf_counter()
     with tqdm(total=n_places * n_views, initial=done * n_views, desc=f"embedding {what}", unit=" pictures") as bar:
         for rows, batch in ViewBatches(pack, np.arange(done, n_places), batch_size, size):
-            seen = augment.mirror(batch) if made_by["mirrored"] else batch
-            features[rows] = _features(encoder, seen.to(device), dtype, pack.sample_id[rows])
+            views = augment.mirror(batch) if made_by["mirrored"] else batch
+            features[rows] = _features(encoder, views.to(device), dtype, pack.sample_id[rows])
             bar.update(len(rows) * n_views)
             now = time.perf_counter()
             progress = {"places": int(rows[-1]) + 1, "seconds": seconds + now - began}
@@ -127,7 +127,7 @@ def _made(
                 if saved == began:
                     rate = (progress["places"] - done) * n_views / (now - began)
                     left = (n_places - progress["places"]) * n_views / rate
-                    logger.info(f"{rate:.1f} pictures/s: about {left / 60:.1f} minutes left")
+                    log.info(f"{rate:.1f} pictures/s: about {left / 60:.1f} minutes left")
                 saved = now
     encoder.train(was_training)
     features.flush()
@@ -136,12 +136,12 @@ def _made(
     storage.write_json(partial / "meta.json", meta | {"seconds": progress["seconds"], "pictures_per_second": rate})
     (partial / "progress.json").unlink(missing_ok=True)
     partial.rename(folder)
-    logger.info(f"embedded {what}: {rate:.1f} pictures/s")
+    log.info(f"embedded {what}: {rate:.1f} pictures/s")
     return folder
 
 
 def _open(partial: Path, shape: tuple[int, int, int]) -> tuple[np.memmap, dict[str, float]]:
-    """The features array of unfinished work, and how far it is; both new where there is none that can be used."""
+    """Open the features array and the progress of unfinished work, or make new ones."""
     file = partial / "features.npy"
     try:
         progress = json.loads((partial / "progress.json").read_text())
@@ -158,15 +158,15 @@ def _features(encoder: Encoder, batch: torch.Tensor, dtype: torch.dtype, sample_
     with torch.inference_mode():
         with vision_device.autocast(batch.device, dtype):
             features = encoder(pictures).float()
-        if not features.isfinite().all():  # a float16 activation that overflowed: float32 has room
+        if not features.isfinite().all():  # a float16 activation overflowed
             features = encoder(pictures).float()
     features = features.view(*batch.shape[:2], -1)
     bad = np.flatnonzero(~features.isfinite().flatten(1).all(dim=1).cpu().numpy())
     if len(bad):
         raise KitError(
-            f"{encoder.name} gives features that are not finite for sample_id {sample_id[bad[0]]}; "
-            "its weights must be finite"
+            f"{encoder.name}: expected finite features; those of sample_id {sample_id[bad[0]]} are not: "
+            "check the encoder's weights"
         )
     if (largest := features.abs().max()) > LARGEST:
-        logger.warning(f"{encoder.name} gives features up to {largest:.3g}; stored as float16's {LARGEST:.3g}")
+        log.warning(f"{encoder.name} gives features up to {largest:.3g}; stored as float16's {LARGEST:.3g}")
     return features.clamp(-LARGEST, LARGEST).half().cpu().numpy()

@@ -1,13 +1,13 @@
-"""Vision encoders by name: uint8 pictures in, one feature vector a picture out.
+"""Load vision encoders by name; they convert uint8 pictures to one feature vector each.
 
-    tiny                                        made here, no download; for the sample competition and for tests
+    tiny                                        the kit's own, without download; for the sample and for tests
     timm:NAME                                   a timm model with its published weights
     timm:NAME@WEIGHTS.safetensors               a timm model with the weights in a file or folder
     timm:NAME?pad_type=same@WEIGHTS.safetensors the same with options for timm.create_model
     hf:REPO_OR_FOLDER                           CLIP (StreetCLIP), SigLIP, DINOv2 and DINOv3 of the transformers library
 
 Only the vision tower is loaded. Features are the encoder's pooled output before any projection: 1024 numbers for
-StreetCLIP, whose 768 projected ones are what its text tower compares with.
+StreetCLIP, whose 768 projected ones only serve comparison with texts.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from kitlib.vision import backbones
 from kitlib.vision.preprocess import Preprocess
 
 STREETCLIP = "hf:geolocal/StreetCLIP"
-ALLOWED = "allowed are tiny, timm:NAME, timm:NAME@WEIGHTS, timm:NAME?option=value@WEIGHTS, hf:REPO_OR_FOLDER"
+ALLOWED = "expected tiny, timm:NAME, timm:NAME@WEIGHTS, timm:NAME?option=value@WEIGHTS, hf:REPO_OR_FOLDER"
 
 
 class Encoder(nn.Module):
-    """A vision encoder with its own preprocessing: uint8 (B, 3, H, W) on its device to float (B, dim).
+    """A vision encoder with its preprocessing: uint8 (B, 3, H, W) on its device to float (B, dim).
 
     blocks: the repeated blocks from input to output, for fine-tuning the last N and for layer-wise learning rates.
-    freeze_batch_norm: keep batch norms on their stored statistics while training; few pictures a batch spoil them.
+    freeze_batch_norm: keep the stored statistics of batch norms while training, as small batches distort them.
     """
 
     backbone: Any
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
 
     @property
     def name(self) -> str:
-        """The spec without folders of this machine."""
+        """The spec without this machine's folders."""
         kind, colon, rest = self.spec.partition(":")
         rest = rest.partition("@")[0]
         return kind + colon + (Path(rest).name if kind == "hf" and Path(rest).is_dir() else rest)
@@ -64,9 +64,9 @@ class Encoder(nn.Module):
         return [self.backbone.get_submodule(name) for name in self._block_names]
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The parameters in groups from input to output: before the blocks, one group a block, after them.
+        """The parameters in groups from input to output: before the blocks, one group per block, after them.
 
-        A mask token, which only masked pretraining uses, is in no group: it would never get a gradient.
+        The mask token of masked pretraining is in no group, as it would never get a gradient.
         """
         groups: list[list[nn.Parameter]] = [[] for _ in range(len(self._block_names) + 2)]
         last = 0
@@ -78,9 +78,9 @@ class Encoder(nn.Module):
         return groups
 
     def train_last(self, n_blocks: int | None) -> list[list[nn.Parameter]]:
-        """Make only the last `n_blocks` blocks and what follows them learn (None: everything).
+        """Make only the last `n_blocks` blocks and the layers after them trainable (None: all).
 
-        Returns the parameters that learn, grouped as by `layers()`, without empty groups.
+        Returns the trainable parameters, grouped as by `layers()`, without empty groups.
         """
         groups = self.layers()
         if n_blocks is not None:
@@ -92,14 +92,14 @@ class Encoder(nn.Module):
         return [group for group in groups if group]
 
     def enable_checkpointing(self) -> None:
-        """Recompute activations in the backward pass: about a tenth of the memory for 23 % more work."""
+        """Recompute activations in the backward pass: a tenth of the memory for 23 % more computation."""
         try:
             self.backbone.set_grad_checkpointing(True)
         except AssertionError as error:
             raise KitError(f"encoder {self.spec!r} cannot checkpoint its activations: {error}") from error
 
     def train(self, mode: bool = True) -> Encoder:
-        """Training mode, but for batch norms where they are frozen."""
+        """Set the training mode, except for frozen batch norms."""
         super().train(mode)
         if self.freeze_batch_norm:
             for module in self.modules():
@@ -109,17 +109,17 @@ class Encoder(nn.Module):
 
     @property
     def weights_digest(self) -> str:
-        """16 hex characters that stand for the weights as they are now; 1 s for ViT-L."""
+        """A checksum of the present weights, 16 hex characters; it takes 1 s for ViT-L."""
         state = sorted(self.backbone.state_dict().items())
         parts = ((name, tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()) for name, tensor in state)
         return storage.digest(*(part for pair in parts for part in pair))
 
 
 def load(spec: str, image_size: int | None = None) -> Encoder:
-    """An encoder by name, in eval mode on the CPU.
+    """Load an encoder by name, in eval mode on the CPU.
 
-    image_size: px of the square that it sees (default: its own); position embeddings are interpolated.
-    Raises KitError for an unknown name, weights that do not fit, or a size that the encoder cannot take.
+    image_size: px of its square input (default: its own); position embeddings are interpolated. Raises KitError for an
+    unknown name, weights that do not fit, or a size that the encoder cannot take.
 
     >>> load("tiny").dim
     672
@@ -128,15 +128,13 @@ def load(spec: str, image_size: int | None = None) -> Encoder:
     makers = {"timm": backbones.timm_model, "hf": backbones.vision_tower}
     if spec != "tiny" and not (kind in makers and name):
         raise KitError(f"encoder {spec!r}: {ALLOWED}")
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # weights are drawn before they are loaded: no business of the caller's seed
+    with torch.random.fork_rng(devices=[]):  # initial weights must not advance the caller's generator
         parts = backbones.tiny(image_size) if spec == "tiny" else makers[kind](name, image_size)
     return Encoder(spec, *parts)
 
 
 def _measure(spec: str, backbone: nn.Module, size: int) -> tuple[int, float]:
-    """The number of features, and the GFLOP of one picture, found on shapes alone: nothing is computed."""
+    """The number of features and the GFLOP of one picture, measured on shapes without computation."""
     state = dict(backbone.named_parameters()) | dict(backbone.named_buffers())
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     try:

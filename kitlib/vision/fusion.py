@@ -1,4 +1,4 @@
-"""Standardise features, and fuse the views of a place into one vector."""
+"""Standardise features, and fuse the views of a place to one vector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FUSIONS = ("average", "concat", "attention", "learned")
 
 
 class Standardised(Saved):
-    """A saved network on features that it standardises by the mean and spread of those of the training places."""
+    """A saved network that standardises features by the mean and spread of the training places."""
 
     mean: torch.Tensor
     scale: torch.Tensor
@@ -24,7 +24,7 @@ class Standardised(Saved):
 
     @torch.no_grad()
     def fit_scale(self, features: torch.Tensor) -> None:
-        """Take over the mean and spread of each of the D features (..., D) of the training places."""
+        """Set the mean and spread from the features (..., D) of the training places."""
         flat, shape = features.float().reshape(-1, features.shape[-1]), tuple(features.shape)
         if flat.shape[1] != len(self.mean) or len(flat) < 2 or not flat.isfinite().all():
             raise KitError(f"features: expected at least 2 rows of {len(self.mean)} finite numbers; got shape {shape}")
@@ -32,21 +32,21 @@ class Standardised(Saved):
         self.scale.copy_(1 / (flat.std(0) + 1e-3 * flat.std() + 1e-12))
 
     def standardise(self, features: torch.Tensor) -> torch.Tensor:
-        """Features (..., D) with the mean of the training places at 0 and their spread at 1."""
+        """Standardise features (..., D) to mean 0 and spread 1 of the training places."""
         return (features - self.mean) * self.scale
 
 
 class Fusion(nn.Module):
-    """V views (B, V, D) as one vector (B, `dim`), from the kept ones only.
+    """Fuse V views (B, V, D), those that are not dropped, to one vector (B, `dim`).
 
-    average: their mean. learned: their mean with a learned weight for each view. attention: weights that depend on
-    what a view shows (Ilse et al. 2018, arXiv:1802.04712). concat: side by side, (B, V * D), zeros for those left out.
+    average: their mean. learned: their mean with a learned weight per view. attention: weights that depend on the
+    content of a view (Ilse et al. 2018, arXiv:1802.04712). concat: side by side, (B, V * D), zeros for dropped views.
     """
 
     def __init__(self, kind: str, n_views: int, n_features: int) -> None:
         super().__init__()
         if kind not in FUSIONS:
-            raise KitError(f"fusion {kind!r}: allowed are {', '.join(FUSIONS)}")
+            raise KitError(f"fusion: expected one of {', '.join(FUSIONS)}; got {kind!r}")
         self.kind, self.dim = kind, n_features * (n_views if kind == "concat" else 1)
         if kind == "learned":
             self.score = nn.Parameter(torch.zeros(n_views))
@@ -55,7 +55,7 @@ class Fusion(nn.Module):
             nn.init.zeros_(self.out.weight)  # begins as the average
 
     def forward(self, views: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """Fuse views (B, V, D); keep (B, V) bool, at least one true in each row, says which."""
+        """Fuse views (B, V, D) where keep (B, V) bool is true; at least one is in each row."""
         if self.kind == "concat":
             scale = keep.shape[1] / keep.sum(1, keepdim=True)
             return (views * (keep * scale)[..., None]).flatten(1)
@@ -65,5 +65,5 @@ class Fusion(nn.Module):
         if self.kind == "attention":
             score = self.out(torch.tanh(self.hidden(views)))[..., 0].float()
         share = score.masked_fill(~keep, -torch.inf).softmax(1)
-        with torch.autocast(views.device.type, enabled=False):  # unscaled features do not bear half precision
+        with torch.autocast(views.device.type, enabled=False):  # unscaled features overflow in half precision
             return torch.einsum("bv,bvd->bd", share.float(), views.float())

@@ -1,7 +1,4 @@
-"""What a run of a family starts with: its settings, and what a network sees of the places.
-
-That is the frozen encoder's cached features, or the pictures themselves.
-"""
+"""The inputs of networks for places: cached features of a frozen encoder, or the pictures themselves."""
 
 from __future__ import annotations
 
@@ -20,10 +17,10 @@ from kitlib.vision.preprocess import to_tensor
 
 
 class Inputs:
-    """The packed pictures of both splits, and their features once they are asked for.
+    """The packed pictures of both splits, and their features, computed when first used.
 
     encoder, image_size: as for `encoders.load`, 0 px being the encoder's own. mirror: also features of mirrored places.
-    dtype: the number type to compute in, `views.best_dtype` when None.
+    dtype: the number type to compute in, `device.best_dtype` when None.
     """
 
     def __init__(
@@ -40,16 +37,16 @@ class Inputs:
         self.packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
 
     def encoder(self) -> Encoder:
-        """The encoder with its published weights."""
+        """Load the encoder with its published weights."""
         return encoders.load(*self._encoder)
 
     @cached_property
     def features(self) -> dict[str, torch.Tensor]:
-        """Cached features (N, M, V, D) float16 of each split, M being plain and mirrored; computed where missing."""
+        """Cached features (N, M, V, D) float16 of each split, M being plain and mirrored."""
         return self.embed(self.encoder(), self.places.derived / "embeddings")
 
     def embed(self, encoder: Encoder, out_dir: Path) -> dict[str, torch.Tensor]:
-        """The same of an encoder with weights of its own, kept in `out_dir`."""
+        """The features by an encoder with other weights, cached in `out_dir`."""
         embedded = {
             split: embeddings.embed(pack, encoder, out_dir, self._mirror, device=self.device, dtype=self.dtype)
             for split, pack in self.packs.items()
@@ -57,8 +54,8 @@ class Inputs:
         sides = {s: [e.features] if e.mirrored is None else [e.features, e.mirrored] for s, e in embedded.items()}
         return {split: torch.from_numpy(np.stack(arrays, axis=1)) for split, arrays in sides.items()}
 
-    def look(self, split: str, encoder: Encoder | None, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """`features` (B, M, V, D) of the places in `rows`, or with an encoder `views` (B, V, 3, H, W) uint8 for it."""
+    def inputs_for(self, split: str, encoder: Encoder | None, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """A batch of the places in `rows`: `features` (B, M, V, D), or uint8 `views` (B, V, 3, H, W) for an encoder."""
         if encoder is None:
             return {"features": self.features[split][rows]}
         pack = self.packs[split]

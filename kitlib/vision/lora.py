@@ -1,4 +1,4 @@
-"""LoRA on the attention projections of a transformer (Hu et al. 2021, arXiv:2106.09685), and back to plain weights."""
+"""LoRA on the attention projections of a transformer (Hu et al. 2021, arXiv:2106.09685): add and merge adapters."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "out_proj", "query", "key", "value"
 
 
 def add(encoder: Encoder, rank: int) -> list[list[nn.Parameter]]:
-    """Freeze `encoder` but for new low-rank updates of its attention projections, which come as by `Encoder.layers`.
+    """Freeze `encoder` and add trainable low-rank updates to its attention projections, grouped as by `Encoder.layers`.
 
-    Raises KitError for an encoder without such projections: timm's and the tiny one, which train their blocks.
+    Raises KitError for an encoder without such projections, such as timm's and the tiny one.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -25,8 +25,8 @@ def add(encoder: Encoder, rank: int) -> list[list[nn.Parameter]]:
     targets = sorted(names.intersection(PROJECTIONS))
     if not targets:
         raise KitError(
-            f"lora_rank {rank}: encoder {encoder.spec!r} has no attention projections by the names of the transformers "
-            "library; allowed are hf: encoders, or lora_rank 0 to train the blocks themselves"
+            f"lora_rank {rank}: expected an hf: encoder with attention projections named as in the transformers "
+            f"library; got {encoder.spec!r}; lora_rank 0 trains the blocks themselves"
         )
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), encoder.backbone)
     learning = ([parameter for parameter in layer if parameter.requires_grad] for layer in encoder.layers())
@@ -34,7 +34,7 @@ def add(encoder: Encoder, rank: int) -> list[list[nn.Parameter]]:
 
 
 def merge(encoder: Encoder) -> list[str]:
-    """Add the updates to the weights, so that the encoder is built as before, and return those weights' names."""
+    """Add the updates to the weights, which restores the encoder's structure; return the names of these weights."""
     from peft.tuners.lora.layer import LoraLayer
 
     adapted = [(name, module) for name, module in encoder.named_modules() if isinstance(module, LoraLayer)]

@@ -1,6 +1,6 @@
-"""The V pictures of a place as one uint8 tensor (V, 3, H, W), and what happens to it on the device.
+"""Batches of the V pictures of each place as uint8 tensors, and their preprocessing for an encoder on the device.
 
-Pictures stay uint8 until the device: a quarter of the bytes to move, and resizing uint8 on a CPU is fast.
+Pictures stay uint8 up to the device: a quarter of the bytes to copy, and resizing uint8 on a CPU is fast.
 
     for rows, views in ViewBatches(pack, np.arange(len(pack.sample_id)), batch_size=32):
         views = augment(encoder.preprocess.shrink(views.to(best_device())), generator)
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What an encoder expects of a picture; calling it turns uint8 (B, 3, H, W) into float32 (B, 3, size, size).
+    """The preprocessing of an encoder: a call converts uint8 (B, 3, H, W) to float32 (B, 3, size, size).
 
-    The steps and their rounding are those of torchvision and the CLIP image processor: the shortest edge (or, with
-    `squash`, both) resized to `resize` with antialiasing, a centre crop of `size`, then (x / 255 - mean) / std.
+    The steps and their rounding are those of torchvision and the CLIP image processor: resize the shortest edge (or,
+    with `squash`, both) to `resize` with antialiasing, crop the centre to `size`, compute (x / 255 - mean) / std.
     """
 
-    size: int  # px, the square that the encoder sees
-    resize: int  # px, what the shortest edge becomes before the centre crop
+    size: int  # px of the encoder's square input
+    resize: int  # px of the shortest edge before the centre crop
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"  # or bilinear
@@ -43,17 +43,17 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.interpolation not in ("bicubic", "bilinear"):
-            raise KitError(f"interpolation {self.interpolation!r}: allowed are bicubic and bilinear")
+            raise KitError(f"interpolation: expected bicubic or bilinear; got {self.interpolation!r}")
         if not 0 < self.size <= self.resize:
-            raise KitError(f"a crop of {self.size} px does not fit into pictures resized to {self.resize} px")
+            raise KitError(f"size: expected 1 to {self.resize} px, the resized pictures; got {self.size}")
 
     @property
     def digest(self) -> str:
-        """16 hex characters that stand for every setting."""
+        """A checksum of all settings, 16 hex characters."""
         return storage.digest(repr(sorted(asdict(self).items())))
 
     def at(self, size: int) -> Preprocess:
-        """The same for another input size, with the crop in proportion."""
+        """The same preprocessing for another input size, with the crop in proportion."""
         return Preprocess(**asdict(self) | {"size": size, "resize": round(size * self.resize / self.size)})
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ class Preprocess:
         return rows.mul_(1 / (255 * std)).sub_(mean / std).unflatten(2, (self.size, 3)).permute(0, 3, 1, 2)
 
     def shrink(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Resize uint8 (..., 3, H, W) as by a call if that makes them smaller, so that `augment` has less to do."""
+        """Resize uint8 (..., 3, H, W) as a call does, if that makes them smaller: `augment` is then faster."""
         target = self._target(pictures)
         if target[0] * target[1] >= pictures.shape[-2] * pictures.shape[-1]:
             return pictures
@@ -85,14 +85,14 @@ class Preprocess:
 
 
 def _resize(pictures: torch.Tensor, target: list[int], interpolation: str) -> torch.Tensor:
-    """Antialiased resize of uint8 (B, 3, H, W), as PIL does it; CUDA cannot resize uint8, and MPS not antialiased."""
+    """Resize uint8 (B, 3, H, W) with antialiasing, like PIL; CUDA cannot resize uint8, MPS not with antialiasing."""
     if pictures.device.type == "cuda":
         return _resize_float(pictures, target, interpolation)
     return F.interpolate(pictures.cpu(), target, mode=interpolation, antialias=True).to(pictures.device)
 
 
 def _resize_float(pictures: torch.Tensor, target: list[int], interpolation: str) -> torch.Tensor:
-    """The same in float32: width, then height, each rounded to grey levels, or bright edges differ by many levels."""
+    """Resize in float32, first the width, then the height, each rounded to grey levels, or bright edges differ."""
     resized = pictures.float()
     for size in ([pictures.shape[-2], target[1]], target):
         resized = F.interpolate(resized, size, mode=interpolation, antialias=True).round_().clamp_(0, 255)
@@ -100,20 +100,20 @@ def _resize_float(pictures: torch.Tensor, target: list[int], interpolation: str)
 
 
 def to_tensor(decoded: np.ndarray) -> torch.Tensor:
-    """uint8 (B, V, H, W, 3) as decoded becomes (B, V, 3, H, W), a view on the same memory (channels last)."""
+    """View decoded uint8 pictures (B, V, H, W, 3) as (B, V, 3, H, W) in the same memory (channels last)."""
     return torch.from_numpy(decoded).permute(0, 1, 4, 2, 3)
 
 
 class ViewBatches:
     """Iterate over (rows (B,), uint8 views (B, V, 3, H, W)) of a pack, decoding one batch ahead in a thread.
 
-    rows: which places and in which order, as positions in the pack; shuffle and slice them before.
-    size: decode to squares of this many px (default: as stored, which then must be the same for all).
+    rows: the places in the order of iteration, as positions in the pack. size: decode to squares of this many px
+    (default: the stored size, which must then be the same for all).
     """
 
     def __init__(self, pack: Pack, rows: np.ndarray, batch_size: int, size: int | None = None) -> None:
         if batch_size < 1:
-            raise KitError(f"batch_size={batch_size}: allowed is a whole number from 1")
+            raise KitError(f"batch_size: expected a whole number from 1; got {batch_size}")
         self.pack, self.rows, self.batch_size, self.size = pack, np.asarray(rows), batch_size, size
 
     def __len__(self) -> int:

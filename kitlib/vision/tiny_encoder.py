@@ -1,8 +1,8 @@
-"""The small encoder that is made here: no download, a hundred thousand weights, useful before it has learnt anything.
+"""The kit's own tiny encoder: a hundred thousand weights, no download, and useful features without training.
 
-Three convolutions with random orthogonal filters see textures at three scales; colours and filter responses are pooled
-as mean and spread over bands of the picture, because sky, terrain and road lie one under the other. Random filters
-pooled like this are a fair start on textures (Saxe et al., On random weights and unsupervised feature learning, 2011).
+Three convolutions with random orthogonal filters respond to textures at three scales. Colours and filter responses are
+pooled to mean and spread in horizontal bands, because sky, terrain and road lie below each other. Pooled random filters
+are useful features of textures (Saxe et al., On random weights and unsupervised feature learning, 2011).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CONVOLUTIONS = (  # channels, kernel, stride, bands
 
 
 class Tiny(nn.Module):
-    """Pixels (B, 3, H, W), about 96 px and of unit variance, to features (B, 672); `seed` makes the weights."""
+    """Pixels (B, 3, H, W), about 96 px and of unit variance, to features (B, 672); `seed` determines the weights."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Tiny(nn.Module):
         self.checkpointing = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean colours of a thumbnail, then mean and spread in bands of the colours and of each convolution."""
+        """Concatenate the colours of a thumbnail with mean and spread in bands of the colours and each convolution."""
         features = [F.adaptive_avg_pool2d(x, THUMBNAIL).flatten(1), bands(x, COLOUR_BANDS)]
         for block, (_, _, _, n_bands) in zip(self.blocks, CONVOLUTIONS, strict=True):
             x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)

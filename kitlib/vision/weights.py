@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 def write(path: str | Path, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None = None) -> None:
-    """Write tensors by name, and settings (plain values), to one file, atomically."""
+    """Write tensors by name, with settings of plain values, to one file, atomically."""
     metadata = {"settings": json.dumps(settings)} if settings else None
     with storage.atomic_write(path) as beside:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=metadata)
 
 
 def read_file(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors by name, on the CPU, and metadata of a .safetensors or .pth file; nothing in it is executed.
+    """Read tensors by name, on the CPU, and metadata of a .safetensors or .pth file, without executing its content.
 
-    A .pth file has no metadata; a tensor that is alone in it gets the name "". Raises KitError for any other file.
+    A .pth file has no metadata; a single tensor in it gets the name "". Raises KitError for any other file.
     """
     try:
         if Path(path).suffix == ".pth":
@@ -46,7 +46,7 @@ def read_file(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
 
 
 def read(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and settings, {} if it has none, of a file by `write`; KitError if it cannot be read."""
+    """Read tensors and settings ({} if none) of a file by `write`. Raises KitError if it cannot be read."""
     tensors, metadata = read_file(path)
     return tensors, json.loads(metadata.get("settings", "{}"))
 
@@ -54,7 +54,7 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def misfit(
     expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], optional: Iterable[str] = ()
 ) -> str:
-    """What is wrong with the weights `state` in place of the expected ones, "" if nothing.
+    """Describe how the weights `state` differ from the expected ones, "" if they fit.
 
     >>> misfit({"a": torch.zeros(2), "b": torch.zeros(2)}, {"a": torch.zeros(3), "c": torch.zeros(2)}, optional="b")
     '1 unknown (c), 1 of another shape (a)'
@@ -72,7 +72,7 @@ def misfit(
 
 
 class Saved(nn.Module):
-    """A network that goes to one file and back; `settings` holds the arguments that it was built with."""
+    """A network that can be saved to one file; `settings` holds the arguments of its construction."""
 
     settings: dict[str, Any]
 
@@ -82,10 +82,10 @@ class Saved(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """The network that `save` wrote, in eval mode; KitError for any other file."""
+        """Load a network written by `save`, in eval mode. Raises KitError for any other file."""
         tensors, settings = read(path)
         try:
-            with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+            with torch.random.fork_rng(devices=[]):  # random weights are overwritten below
                 network = cls.built(tensors, settings)
             network.load_state_dict(tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -94,24 +94,24 @@ class Saved(nn.Module):
         return network.eval()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What the file holds."""
+        """The tensors to save."""
         return self.state_dict()
 
     @classmethod
     def built(cls, tensors: dict[str, torch.Tensor], settings: dict[str, Any]) -> Self:
-        """A network as it is before its weights are loaded; takes those of `tensors` that are no weights out."""
+        """Build the network before its weights are loaded; a subclass may pop further tensors."""
         return cls(**settings)
 
 
 def save_encoder(encoder: Encoder, path: Path) -> None:
-    """Merge LoRA's updates into the weights, if there are any, and write the weights that have learned, no others."""
+    """Merge LoRA updates, if any, and write only the weights that were trained."""
     names = lora.merge(encoder) or [name for name, weight in encoder.named_parameters() if weight.requires_grad]
     state = encoder.state_dict()
     write(path, {name: state[name] for name in names})
 
 
 def load_encoder(encoder: Encoder, path: Path) -> None:
-    """Give a fresh encoder the weights that `save_encoder` wrote; KitError if they are not of such a one."""
+    """Load weights written by `save_encoder`. Raises KitError if they do not fit the encoder."""
     tensors, _ = read(path)
     expected = encoder.state_dict()
     if fault := misfit(expected, tensors, optional=expected):

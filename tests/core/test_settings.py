@@ -70,7 +70,7 @@ def test_refuses_wrong_values_and_unknown_names(wrong, message):
 def test_a_run_of_an_earlier_kit_is_refused_and_one_of_now_may_hold_more():
     known = {field.name: field.default for field in dataclasses.fields(Example)}
     assert Example.from_run(known | {"family": "any"}) == Example()
-    with pytest.raises(KitError, match="an earlier kit, without share: train it again"):
+    with pytest.raises(KitError, match="an earlier kit lacks share: train it again"):
         Example.from_run({name: value for name, value in known.items() if name != "share"})
 
 

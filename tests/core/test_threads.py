@@ -1,4 +1,4 @@
-"""threads: settled by importing kitlib, for every way that the kit is used in, and for the processes that it starts."""
+"""threads: importing kitlib configures them for this process and those that it starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def shown(**environment: str) -> list[str]:
     return done.stdout.decode().split()
 
 
-def test_importing_kitlib_settles_threads_and_leaves_what_is_set(monkeypatch):
+def test_importing_kitlib_configures_threads_unless_they_are_set(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert shown() == ["PASSIVE", str(threads.count())]
     assert shown(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="ACTIVE") == ["ACTIVE", "1"]

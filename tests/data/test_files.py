@@ -50,12 +50,12 @@ def test_resolve_takes_the_fullest_folder_and_forgives_case(files):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [(b"", "not a CSV table"), (b"a,b\n1,2,3\n4\n5,6,7,8\n", "not a CSV table"), (b"a,b\n1,2,3\n", "not a CSV table")],
 )
-def test_what_is_no_csv_is_refused(tmp_path, content, told):
+def test_what_is_no_csv_is_refused(tmp_path, content, message):
     (tmp_path / "t.csv").write_bytes(content)
-    with pytest.raises(KitError, match=told):
+    with pytest.raises(KitError, match=message):
         Files(tmp_path).read_csv("t.csv")
 
 

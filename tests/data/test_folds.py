@@ -125,7 +125,7 @@ def test_saved_once_and_a_changed_file_is_refused(home, monkeypatch):
     with_hashes(monkeypatch, np.ones((600, 1), np.uint64))
     pd.testing.assert_frame_equal(folds.load_or_make(read), first)
     with_hashes(monkeypatch, hashes)
-    with pytest.raises(KitError, match=r"made with \{'n_folds': 5\}, asked for .*'n_folds': 4.*delete data/derived/"):
+    with pytest.raises(KitError, match=r"made with \{'n_folds': 5\}; expected .*'n_folds': 4.*delete data/derived/"):
         folds.load_or_make(read, n_folds=4)
     csv = read.derived / "folds.csv"
     text = csv.read_text()

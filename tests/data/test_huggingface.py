@@ -45,6 +45,11 @@ def test_a_loaded_dataset_becomes_places(home):
     assert pictures.pack(read, "train").usable.all()
 
 
+def test_short_names_of_coordinates_are_known(home):
+    short = dataset().rename_columns({"latitude": "lat", "longitude": "lon"})
+    assert readers.read_hugging_face(short, name="a").points("train").tolist() == [[10 + i, 20 - i] for i in range(7)]
+
+
 def test_a_local_parquet_folder_is_streamed_once(home, tmp_path, monkeypatch):
     (tmp_path / "hub/data").mkdir(parents=True)
     dataset().to_parquet(tmp_path / "hub/data/train-00000-of-00001.parquet")
@@ -120,10 +125,10 @@ def test_views_class_labels_and_files(home, tmp_path):
 
 
 def test_what_cannot_be_used_is_refused_before_anything_is_written(home):
-    with pytest.raises(KitError, match="say name="):
+    with pytest.raises(KitError, match="name: expected the folder"):
         huggingface.fetch(dataset())
-    with pytest.raises(KitError, match=r"columns found: image, lat, longitude, country.*needed: latitude"):
-        huggingface.fetch(dataset().rename_column("latitude", "lat"), name="a")
-    with pytest.raises(KitError, match="an Image column at least"):
+    with pytest.raises(KitError, match=r"expected an Image column, latitude or lat.*got image, y, longitude, country"):
+        huggingface.fetch(dataset().rename_column("latitude", "y"), name="a")
+    with pytest.raises(KitError, match=r"expected an Image column.*got latitude"):
         huggingface.fetch(dataset().remove_columns("image"), name="a")
     assert not paths.raw_dir().exists()

@@ -11,7 +11,7 @@ import pytest
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
-from kitlib.evaluation import baselines, metrics
+from kitlib.evaluation import baselines, metrics, runs
 
 STATES = pd.DataFrame({"state_idx": [1, 4, 9, 20], "state": list("ABCD")})
 CENTRES = np.array([[30.0, -90], [40, -75], [45, -110], [35, -120]])
@@ -130,17 +130,17 @@ def test_training_rows_of_one_state_are_no_obstacle(places, features):
 
 
 def test_bad_input_is_refused(places, features, folds):
-    with pytest.raises(KitError, match=r"train features of shape \(90, 5\) for 91 places"):
+    with pytest.raises(KitError, match=r"train features: expected shape \(91, D\); got \(90, 5\)"):
         baselines.logistic(places, features[:-1], folds)
-    with pytest.raises(KitError, match=r"test features of shape \(7, 5\) for 6 places"):
+    with pytest.raises(KitError, match=r"test features: expected shape \(6, D\); got \(7, 5\)"):
         baselines.logistic(places, features, folds, features[:7])
-    with pytest.raises(KitError, match="1 folds of shape"):
+    with pytest.raises(KitError, match="got 1 folds of shape"):
         baselines.logistic(places, features, np.zeros(91, int))
     with pytest.raises(KitError, match=r"shape \(90,\)"):
         baselines.commonest_out_of_fold(places, folds[:-1])
     broken = features.copy()
     broken[4, 2] = np.nan
-    with pytest.raises(KitError, match="row 4 are not finite"):
+    with pytest.raises(KitError, match="expected finite numbers; those of row 4 are not"):
         baselines.logistic(places, broken, folds)
 
 
@@ -164,3 +164,40 @@ def test_real_photographs_even_by_their_mean_colours(real_us):
     constant = metrics.score_guesses(baselines.commonest_out_of_fold(places, folds), places)
     assert 0.3 < constant.final < 0.4
     assert metrics.score_guesses(oof, places).final > constant.final + 0.01
+
+
+def test_chance_is_what_random_states_earn(places):
+    score = baselines.chance(places, places.sample_id("train"))
+    assert score.n == sum(COUNTS) and score.top5 == 1  # there are only four states
+    assert 0.1 < score.top1 < 0.4 and score == baselines.chance(places, places.sample_id("train"))
+
+
+def test_a_run_beside_the_commonest_states_and_other_runs(home, places):
+    fold = np.arange(sum(COUNTS)) % 3
+    held_out = places.sample_id("train")[fold == 1]
+    run = runs.start("run", {"folds_column": "spatial", "n_folds": 3}, data={})
+    other = runs.start("other", {}, data={})
+    guess = baselines.commonest_out_of_fold(places, fold)
+    run.save_guesses("oof", guess.at(held_out))
+    other.save_guesses("oof", guess)
+    table = pd.DataFrame({"sample_id": places.sample_id("train"), "group": fold, "stratified": -1, "spatial": fold})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "load_or_make", lambda places, n_folds: table)
+        members = baselines.beside(run, places, [other])
+    assert list(members) == ["commonest", "other", "run"]
+    for member in members.values():
+        assert member.sample_id.tolist() == held_out.tolist()
+        assert np.array_equal(member.state_probs, members["run"].state_probs)
+
+
+def test_the_error_table_joins_truth_and_guess(places):
+    guess = baselines.commonest_out_of_fold(places, np.arange(sum(COUNTS)) % 3).at(places.sample_id("train")[[5, 2]])
+    table, truth = metrics.error_table(guess, places), places.rows("train")
+    assert table["sample_id"].tolist() == guess.sample_id.tolist() and table["row"].tolist() == [5, 2]
+    assert table["state"].tolist() == truth["state"].iloc[[5, 2]].tolist() and (table["guess"] == "A").all()
+    assert table["right"].tolist() == (table["state"] == "A").tolist()
+    assert np.allclose(table["km"], geo.distance_km(places.points("train")[[5, 2]], guess.point()))
+    strange = guess.at(guess.sample_id)
+    object.__setattr__(strange, "sample_id", np.array([5000, 5001]))
+    with pytest.raises(KitError, match="expected sample_ids of training places; got 5000"):
+        metrics.error_table(strange, places)

@@ -82,7 +82,7 @@ def test_rows_are_joined_and_never_dropped(places):
     weights = ensemble.fit_weights(members, places)
     shuffled = members[1].take(np.random.default_rng(0).permutation(N))
     np.testing.assert_allclose(ensemble.fit_weights([members[0], shuffled], places), weights)
-    with pytest.raises(KitError, match="member 2 guessed 299 places, others than the 300"):
+    with pytest.raises(KitError, match="member 2: expected the 300 places of member 1; got 299"):
         ensemble.fit_weights([members[0], members[1].take(np.arange(N - 1))], places)
 
 
@@ -92,7 +92,7 @@ def test_members_of_some_folds_are_compared_on_the_places_they_share(places):
     assert {len(guesses) for guesses in shared.values()} == {N // 3}
     assert (shared["whole"].sample_id == shared["part"].sample_id).all()
     assert ensemble.fit_weights(list(shared.values()), places).sum() == pytest.approx(1)
-    with pytest.raises(KitError, match="members a, b have guessed no place in common"):
+    with pytest.raises(KitError, match="members a, b guessed no common place"):
         ensemble.on_common_places({"a": whole.take(np.arange(5)), "b": whole.take(np.arange(5, 9))})
 
 

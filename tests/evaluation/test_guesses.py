@@ -35,10 +35,10 @@ def test_fields_get_their_dtypes():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"weights": np.ones((3, 2))}, "weights of sample_id 3 .and 2 more. must be non-negative and sum to 1"),
-        ({"state_probs": np.full((3, 2), np.nan)}, "state_probs of sample_id 3"),
-        ({"sample_id": np.array([1, 1, 2])}, "sample_id holds a value twice"),
-        ({"answered": np.ones(2, bool)}, r"answered has shape \(2,\), expected \(3,\)"),
+        ({"weights": np.ones((3, 2))}, "weights: expected .* sum to 1; those of sample_id 3 .and 2 more. do not"),
+        ({"state_probs": np.full((3, 2), np.nan)}, "state_probs: expected .* those of sample_id 3"),
+        ({"sample_id": np.array([1, 1, 2])}, "sample_id: expected different values"),
+        ({"answered": np.ones(2, bool)}, r"answered: expected shape \(3,\); got \(2,\)"),
         ({"points": np.full((3, 2, 2), 95.0)}, "latitude"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_member_that_did_not_answer_is_left_out_where_another_did():
 
 @pytest.mark.parametrize("weights", [[1], [0, 0], [-1, 2], [np.nan, 1]])
 def test_impossible_shares_are_refused(weights):
-    with pytest.raises(KitError, match="one non-negative share each"):
+    with pytest.raises(KitError, match="weights: expected 2 finite numbers from 0"):
         guesses.average([make(), make()], weights)
 
 

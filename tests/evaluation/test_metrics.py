@@ -51,15 +51,15 @@ def test_shares_grow_with_the_radius_and_order_does_not_matter(km):
 
 
 @pytest.mark.parametrize(
-    "km, told",
+    "km, message",
     [
-        ([], r"shape \(0,\)"),
-        ([[1.0]], r"shape \(1, 1\)"),
+        ([], r"got \(0,\)"),
+        ([[1.0]], r"got \(1, 1\)"),
         ([1.0, np.nan], "first at row 1: nan km"),
         ([np.inf], "first at row 0: inf"),
         ([2.0, -1.0], "-1 km"),
     ],
 )
-def test_what_is_no_distance_is_refused(km, told):
-    with pytest.raises(KitError, match=told):
+def test_what_is_no_distance_is_refused(km, message):
+    with pytest.raises(KitError, match=message):
         metrics.report(km)

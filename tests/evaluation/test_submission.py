@@ -67,11 +67,11 @@ def test_missing_ranks_never_match():
 
 
 def test_score_arrays_refuses_what_cannot_be_scored():
-    with pytest.raises(KitError, match="at least 1"):
+    with pytest.raises(KitError, match="at least 1 place"):
         metrics.score_arrays([], np.zeros((0, 2)), np.zeros((0, 5)), np.zeros((0, 2)))
     with pytest.raises(KitError, match=r"\(2, 2\)"):
         metrics.score_arrays([1, 1], np.zeros((2, 2)), np.zeros((2, 5)), np.zeros((1, 2)))
-    with pytest.raises(KitError, match="guesses: 1 of 1"):
+    with pytest.raises(KitError, match=r"guesses: .* 1 of 1"):
         metrics.score_arrays([1], [[0, 0]], [[1]], [[np.nan, 0]])
 
 
@@ -167,7 +167,7 @@ def test_truth_file_is_checked(tmp_path):
     with pytest.raises(KitError, match=r"t\.csv: latitude is not a number in 1 row: line 2 \(sample_id 0: ''\)"):
         submission.score_files(tmp_path / "t.csv", tmp_path / "s.csv")
     truth.drop(columns="state_idx").to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(KitError, match=r"t\.csv lacks the columns state_idx"):
+    with pytest.raises(KitError, match=r"t\.csv .*missing: state_idx"):
         submission.score_files(tmp_path / "t.csv", tmp_path / "s.csv")
 
 

@@ -76,3 +76,12 @@ def test_save_is_atomic_and_settings_of_the_caller_stay(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in path.parent.iterdir()] == ["km.png"]
     assert dict(matplotlib.rcParams) == before
+
+
+def test_neighbours_stand_beside_their_place_with_state_and_distance():
+    pictures = RNG.integers(0, 255, (2, 3, 8, 8, 3), np.uint8)
+    states = [["Ohio", "Iowa", "Utah"], ["Maine", "Ohio", "Iowa"]]
+    figure = charts.neighbour_rows(pictures, states, [[10.0, 2000.0], [1.0, 3.0]], first="held out", note=NOTE)
+    for text in ("Ohio\nIowa, 10 km\nUtah, 2,000 km", "held out", "most similar", "second", NOTE):
+        assert text in texts(figure)
+    png(figure)

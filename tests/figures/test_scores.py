@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import pytest
-from figure_helper import DISTANCE, NAMES, NOTE, png, texts
+from figure_helper import NAMES, NOTE, POINTS, png, texts
 
 from kitlib.evaluation import metrics
 from kitlib.figures import scores
@@ -13,12 +12,12 @@ from kitlib.figures import scores
 RNG = np.random.default_rng(0)
 
 
-def test_confusion_rows_are_shares_and_empty_states_stay_blank():
-    figure = scores.confusion([0, 0, 1], [0, 1, 1], NAMES, DISTANCE, note=NOTE)
-    shares = figure.axes[0].collections[0].get_array().reshape(8, 8)
-    rows = np.ma.filled(shares, np.nan)
-    assert np.nansum(rows) == pytest.approx(2)
-    assert np.isnan(rows).all(1).sum() == 6
+def test_confusion_rows_are_shares_of_the_states_that_occur_and_rows_without_places_stay_blank():
+    a, b, c = NAMES[:3]
+    figure = scores.confusion([a, a, b], [a, b, c], NAMES, POINTS, note=NOTE)
+    shares = np.ma.filled(figure.axes[0].collections[0].get_array().reshape(3, 3), np.nan)
+    assert sorted(shares[np.isfinite(shares)].tolist()) == [0, 0, 0, 0.5, 0.5, 1]
+    assert np.isnan(shares).all(1).sum() == 1
     png(figure)
 
 

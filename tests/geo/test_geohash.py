@@ -53,12 +53,12 @@ def test_arrays_of_any_shape():
 
 def test_bad_input_is_refused():
     for length in (0, 13):
-        with pytest.raises(KitError, match="allowed are 1 to 12"):
+        with pytest.raises(KitError, match="expected 1 to 12"):
             encode([0.0, 0.0], length)
     with pytest.raises(KitError, match="not on Earth"):
         encode([91.0, 0.0], 5)
     for word in ("a1", "DP", "d p"):
-        with pytest.raises(KitError, match="is no geohash"):
+        with pytest.raises(KitError, match="geohash: expected the characters"):
             decode(word)
-    with pytest.raises(KitError, match="0 characters"):
+    with pytest.raises(KitError, match="characters; got 0"):
         decode("")

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from kitlib import geo
 from kitlib.core.errors import KitError
-from kitlib.geo import median, sphere
+from kitlib.geo import sphere
 
 HALF_WAY_ROUND = np.pi * geo.EARTH_RADIUS_KM
 METRE = 1e-3
@@ -89,7 +89,7 @@ def test_matrix_is_chunked_and_agrees_with_pairs(monkeypatch):
 
 
 def test_a_point_that_is_not_on_earth_is_named():
-    with pytest.raises(KitError, match=r"train: 2 of 3 points are not on Earth, first at 1: latitude 91, longitude 0"):
+    with pytest.raises(KitError, match=r"^train: expected .* not on Earth, first at 1: latitude 91, longitude 0"):
         geo.check_points([[0, 0], [91, 0], [np.nan, 0]], "train")
     with pytest.raises(KitError, match="shape"):
         geo.check_points([1.0, 2.0, 3.0], "train")
@@ -162,7 +162,7 @@ def test_medians_of_many_rows_are_those_of_single_rows(monkeypatch):
     cloud = np.stack([rng.uniform(20, 60, (40, 7)), rng.uniform(-130, -60, (40, 7))], -1)
     weights = rng.random((40, 7))
     single = np.stack([geo.geometric_median(c, w) for c, w in zip(cloud, weights, strict=True)])
-    monkeypatch.setattr(median, "BLOCK", 70)
+    monkeypatch.setattr(sphere, "BLOCK", 70)
     assert geo.distance_km(geo.geometric_median(cloud, weights), single).max() < METRE
     assert geo.geometric_median(cloud.reshape(8, 5, 7, 2)).shape == (8, 5, 2)
 

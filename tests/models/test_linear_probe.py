@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from kitlib.data import readers
 from kitlib.evaluation import metrics, runs
 from kitlib.models import linear_probe
@@ -19,10 +21,20 @@ def test_the_baseline_is_a_run_that_is_made_once(home, small_sample, monkeypatch
     assert linear_probe.logistic(data, "tiny", n_folds=3).metrics == run.metrics
 
 
-def test_other_settings_make_the_baseline_anew(home, small_sample):
+def test_spatial_folds_have_a_run_of_their_own_and_other_settings_replace_one(home, small_sample, monkeypatch):
     data = readers.read(small_sample)
     first = linear_probe.logistic(data, "tiny", n_folds=3)
-    again = linear_probe.logistic(data, "tiny", n_folds=3, folds_column="spatial")
-    assert again.name == first.name
-    assert again.settings["folds_column"] == "spatial"
-    assert again.finished
+    spatial = linear_probe.logistic(
+        data, n_folds=3, folds_column="spatial"
+    )  # tiny is the usual encoder of drawn places
+    assert spatial.name == f"{first.name}-spatial" and spatial.settings["folds_column"] == "spatial"
+    monkeypatch.setattr(linear_probe.baselines, "C", 0.5)
+    again = linear_probe.logistic(data, "tiny", n_folds=3)
+    assert again.name == first.name and again.settings["c"] == 0.5 and again.finished
+
+
+def test_features_are_compared_by_direction_and_drawn_along_their_principal_plane():
+    features = np.array([[1.0, 0.0], [10.0, 1.0], [0.0, 1.0], [-1.0, 0.0]])
+    assert linear_probe.most_similar(features, np.array([0, 2]), k=2).tolist() == [[1, 2], [1, 0]]
+    plane, shares = linear_probe.principal_plane(features * [1, 0.1])
+    assert shares[0] > 0.99 and np.allclose(np.abs(plane[:, 0]), np.abs(features[:, 0]), atol=0.2)

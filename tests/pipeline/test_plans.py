@@ -102,7 +102,7 @@ def test_refuses_a_malformed_plan(folder, text, message):
 
 
 def test_an_unknown_plan_is_told_with_those_there_are():
-    with pytest.raises(KitError, match=r"no plan 'sampel'; there are: .*\.yaml"):
+    with pytest.raises(KitError, match=r"no plan 'sampel'; expected .*\.yaml"):
         plans.check("sampel")
 
 
@@ -120,7 +120,7 @@ def test_an_unknown_plan_is_told_with_those_there_are():
 )
 def test_refuses_a_parameters_cell_that_papermill_would_misread(tmp_path, line):
     write_notebook(tmp_path / "x.ipynb", parameters(line))
-    with pytest.raises(KitError, match=r"x.*(papermill cannot read|expected)"):
+    with pytest.raises(KitError, match=r"x.*expected"):
         read_notebook(tmp_path / "x.ipynb")
 
 
@@ -129,13 +129,13 @@ def test_refuses_a_parameters_cell_that_papermill_would_misread(tmp_path, line):
 )
 def test_refuses_a_notebook_without_its_one_tag(tmp_path, cells):
     write_notebook(tmp_path / "x.ipynb", *cells)
-    with pytest.raises(KitError, match=r"cells tagged 'parameters'; exactly one"):
+    with pytest.raises(KitError, match=r"expected exactly one cell tagged 'parameters'"):
         read_notebook(tmp_path / "x.ipynb")
 
 
 def test_refuses_what_is_no_notebook(tmp_path):
     (tmp_path / "x.ipynb").write_text("{}")
-    with pytest.raises(KitError, match="not a notebook"):
+    with pytest.raises(KitError, match="cannot be read as a notebook"):
         read_notebook(tmp_path / "x.ipynb")
 
 

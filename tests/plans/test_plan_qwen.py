@@ -24,6 +24,6 @@ def test_a_published_model_goes_through_the_plan(home, small_sample, tmp_path):
     sft, grpo = (runs.open_run(f"qwen-{method}") for method in ("sft", "grpo"))
     assert {sft.settings["rate"], grpo.settings["rate"]} == {1e-4, 1e-5}
     assert all(loading.saved(crossval.folder(run, 0)).name == "adapter" for run in (sft, grpo))
-    said = rollouts.read(grpo.dir / "rollouts")
-    assert said.loc[said["phase"] == "train", "tau_km"].unique().tolist() == [2000.0, 25.0]
+    table = rollouts.read(grpo.dir / "rollouts")
+    assert table.loc[table["phase"] == "train", "tau_km"].unique().tolist() == [2000.0, 25.0]
     assert len(grpo.guesses("test")) and grpo.metrics["oof"]["final"] > 0

@@ -120,7 +120,7 @@ def test_features_that_are_not_finite_name_the_place(tiny, tmp_path):
     broken = encoders.load("tiny", image_size=24)
     with torch.no_grad():
         next(broken.parameters()).fill_(float("nan"))
-    with pytest.raises(KitError, match="not finite for sample_id 100"):
+    with pytest.raises(KitError, match="expected finite features; those of sample_id 100"):
         embeddings.embed(ArrayPack(), broken, tmp_path, device=CPU)
     assert not list(tmp_path.glob("*/meta.json"))
 

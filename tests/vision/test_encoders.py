@@ -111,7 +111,7 @@ def test_checkpointing_changes_memory_not_gradients(tiny, pictures):
 
 @pytest.mark.parametrize("spec", ["", "resnet18", "timm:", "hf:", "tiny:1", "clip:x"])
 def test_an_unknown_spec_is_refused_with_what_is_allowed(spec):
-    with pytest.raises(KitError, match="allowed are tiny, timm:NAME"):
+    with pytest.raises(KitError, match="expected tiny, timm:NAME"):
         encoders.load(spec)
 
 
@@ -165,7 +165,7 @@ def test_timm_options_and_notes_in_the_file(tmp_path, pictures):
     assert not torch.allclose(noted(pictures), other(pictures))
     with pytest.raises(KitError, match="no_such_option"):
         encoders.load(f"timm:test_efficientnet?no_such_option=1@{path}")
-    with pytest.raises(KitError, match="option 'pad_type' has no value"):
+    with pytest.raises(KitError, match="expected option=value, joined by &; got 'pad_type'"):
         encoders.load(f"timm:test_efficientnet?pad_type@{path}")
 
 
@@ -184,9 +184,9 @@ def test_timm_weights_that_do_not_fit_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(KitError, match=r"cannot be read as weights: expected a whole .safetensors"):
         encoders.load(f"timm:test_resnet@{path}")
-    with pytest.raises(KitError, match=r"no weights there; looked for .*nowhere"):
+    with pytest.raises(KitError, match=r"no weights found; looked for .*nowhere"):
         encoders.load("timm:test_resnet@nowhere")
-    with pytest.raises(KitError, match=r"knows no model 'resnet19'; similar names: .*resnet"):
+    with pytest.raises(KitError, match=r"expected a model of timm, such as .*resnet.*got 'resnet19'"):
         encoders.load("timm:resnet19")
 
 
@@ -197,7 +197,7 @@ def test_timm_without_internet_says_what_to_do(monkeypatch):
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(timm, "create_model", refuse)
-    with pytest.raises(KitError, match=r"could not be had \(OSError: no route to host\); without the internet"):
+    with pytest.raises(KitError, match=r"could not be loaded \(OSError: no route to host\); without the internet"):
         encoders.load("timm:test_vit")
 
 
@@ -249,7 +249,7 @@ def test_clip_at_another_size_interpolates_positions(clip, pictures):
     full, less = encoders.load(f"hf:{clip}")(pictures), small(pictures)
     assert less.shape == full.shape
     assert torch.nn.functional.cosine_similarity(less, full).min() > 0.9
-    with pytest.raises(KitError, match="multiples of its 14 px patch"):
+    with pytest.raises(KitError, match=r"image_size: .* takes multiples of its 14 px patch"):
         encoders.load(f"hf:{clip}", image_size=250)
 
 
@@ -322,9 +322,9 @@ def test_folders_that_do_not_hold_an_encoder(clip, tmp_path):
 
     from safetensors.torch import load_file, save_file
 
-    with pytest.raises(KitError, match=r"no such folder; looked for .*/no/where"):
+    with pytest.raises(KitError, match=r"no folder found; looked for .*/no/where"):
         encoders.load("hf:/no/where")
-    with pytest.raises(KitError, match="could not be had"):
+    with pytest.raises(KitError, match="could not be loaded"):
         encoders.load(f"hf:{tmp_path}")
     folder = tmp_path / "broken"
     shutil.copytree(clip, folder)
@@ -336,10 +336,10 @@ def test_folders_that_do_not_hold_an_encoder(clip, tmp_path):
     with pytest.raises(KitError, match=r"2 weights are missing or of another shape .*class_.*post_layernorm.weight"):
         encoders.load(f"hf:{folder}")
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(KitError, match="could not be had"):
+    with pytest.raises(KitError, match="could not be loaded"):
         encoders.load(f"hf:{folder}")
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(KitError, match=r"is a 'bert'; allowed are clip"):
+    with pytest.raises(KitError, match=r"expected one of clip.*; got a 'bert'"):
         encoders.load(f"hf:{folder}")
 
 

@@ -37,5 +37,5 @@ def test_an_encoder_without_updates_is_left_as_it_is(clip):
 
 
 def test_lora_refuses_an_encoder_without_attention():
-    with pytest.raises(KitError, match=r"lora_rank 2.*'tiny'.*allowed are hf"):
+    with pytest.raises(KitError, match=r"lora_rank 2: expected an hf: encoder .*'tiny'"):
         lora.add(encoders.load("tiny"), 2)

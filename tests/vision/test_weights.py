@@ -11,7 +11,6 @@ torch = pytest.importorskip("torch")
 
 from kitlib.core.errors import KitError
 from kitlib.models.multiview.heads import Classes, Heads
-from kitlib.models.regional.heads import RegionHeads
 from kitlib.models.retrieval.gps_network import GpsMatch
 from kitlib.models.retrieval.metric_learning import Projection
 from kitlib.vision import encoders, lora, weights
@@ -20,7 +19,6 @@ POINTS = np.array([[34.0, -118.0], [41.0, -74.0]])
 CLASSES = Classes(np.array([3, 7]), np.array([10, 30]), POINTS, POINTS, np.array([0, 1]), np.array([50.0, 20.0]))
 MAKE = {
     Heads: lambda: Heads(CLASSES, 4, 6, hidden=8),
-    RegionHeads: lambda: RegionHeads([True, False, False], 6),
     Projection: lambda: Projection(6, 4, hidden=3),
     GpsMatch: lambda: GpsMatch(6, dim=5, hidden=4, sigmas=(2,), n_frequencies=4, location_hidden=8),
 }

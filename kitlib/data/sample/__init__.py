@@ -1,4 +1,4 @@
-"""The drawn competition: a small world in exactly the file format of the real one."""
+"""The drawn sample competition: made-up places in the file format of the real one."""
 
 from __future__ import annotations
 

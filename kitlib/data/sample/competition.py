@@ -1,7 +1,7 @@
-"""The built-in sample competition: a drawn world in exactly the competition's files.
+"""Draw the sample competition, in the files of the real one.
 
-Real are the outlines of states, the competition's 33 states and where its places are (density.csv). Everything
-in the pictures is painted (see `scenery`), and says so in its bottom strip. The hidden test truth is written too.
+The outlines of states, the 33 states of the competition and the density of its places (density.csv) are real. The
+pictures are painted (see `scenery`), as their bottom strip says. The hidden test truth is written too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ chance. No place in it exists.
 
 
 def ensure(data: str) -> Path:
-    """The folder of a data set as `paths.find_data`, where "sample" is drawn into data/raw/sample if it is missing."""
+    """Find a data set by `paths.find_data`; draw "sample" into data/raw/sample if it is missing."""
     if data != "sample":
         return paths.find_data(data)
     folder = paths.raw_dir() / "sample"
@@ -57,22 +57,22 @@ def ensure(data: str) -> Path:
 def draw(folder: str | Path, n_train: int = 1000, n_test: int = 250, size: int = 256, seed: int = 0) -> Path:
     """Draw a sample competition into `folder` and return the folder; the default size takes about half a minute.
 
-    The same settings always draw the same world, and a folder that already holds it is left alone; a sample of other
-    settings is replaced. The folder appears when everything in it is finished. Raises KitError for settings that make
-    no sense, and where `folder` holds anything but a sample.
+    Equal settings give equal files. A folder that holds the same sample is kept, one of other settings is replaced. The
+    folder appears when it is complete. Raises KitError for impossible settings, and for a folder that holds anything
+    but a sample.
     """
     folder = Path(folder).expanduser().resolve()
     settings = {"n_train": n_train, "n_test": n_test, "size": size, "seed": seed}
     if n_train < 1 or n_test < 1 or seed < 0:
-        raise KitError(f"a sample of {n_train} + {n_test} places with seed {seed}: allowed are counts >= 1, seeds >= 0")
+        raise KitError(f"sample: expected counts >= 1 and a seed >= 0; got {n_train}, {n_test} and {seed}")
     if not 32 <= size <= 512 or size % 2:
-        raise KitError(f"sample pictures of {size} pixels: allowed is an even number from 32 to 512")
+        raise KitError(f"size: expected an even number of pixels from 32 to 512; got {size}")
     known = folder / "sample.json"
     if known.is_file():
         if json.loads(known.read_text()) == settings:
             return folder
     elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise KitError(f"{folder} holds something else than a drawn sample: give an empty or a new folder")
+        raise KitError(f"{folder} holds something other than a drawn sample: give an empty or a new folder")
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     for stale in folder.parent.glob(f".{folder.name}-drawing-*"):  # left by a drawing that was killed
@@ -92,7 +92,7 @@ def draw(folder: str | Path, n_train: int = 1000, n_test: int = 250, size: int =
 
 
 def _write(folder: Path, settings: dict[str, int]) -> None:
-    """All files of a sample, into a new folder."""
+    """Write all files of a sample to a new folder."""
     size, seed = settings["size"], settings["seed"]
     inner = folder / "kaggle_dataset"
     train, test = _places(settings["n_train"], settings["n_test"], seed)
@@ -102,7 +102,7 @@ def _write(folder: Path, settings: dict[str, int]) -> None:
     for images in ("train_images", "test_images"):
         (inner / images).mkdir(parents=True)
     places = pd.concat([train, test], ignore_index=True)
-    looks = scenery.looks(
+    scenes = scenery.appearances(
         places[["latitude", "longitude"]].to_numpy(), places["state_idx"].to_numpy(), places["urban"].to_numpy(), seed
     )
 
@@ -112,10 +112,10 @@ def _write(folder: Path, settings: dict[str, int]) -> None:
         for name, view in zip(_file_names(i), _label(views), strict=True):
             (images / name).write_bytes(simplejpeg.encode_jpeg(view, quality=88, colorsubsampling="420"))
 
-    # numpy lets go of the interpreter while it paints, so threads do
-    with ThreadPoolExecutor(paths.workers()) as pool, tqdm(total=len(looks), desc="drawing the sample") as progress:
+    # numpy releases the GIL while it paints
+    with ThreadPoolExecutor(paths.workers()) as pool, tqdm(total=len(scenes), desc="drawing the sample") as progress:
         try:
-            for _ in pool.map(paint, visits, looks):
+            for _ in pool.map(paint, visits, scenes):
                 progress.update()
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -126,9 +126,9 @@ def _write(folder: Path, settings: dict[str, int]) -> None:
         inner / "train_ground_truth.csv", index=False, float_format="%.6f"
     )
     unanswered = {f"predicted_state_idx_{rank}": -1 for rank in range(1, 6)}
-    asked = _table(test)[["sample_id", *(f"image_{view}" for view in VIEWS)]]
-    asked = asked.assign(**unanswered, predicted_latitude=np.nan, predicted_longitude=np.nan)
-    asked.to_csv(inner / "sample_submission.csv", index=False)
+    template = _table(test)[["sample_id", *(f"image_{view}" for view in VIEWS)]]
+    template = template.assign(**unanswered, predicted_latitude=np.nan, predicted_longitude=np.nan)
+    template.to_csv(inner / "sample_submission.csv", index=False)
     _states()[["state_idx", "state"]].to_csv(inner / "state_mapping.csv", index=False)
     _table(test)[["sample_id", *truth]].to_csv(folder / "test_truth.csv", index=False, float_format="%.6f")
     (folder / "README.txt").write_text(README)
@@ -155,7 +155,7 @@ def _label_strip(size: int) -> np.ndarray:
 
 
 def _label(views: np.ndarray) -> np.ndarray:
-    """Views (4, H, W, 3) that say what they are, where the real pictures have their watermark."""
+    """Mark views (4, H, W, 3) as drawn, where the real pictures have their watermark."""
     words = _label_strip(views.shape[2])
     bottom = views[:, -len(words) :]
     bottom[:] = bottom * 0.8 * (1 - 0.8 * words) + 204 * words
@@ -168,10 +168,10 @@ def _states() -> pd.DataFrame:
 
 @cache
 def _ground() -> dict[str, tuple[list[shapely.Geometry], np.ndarray]]:
-    """For each state the pieces of land that the density's bins cut from it, and the share of its places on each.
+    """The pieces of each state by the bins of the density, and the share of its places on each.
 
-    A bin may lie in several states. Its count is divided so that every state gets its own number of places: iterative
-    proportional fitting (Deming and Stephan 1940) that starts from the areas. A state without bins is one piece.
+    A bin may lie in several states. Its count is divided so that every state has its number of places, by iterative
+    proportional fitting (Deming and Stephan 1940) from the areas. A state without bins is one piece.
     """
     density, states = pd.read_csv(Path(__file__).parent / "density.csv"), _states()
     shapes = np.array([outlines.state_shapes()[state] for state in states["state"]])
@@ -195,24 +195,24 @@ def _ground() -> dict[str, tuple[list[shapely.Geometry], np.ndarray]]:
 
 
 def _within(shape: shapely.Geometry, n: int, rng: np.random.Generator) -> np.ndarray:
-    """n points [lat, lon] anywhere in a shape."""
+    """n uniform points [lat, lon] in a shape."""
     west, south, east, north = shape.bounds
     shapely.prepare(shape)
-    found = np.empty((0, 2))
-    while len(found) < n:
+    points = np.empty((0, 2))
+    while len(points) < n:
         tries = np.stack([rng.uniform(south, north, 8 * n), rng.uniform(west, east, 8 * n)], axis=1)
-        found = np.concatenate([found, tries[shapely.contains_xy(shape, tries[:, 1], tries[:, 0])]])
-    return found[:n]
+        points = np.concatenate([points, tries[shapely.contains_xy(shape, tries[:, 1], tries[:, 0])]])
+    return points[:n]
 
 
 def _state_places(state: str, n: int, seed: int, state_idx: int) -> pd.DataFrame:
-    """n places in a state: four in five around one of its towns, the others in the country; and how urban they are."""
+    """n places in a state, with how urban they are: four in five around a town, the others in the country."""
     pieces, weights = _ground()[state]
 
     def scatter(n: int, rng: np.random.Generator) -> np.ndarray:
         return np.concatenate([_within(p, k, rng) for p, k in zip(pieces, rng.multinomial(n, weights), strict=True)])
 
-    rng = np.random.default_rng([seed, 3, state_idx])  # the towns are there however many places are asked for
+    rng = np.random.default_rng([seed, 3, state_idx])  # the towns do not depend on the number of places
     towns = rng.permutation(scatter(TOWNS, rng))
     inhabitants = rng.lognormal(0, 1.0, TOWNS)
     radius_km = 3 + 5 * np.sqrt(inhabitants / inhabitants.max())

@@ -1,9 +1,9 @@
-"""A strip of four 90-degree views that join without a seam, and the ways of painting on it.
+"""A strip of four seamless 90-degree views, and methods to paint on it.
 
-The camera stands 2.5 m above a road. A pixel column is a direction, a pixel below the horizon is a spot on the ground,
-so the sun, its glow and the shadows are where they really would be, and differ from view to view. Colours are 0 to 1,
-lengths metres, angles radians clockwise from north; `across` is metres to the right of the road's middle. Everything
-large is float32: the strip is repainted some twenty times.
+The camera is 2.5 m above a road. A pixel column is a direction and a pixel below the horizon a point on the ground, so
+that the sun, its glow and the shadows are at their true positions in every view. Colours are 0 to 1, lengths metres,
+angles radians clockwise from north; `across` is metres to the right of the road's middle. Large arrays are float32,
+because the strip is repainted about twenty times.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Light:
     sun_azimuth: float
     direct: float  # 0 overcast, 1 clear
     cover: float  # share of the sky under cloud
-    sight_m: float  # distance at which things have lost 63 % of their colour to the haze
+    sight_m: float  # distance at which haze replaces 63 % of a colour
     zenith: np.ndarray
     haze: np.ndarray
     tint: np.ndarray  # colour of the light on the ground
@@ -51,7 +51,7 @@ class Thing:
 
 
 def mix(a: Any, b: Any, t: Any) -> np.ndarray:
-    """From a (t = 0) to b (t = 1)."""
+    """Interpolate from a (t = 0) to b (t = 1)."""
     return np.asarray(a) + (np.asarray(b) - np.asarray(a)) * t
 
 
@@ -61,7 +61,7 @@ def _colour(colour: Any) -> np.ndarray:
 
 @cache
 def noise(exponent: float) -> np.ndarray:
-    """A tiling picture whose amplitude falls with frequency ** exponent: (NOISE, NOISE), mean 0, deviation 1."""
+    """A tiling noise picture (NOISE, NOISE) of mean 0 and deviation 1; amplitude falls with frequency ** exponent."""
     rng = np.random.default_rng(round(exponent * 1000))
     frequency = np.hypot(np.fft.fftfreq(NOISE)[:, None], np.fft.rfftfreq(NOISE)[None])
     frequency[0, 0] = np.inf
@@ -70,7 +70,7 @@ def noise(exponent: float) -> np.ndarray:
 
 
 def _textures(exponent: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Eight cuts of a noise picture as seen at pixel positions x, y (in noise pixels): (8, *x.shape)."""
+    """Eight samples (8, *x.shape) of a noise picture at positions x, y in noise pixels."""
     cells = (np.floor(x).astype(np.int64) % NOISE) * NOISE + np.floor(y).astype(np.int64) % NOISE
     moved = cells + np.arange(8).reshape(8, *[1] * x.ndim) * (NOISE**2 // 8 + 97)
     return noise(exponent).ravel().take(moved % NOISE**2)
@@ -78,7 +78,7 @@ def _textures(exponent: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @cache
 def _camera(size: int) -> SimpleNamespace:
-    """Where every pixel of the strip looks; the same for all places."""
+    """The direction and ground point of every pixel of the strip, the same for all places."""
     focal, horizon = size / 2, size // 2
     within = np.arctan((np.arange(size) + 0.5 - focal) / focal)
     azimuth = (within + np.arange(4)[:, None] * np.pi / 2).ravel()
@@ -111,19 +111,19 @@ class Strip:
     """The strip being painted, (3, size, 4 * size): north, east, south and west side by side."""
 
     def __init__(self, size: int, light: Light, heading: float, lane: float) -> None:
-        """heading: where the road leads; lane: the middle of the road as seen from the camera, metres to the right."""
+        """heading: direction of the road; lane: the road's middle, metres to the right of the camera."""
         self.camera, self.light, self.heading, self.lane = _camera(size), light, heading, lane
         self.canvas = np.empty((3, size, 4 * size), np.float32)
         self.sunward = np.cos(self.camera.azimuth - light.sun_azimuth).astype(np.float32)
-        # towards the sun things show their shaded side, and the camera closes down
+        # towards the sun, things show their shaded side and the exposure is lower
         self.gain = 0.92 - float(0.13 * light.direct * np.cos(light.sun_height)) * self.sunward
 
     def _texture(self, cuts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """One of the cuts (8, rows, 4 * size), turned by whole views."""
+        """One of the samples (8, rows, 4 * size), rotated by whole views."""
         return np.roll(cuts[rng.integers(len(cuts))], rng.integers(4) * self.camera.size, axis=1)
 
     def sky(self, rng: np.random.Generator) -> None:
-        """Gradient, clouds, the sun and its glow."""
+        """Paint the gradient, clouds, the sun and its glow."""
         camera, light = self.camera, self.light
         sky = self.canvas[:, : camera.horizon]
         np.multiply(_colour(light.haze - light.zenith), camera.fade, out=sky)
@@ -138,7 +138,7 @@ class Strip:
         sky += glow * _colour(light.direct * light.tint)
 
     def hills(self, relief: np.ndarray, tint: np.ndarray, snow_line: float, rng: np.random.Generator) -> None:
-        """Three ridges, the farthest first; relief (16,) is how mountainous it is in each direction, 0 to 1."""
+        """Paint three ridges, the farthest first; relief (16,) is the height of mountains by direction, 0 to 1."""
         camera, light = self.camera, self.light
         around = np.linspace(0, 2 * np.pi, len(relief) + 1)
         relief = np.interp(camera.azimuth % (2 * np.pi), around, np.append(relief, relief[0])).clip(0, 1.2)
@@ -158,7 +158,7 @@ class Strip:
                 self._fill(top, bottom, seen, 0, 0.2 * nearness * grain)
 
     def _along(self, across: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Columns that look to that side of the road, how far a surface along the road is there, and where along it."""
+        """The columns towards that side of the road; distance of and position along a surface beside the road."""
         u = across + self.lane
         side = np.sin(self.camera.azimuth - self.heading)
         columns = np.flatnonzero(side * np.sign(u) > 1e-6)
@@ -170,7 +170,7 @@ class Strip:
         return camera.horizon - camera.focal * camera.secant[columns] / reach * (height - CAMERA_M)
 
     def wall(self, across: float, low: float, high: np.ndarray | float, tint: np.ndarray, grain: float = 0.0) -> None:
-        """An upright surface along the road, from low to high; high may be a profile (512,), one number a metre."""
+        """Paint a wall along the road from low to high; high may be a profile (512,), one number per metre."""
         camera = self.camera
         columns, reach, along = self._along(across)
         if isinstance(high, np.ndarray):
@@ -184,7 +184,7 @@ class Strip:
             self._fill(top[run], bottom[run], colours[:, run], columns[run[0]], texture)
 
     def wire(self, across: float, start: float, span: float, height: float) -> None:
-        """A wire that sags 0.8 m between poles `span` apart, one of them at `start`."""
+        """Paint a wire that sags 0.8 m between poles `span` apart, one of them at `start`."""
         columns, reach, along = self._along(across)
         part = (along - start) / span % 1
         row = self._row(columns, reach, height - 0.8 * (1 - (2 * part - 1) ** 2)) - 0.5
@@ -196,7 +196,7 @@ class Strip:
     def _fill(
         self, top: np.ndarray, bottom: np.ndarray, tint: np.ndarray, first: int, grain: np.ndarray | None
     ) -> None:
-        """Colour columns from `first` on between rows top and bottom, each (columns,), softly; tint (3, columns)."""
+        """Fill columns from `first` on between rows top and bottom (columns,) with soft edges; tint (3, columns)."""
         high, low = (int(r) for r in np.clip([np.floor(top.min()), np.ceil(bottom.max())], 0, self.camera.size))
         row = np.arange(high, low, dtype=np.float32)[:, None]
         cover = np.clip(bottom.astype(np.float32) - row, 0, 1) + np.clip(row + 1 - top.astype(np.float32), 0, 1)
@@ -208,9 +208,9 @@ class Strip:
         piece += (tint - piece) * cover
 
     def ground(self, road: SimpleNamespace, shade: np.ndarray, rng: np.random.Generator) -> None:
-        """Grass, soil, crops, the road and its paint, and the shadows of what stands beside it.
+        """Paint grass, soil, crops, the road and its markings, and the shadows of things beside it.
 
-        road: see scenery._road. shade: (2, 1024) heights of what stands left and right, every quarter of a metre along.
+        road: see scenery._road. shade: (2, 1024) heights of things left and right, every quarter of a metre along.
         """
         camera, light = self.camera, self.light
         angle = camera.azimuth - self.heading
@@ -218,7 +218,7 @@ class Strip:
         across = camera.depth * right - np.float32(self.lane)
         along = camera.depth * (np.cos(angle) * camera.secant).astype(np.float32)
         aside = np.abs(across)
-        # metres across that one pixel covers: edges are softened by that much
+        # edges are softened by the metres across that one pixel covers
         sharp = camera.focal / (camera.depth**2 / np.float32(CAMERA_M) * np.abs(right) + camera.depth)
         fine = self._texture(camera.fine, rng) * np.minimum(1, 6 / camera.depth)
         coarse = self._texture(camera.coarse, rng)
@@ -248,7 +248,7 @@ class Strip:
             layers.append((road.white, wear * band(road.half - 0.4, road.half - 0.26)))
         if road.half > 5:
             layers.append((road.white, dashes * band(road.half / 2 + 0.2, road.half / 2 + 0.33)))
-        # from the top layer down, each gets what the layers above left uncovered
+        # from the top layer down, each covers what the layers above leave free
         layers.insert(0, (road.grass, np.ones_like(across)))
         shares, left = np.empty((len(layers), *across.shape), np.float32), np.ones_like(across)
         for share, (_, cover) in zip(shares[::-1], layers[::-1], strict=True):
@@ -265,7 +265,7 @@ class Strip:
         self.canvas[:, camera.horizon :] = land
 
     def _shadows(self, across: np.ndarray, along: np.ndarray, trees: float, shade: np.ndarray) -> np.ndarray:
-        """How much of the sun is hidden at ground pixels: where a ray to the sun passes below the tops at `trees`."""
+        """The hidden share of the sun at ground pixels: where a ray to the sun passes below the tops at `trees`."""
         slope = float(np.tan(self.light.sun_height))
         toward = float(np.sin(self.light.sun_azimuth - self.heading))
         toward = np.copysign(max(abs(toward), 0.15), toward)
@@ -278,7 +278,7 @@ class Strip:
         return hidden
 
     def put(self, things: list[Thing]) -> None:
-        """Stamps beside the road, the farthest first; what is nearer than 4 m would fill the view and is left out."""
+        """Paint things beside the road, the farthest first; those nearer than 4 m, which fill the view, are omitted."""
         camera, light = self.camera, self.light
         across, along, height = np.array([(t.across, t.along, t.height) for t in things]).T
         reach = np.hypot(across + self.lane, along)
@@ -301,7 +301,7 @@ class Strip:
                 self._stamp(planes, x[i], y[i], weights.astype(np.float32))
 
     def _stamp(self, stamp: np.ndarray, x: float, y: float, weights: np.ndarray) -> None:
-        """Stamp (3, h, w) with its foot at x, y; weights (3 colours, 3 planes)."""
+        """Paint a stamp (3, h, w) with its foot at x, y; weights (3 colours, 3 planes)."""
         size, (tall, wide) = self.camera.size, stamp.shape[1:]
         top, left = round(y) - tall, round(x - wide / 2)
         rows = slice(max(top, 0), min(top + tall, size))
@@ -314,7 +314,7 @@ class Strip:
                 piece += np.tensordot(weights, planes, axes=1)
 
     def views(self, exposure: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The finished views, uint8 (4, size, size, 3), with a colour balance (3,) and a little sensor noise."""
+        """The finished views, uint8 (4, size, size, 3), with colour balance (3,) and some sensor noise."""
         size = self.camera.size
         picture = self.canvas
         picture *= _colour(255 * exposure)

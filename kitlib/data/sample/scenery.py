@@ -1,8 +1,8 @@
-"""What a place of the drawn sample looks like: climate from latitude and longitude, then what one visit sees of it.
+"""The appearance of places in the drawn sample: climate and style of a place, and the scene of one visit.
 
-`looks` turns points into climate and style, smooth in latitude and longitude but for the clues that end at a state
-line. `paint` visits a place on some day and hour and paints its four views. All numbers are made up to be plausible and
-learnable; nothing here is measured but the outlines of states and where places are.
+`appearances` computes climate and style of points, smooth in latitude and longitude except for clues that change at
+state lines. `paint` paints the four views of a place on some day and hour. All numbers are invented to be plausible and
+learnable; only the outlines of states and the density of places are measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kitlib import geo
 from kitlib.data.sample import sprites
 from kitlib.data.sample.panorama import NOISE, Light, Strip, Thing, mix, noise
 
-RIM = np.arange(16) * np.pi / 8  # directions in which the skyline is looked up, clockwise from north
+RIM = np.arange(16) * np.pi / 8  # directions of the skyline, clockwise from north
 POLES_M = 38.0  # from pole to pole
 
 
@@ -41,7 +41,7 @@ def _climate(points: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def _fourier(points: np.ndarray, n_fields: int, scale_km: float, rng: np.random.Generator) -> np.ndarray:
-    """Smooth random fields (N, n_fields) at points (N, 2), about standard normal, alike within scale_km.
+    """Smooth random fields (N, n_fields) at points (N, 2), about standard normal, correlated within scale_km.
 
     Source: Rahimi and Recht, Random features for large-scale kernel machines (2007).
     """
@@ -51,7 +51,7 @@ def _fourier(points: np.ndarray, n_fields: int, scale_km: float, rng: np.random.
 
 
 def _state_style(state_idx: int, seed: int) -> dict[str, Any]:
-    """Clues that end at the state line: route markers, plates, centre lines, poles, guardrails."""
+    """Clues that change at state lines: route markers, plates, centre lines, poles, guardrails."""
     rng = np.random.default_rng([seed, 2, state_idx])
     paint = _rgb("#f4f4f0", "#1d3f91", "#17653c", "#20211f", "#f0c22e", "#a8262c", "#e8822a", "#6fb4d9")
     plate, text = rng.choice(len(paint), 2, replace=False)
@@ -69,13 +69,13 @@ def _state_style(state_idx: int, seed: int) -> dict[str, Any]:
     }
 
 
-def looks(points: np.ndarray, state_idx: np.ndarray, urban: np.ndarray, seed: int) -> list[SimpleNamespace]:
+def appearances(points: np.ndarray, state_idx: np.ndarray, urban: np.ndarray, seed: int) -> list[SimpleNamespace]:
     """Climate and style of places: points (N, 2) [lat, lon], state_idx (N,), urban (N,) from 0 to 1; N rows."""
     climate, soil = _climate(points)
     rng = np.random.default_rng([seed, 1])
     hues = _fourier(points, 10, 400, rng)
     climate = (climate + 0.05 * _fourier(points, climate.shape[1], 250, rng)).clip(0, 1)
-    # what stands on the horizon: the relief 0.6 degrees of latitude away
+    # the skyline is the relief 0.6 degrees of latitude away
     stretch = 1 / np.cos(np.radians(points[:, :1]))
     around = np.stack([points[:, :1] + 0.6 * np.cos(RIM), points[:, 1:] + 0.6 * np.sin(RIM) * stretch], axis=2)
     rim = _climate(around.reshape(-1, 2))[0]["relief"].to_numpy().reshape(-1, len(RIM))
@@ -104,7 +104,7 @@ def sun(latitude: float, day: float, hour: float) -> tuple[float, float]:
 
 
 def _season(place: SimpleNamespace, rng: np.random.Generator) -> SimpleNamespace:
-    """Day, temperature and what they do to leaves; winter visits are rarer, as in street photographs."""
+    """Day, temperature and their effect on leaves; winter visits are rarer, as in street photographs."""
     day = float(np.clip(rng.normal(205, 56), 20, 345))
     swing = 4 + 0.4 * max(place.latitude - 20, 0)
     celsius = place.warm + swing * np.sin(2 * np.pi * (day - 110) / 365) + rng.normal(0, 2)
@@ -118,7 +118,7 @@ def _season(place: SimpleNamespace, rng: np.random.Generator) -> SimpleNamespace
 
 
 def _light(place: SimpleNamespace, season: SimpleNamespace, rng: np.random.Generator) -> Light:
-    """Sun, clouds and haze: hazy and pale where it is humid, deep blue where it is dry."""
+    """Sun, clouds and haze: hazy and pale in humid air, deep blue in dry air."""
     sun_height, sun_azimuth = sun(place.latitude, season.day, rng.uniform(9, 16.5))
     sun_height = max(sun_height, 0.12)
     cover = _clip(rng.normal(place.cloud, 0.22))
@@ -139,7 +139,7 @@ def _light(place: SimpleNamespace, season: SimpleNamespace, rng: np.random.Gener
 
 
 def _road(place: SimpleNamespace, season: SimpleNamespace, rng: np.random.Generator) -> SimpleNamespace:
-    """The road under the camera and the land beside it, as Strip.ground takes them; crop and line may be None."""
+    """The road under the camera and the land beside it, for Strip.ground; crop and line may be None."""
     hue, wet = place.hues, _clip(place.wet + rng.normal(0, 0.1))
     green = _clip(wet * np.clip((season.celsius + 4) / 14, 0.25, 1) + 0.10 * hue[1] + rng.normal(0, 0.08))
     town = rng.uniform() < 1.4 * (place.urban - 0.45)
@@ -212,7 +212,7 @@ def _plants(
 
 
 def _buildings(place: SimpleNamespace, road: SimpleNamespace, rng: np.random.Generator) -> list[Thing]:
-    """Town blocks, houses or a barn, by how urban the place is; the favourite walls change slowly over the map."""
+    """Town blocks, houses or a barn, by how urban the place is; wall colours change slowly over the map."""
     walls = _rgb("#e9e4d6", "#b9573f", "#d8c39a", "#a9b4b8", "#f2f0ea", "#8f9a7c", "#c98e5f", "#d9cfc4")
     roofs = _rgb("#54504d", "#6e4a3d", "#8a8580", "#b0604a")
     taste = np.exp(0.9 * place.hues[: len(walls)])
@@ -239,7 +239,7 @@ def _buildings(place: SimpleNamespace, road: SimpleNamespace, rng: np.random.Gen
 
 
 def _furniture(place: SimpleNamespace, road: SimpleNamespace, rng: np.random.Generator) -> list[Thing]:
-    """Poles, route markers and cars: where the clues of a state hide."""
+    """Poles, route markers and cars, which carry the clues of a state."""
     things, side = [], rng.choice([-1, 1])
     if rng.uniform() < 0.75:
         lamps = rng.uniform() < place.lamps * (0.4 + 0.6 * place.urban)
@@ -261,12 +261,12 @@ def _furniture(place: SimpleNamespace, road: SimpleNamespace, rng: np.random.Gen
 
 
 def _shade(things: list[Thing], road: SimpleNamespace) -> np.ndarray:
-    """Heights of what gives shade along the left and right of the road, every quarter of a metre: (2, 1024)."""
+    """Heights (2, 1024) of shading things left and right of the road, every quarter of a metre along it."""
     along, shade = np.arange(1024) / 4, np.zeros((2, 1024))
     widths = {"conifer": 0.2, "palm": 0.2, "broadleaf": 0.4, "house": 0.8, "block": 0.5, "barn": 0.7}
     for thing in things:
         if thing.kind in widths and abs(thing.across) < road.half + 20:
-            off = (along - thing.along + 128) % 256 - 128  # the profile repeats, as a ring of 256 m
+            off = (along - thing.along + 128) % 256 - 128  # the profile repeats every 256 m
             crown = thing.height * np.sqrt(np.clip(1 - (off / (widths[thing.kind] * thing.height)) ** 2, 0, 1))
             side = int(thing.across > 0)
             shade[side] = np.maximum(shade[side], crown)
@@ -274,7 +274,7 @@ def _shade(things: list[Thing], road: SimpleNamespace) -> np.ndarray:
 
 
 def _woods(strip: Strip, place: SimpleNamespace, wood: np.ndarray, rng: np.random.Generator) -> None:
-    """The edges of woods on both sides, higher and closer where there are more trees."""
+    """Paint the edges of woods on both sides, higher and closer with more trees."""
     for side in (-1, 1):
         for far, closed in ((130, 0.1), (60, 0.35), (24, 0.65)):
             line = noise(0.9)[rng.integers(NOISE)] + (0.3 + 0.5 * place.conifer) * noise(0.2)[rng.integers(NOISE)]
@@ -284,7 +284,7 @@ def _woods(strip: Strip, place: SimpleNamespace, wood: np.ndarray, rng: np.rando
 
 
 def paint(place: SimpleNamespace, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Four views of a place from `looks`, north, east, south, west: uint8 (4, size, size, 3); size is even, to 512."""
+    """Paint a place by `appearances`: views north, east, south, west (4, size, size, 3) uint8; size is even, to 512."""
     season = _season(place, rng)
     light = _light(place, season, rng)
     road = _road(place, season, rng)

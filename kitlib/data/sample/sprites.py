@@ -1,8 +1,8 @@
-"""Trees, houses, poles, signs and cars as small pictures in two tints, for the scenery of the drawn sample.
+"""Stamps: trees, houses, poles, signs and cars as small pictures in two tints, for the drawn sample.
 
-Every stamp is drawn once with a random generator of its own, lit from the left, and then reduced to the sizes needed.
-Its three planes are premultiplied: how much of the first tint (leaves, wall, plate, body), how much of the second
-(trunk, roof, text, glass), and how much of the background it covers.
+Every stamp is drawn once with its own random generator, lit from the left, and then reduced to the needed sizes. Its
+three planes are premultiplied: the amount of the first tint (leaves, wall, plate, body), of the second (trunk, roof,
+text, glass), and the cover of the background.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 VARIANTS = 6
-TALLEST = 400  # pixels; nearer things are cut off by the picture anyway
+TALLEST = 400  # pixels; nearer things extend beyond the picture
 
 
 def _foliage(draw: ImageDraw.ImageDraw, rng: np.random.Generator, box: tuple[int, int, int, int], lobes: int) -> None:
@@ -248,7 +248,7 @@ def _at_level(kind: str, variant: int, level: int) -> np.ndarray:
 
 
 def stamp(kind: str, variant: int, height: float) -> np.ndarray:
-    """One stamp about `height` pixels high (the nearest of a ladder of sizes), uint8 (3, H, W).
+    """A stamp of about `height` pixels (the nearest of a series of sizes), uint8 (3, H, W).
 
     >>> stamp("house", 0, 20).shape
     (3, 19, 28)

@@ -14,6 +14,7 @@ history of both fits under heads/ and finetune/. The last epoch is kept: the hel
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -63,9 +64,16 @@ class Config(GeolocatorOptions):
                                  "finetune_batch", "device_batch")  # fmt: skip
     SHARES: ClassVar[Names] = ("dropout", "gps_share")
     PRESETS: ClassVar = {
-        "sample": {"encoder": "tiny", "places_per_cell": 8, "dropout": 0.3, "finetune_epochs": 4, "finetune_blocks": -1,
-                   "finetune_rate": 1e-3, "finetune_batch": 16, "layer_decay": 1.0, "vary": 0.0}
+        "sample": {"encoder": "tiny", "places_per_cell": 8, "dropout": 0.3},
+        "sample tiny": {"finetune_epochs": 4, "finetune_blocks": -1, "finetune_rate": 1e-3, "finetune_batch": 16,
+                        "layer_decay": 1.0, "vary": 0.0},
     }  # fmt: skip
+
+    @classmethod
+    def preset(cls, name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The values of a preset; those of fine-tuning only for an encoder that was never trained."""
+        tiny = settings.get("encoder", "tiny") == "tiny"
+        return {**super().preset(name, settings), **(super().preset(f"{name} tiny", settings) if tiny else {})}
 
 
 class Session(EncoderSession[Config]):
@@ -88,7 +96,7 @@ class Session(EncoderSession[Config]):
 
         def train_phase(phase: str, encoder: Encoder | None, batch: int, turns: int, epochs: int, **rates: Any) -> None:
             def load_batch(r: np.ndarray) -> Batch:
-                return self.look("train", encoder, r) | {name: label[r] for name, label in labels.items()}
+                return self.inputs_for("train", encoder, r) | {name: label[r] for name, label in labels.items()}
 
             steps = fit.total_steps(len(rows), batch, turns, epochs, self.devices)
             fitted = fit.fit(
@@ -135,7 +143,7 @@ class Session(EncoderSession[Config]):
         parts = [heads.classes.fallback(pack.sample_id[rows[blind]])]
 
         def load_batch(r: np.ndarray) -> dict[str, Any]:
-            return self.look(split, encoder, r) | {"row": r}
+            return self.inputs_for(split, encoder, r) | {"row": r}
 
         size = config.device_batch if encoder else config.heads_batch
         batches = Batches(rows[~blind], size, 0, load_batch, shuffle=False, prefetch=True) if not blind.all() else ()

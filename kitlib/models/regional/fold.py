@@ -245,7 +245,7 @@ class RegionalFold:
 
     def _loader(self, split: str, encoder: Encoder) -> Callable[[np.ndarray], Batch]:
         labels = self.labels(split)
-        return lambda rows: self.inputs.look(split, encoder, rows) | {n: v[rows] for n, v in labels.items()}
+        return lambda rows: self.inputs.inputs_for(split, encoder, rows) | {n: v[rows] for n, v in labels.items()}
 
     def _features(self, split: str, rows: np.ndarray) -> np.ndarray:
         """Cached features (B, D) of places, the mean over sides and views."""
@@ -262,7 +262,7 @@ class RegionalFold:
         """Scaled coordinates (B, 2) by the encoder of a region, averaged over plain and mirrored pictures."""
         inputs, parts, encoder = self.inputs, [], module.encoder
         batches = Batches(
-            rows, self.config.batch, 0, lambda r: inputs.look(split, encoder, r), shuffle=False, prefetch=True
+            rows, self.config.batch, 0, lambda r: inputs.inputs_for(split, encoder, r), shuffle=False, prefetch=True
         )
         with torch.inference_mode(), device.autocast(inputs.device, inputs.dtype):
             for batch in batches:

@@ -206,7 +206,7 @@ def train(
 
     def phase(name: str, encoder: Encoder | None, batch: int, epochs: int, **rates: Any) -> bool:
         def load_batch(r: np.ndarray) -> Batch:
-            return inputs.look("train", encoder, r) | {name: label[r] for name, label in labels.items()}
+            return inputs.inputs_for("train", encoder, r) | {name: label[r] for name, label in labels.items()}
 
         size, prefetch = min(batch, math.ceil(len(rows) / devices)), encoder is not None
         if options.method == "metric":

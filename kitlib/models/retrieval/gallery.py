@@ -18,7 +18,7 @@ from kitlib.core.errors import KitError, shorten
 from kitlib.data.files import Files
 from kitlib.evaluation import metrics
 from kitlib.geo import grid
-from kitlib.geo.lattice import land_grid, world_grid
+from kitlib.geo.grid import land_grid, world_grid
 
 LATITUDE, LONGITUDE = ("latitude", "lat"), ("longitude", "lon", "lng", "long")  # in order of preference
 

@@ -1,4 +1,4 @@
-"""A vision-language model trained by SFT and GRPO to say where a place is."""
+"""Vision-language models that reply with a place's location, trained by SFT and GRPO."""
 
 from __future__ import annotations
 

@@ -15,14 +15,16 @@ from kitlib.models.vlm.conversation import rollouts
 
 
 def examples(config: Config, places: Places, n: int) -> pd.DataFrame:
-    """What fine-tuning shows of the first n training places in the saved order: row, question, target reply.
+    """Fine-tuning examples of the first n training places: row, question, target reply.
 
-    Of a conversation of several turns it is one turn, drawn anew for each place.
+    A task of several turns gives one turn per place, drawn at random.
     """
     task, rows = session.task_of(config, places), np.arange(min(n, len(places.rows("train"))))
     cases = dataset.places_cases(places, pictures.pack(places, "train"), rows, config.max_side, config.label)
-    pairs = [task.lesson(places.views, truth, seed) for seed, truth in enumerate(cases.truths)]
-    words = [[part["text"] for message in talk for part in message["content"] if "text" in part] for talk, _ in pairs]
+    pairs = [task.example(places.views, truth, seed) for seed, truth in enumerate(cases.truths)]
+    words = [
+        [part["text"] for message in messages for part in message["content"] if "text" in part] for messages, _ in pairs
+    ]
     return pd.DataFrame(
         {"row": rows, "question": ["\n".join(w) for w in words], "reply": [reply for _, reply in pairs]}
     )
@@ -38,15 +40,15 @@ def evaluations(run: Run) -> pd.DataFrame:
 
 
 def state_choices(run: Run) -> pd.DataFrame:
-    """For each fold the score of the ways to find states, and which was chosen."""
-    choices = {fold: way["state_scores"] | {"chosen": way["chosen"]} for fold, way in run.metrics["states_by"].items()}
+    """For each fold the score of both sources of state probabilities, and which was chosen."""
+    choices = {fold: c["state_scores"] | {"chosen": c["chosen"]} for fold, c in run.metrics["states_by"].items()}
     return pd.DataFrame(choices).T.rename_axis("fold")
 
 
 def replies(run: Run, n: int) -> pd.DataFrame:
-    """The first reply to each of n held-out places at the first evaluation and at the last: text, reward and km.
+    """The first reply to each of n held-out places at the first and the last evaluation: text, reward and km.
 
-    Lines are parted by dots, turns by arrows.
+    Dots separate lines, arrows separate turns.
     """
     frame = rollouts.read(run.dir / "rollouts")
     first = frame[(frame["phase"] == "eval") & (frame["rollout"] == 0)]

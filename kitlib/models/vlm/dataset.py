@@ -1,11 +1,11 @@
-"""What a vision-language model is shown: pictures of places as PIL images and what is true of them, row by row.
+"""Training and evaluation data of a vision-language model: pictures of places as PIL images, and the truth.
 
-    cases = places_cases(places, pack, rows, max_side=448)      # the competition, or any folder that `places` reads
-    table = table_of(cases)                                     # for a trainer; pictures are decoded when asked for
+    cases = places_cases(places, pack, rows, max_side=448)      # the competition, or any folder that `data` reads
+    table = table_of(cases)                                     # for a trainer; pictures are decoded on access
     stream = streamed("owner/name", split="train", max_side=448, buffer=1000, seed=0)
 
-A row has sample_id, images (one a view, the longest side capped) and truth, an `Answer`. A streamed data set is never
-downloaded as a whole: its rows come shard by shard, mixed in a buffer.
+A row has sample_id, images (one a view, the longest side capped) and truth, a `Reply`. A streamed data set is read
+shard by shard and shuffled in a buffer; it is never downloaded as a whole.
 """
 
 from __future__ import annotations
@@ -21,47 +21,47 @@ import pandas as pd
 import simplejpeg
 from PIL import Image
 
-from kitlib.core.errors import KitError, shorten
+from kitlib.core.errors import KitError
 from kitlib.data import huggingface
 from kitlib.data.files import Files
 from kitlib.data.pictures import GREY, Pack
 from kitlib.data.places import Places
 from kitlib.models.vlm.conversation.recorder import Row
-from kitlib.models.vlm.conversation.replies import Answer
+from kitlib.models.vlm.conversation.replies import Reply
 
 if TYPE_CHECKING:
     import datasets
 
-POINT_COLUMNS = (("latitude", "lat"), ("longitude", "lon"))
 NAME_COLUMNS = {"city": ("city",), "region": ("region", "state", "province"), "country": ("country",)}
 
 
 @dataclass(frozen=True)
 class Cases:
-    """Places that are asked about: sample_id (N,), truths (N,), and `show(i)`, the pictures of number i."""
+    """N places: sample_id (N,), truths (N,), and `show(i)`, the pictures of place i."""
 
     sample_id: list[str]
-    truths: list[Answer]
+    truths: list[Reply]
     views: tuple[str, ...]
     show: Callable[[int], list[Image.Image]]
 
     def __len__(self) -> int:
         return len(self.sample_id)
 
-    def part(self, start: int, stop: int) -> Cases:
-        """Numbers `start` up to `stop`."""
+    def slice(self, start: int, stop: int) -> Cases:
+        """The places from `start` up to `stop`."""
         ids, truths = self.sample_id[start:stop], self.truths[start:stop]
         return Cases(ids, truths, self.views, lambda i: self.show(start + i))
 
     def row(self, i: int) -> Row:
-        """Number i as a trainer's row."""
+        """Place i as a trainer's row."""
         return {"sample_id": self.sample_id[i], "images": self.show(i), "truth": self.truths[i]}
 
 
 def places_cases(places: Places, pack: Pack, rows: np.ndarray, max_side: int, label: str = "region") -> Cases:
-    """The places in `rows` (N,) of the split of `pack`; max_side: pixels that no picture exceeds, 0 for no limit.
+    """The places in `rows` (N,) of the split of `pack`.
 
-    label: what the states of the data are, region or country.
+    max_side: limit in pixels of a picture's longest side, 0 for none. label: the field of the data's states, region or
+    country.
     """
     truths = truths_of(places, pack.split, label)
 
@@ -72,10 +72,10 @@ def places_cases(places: Places, pack: Pack, rows: np.ndarray, max_side: int, la
     return Cases(ids, [truths[row] for row in rows], places.views, show)
 
 
-def truths_of(places: Places, split: str, label: str = "region") -> list[Answer]:
-    """What is known of each place of a split, in the order of its rows: the point, the state as `label`.
+def truths_of(places: Places, split: str, label: str = "region") -> list[Reply]:
+    """The truth about each place of a split, in the order of its rows: the point, and the state as `label`.
 
-    Where a metadata.csv has columns of cities, regions or countries these are known as well.
+    A metadata.csv may add cities, regions and countries.
     """
     table = places.rows(split)
     named = _described(places, table["sample_id"]) | {label: table["state"]}
@@ -83,8 +83,8 @@ def truths_of(places: Places, split: str, label: str = "region") -> list[Answer]
     points = places.points(split)
     known = ~np.isnan(points).any(axis=1)
     return [
-        Answer(tuple(point.tolist()) if there else None, **{str(k): v or None for k, v in row.items()})
-        for point, there, row in zip(points, known, names.to_dict("records"), strict=True)
+        Reply(tuple(point.tolist()) if is_known else None, **{str(k): v or None for k, v in row.items()})
+        for point, is_known, row in zip(points, known, names.to_dict("records"), strict=True)
     ]
 
 
@@ -96,13 +96,13 @@ def _described(places: Places, sample_id: pd.Series) -> dict[str, pd.Series]:
     table, _ = files.read_csv("metadata.csv")
     key = table["sample_id"] if "sample_id" in table else pd.Series(np.arange(len(table)))
     table = table.fillna("").set_index(key.astype(str))
-    found = {name: next((c for c in columns if c in table), None) for name, columns in NAME_COLUMNS.items()}
+    named = {name: next((c for c in columns if c in table), None) for name, columns in NAME_COLUMNS.items()}
     table = table.reindex(sample_id.astype(str).to_numpy())
-    return {name: table[column] for name, column in found.items() if column}
+    return {name: table[column] for name, column in named.items() if column}
 
 
 def pictures_of(pack: Pack, row: int, max_side: int) -> list[Image.Image]:
-    """A place's pictures in the order of its views; what cannot be used is shown as `Pack.decode` shows it."""
+    """A place's pictures in the order of its views; unusable ones are grey, as in `Pack.decode`."""
     shown = []
     for view in pack.shown[row]:
         if view < 0:
@@ -125,14 +125,14 @@ def capped(image: Image.Image, max_side: int) -> Image.Image:
 
 
 def table_of(cases: Cases, extend: Callable[[Row], Row] = dict) -> datasets.Dataset:
-    """Cases as a table for a trainer, each row made by `extend` when it is asked for."""
+    """Cases as a table for a trainer, each row passed through `extend` on access."""
     import datasets
 
-    def look(batch: Mapping[str, Sequence[int]]) -> dict[str, list]:
+    def load(batch: Mapping[str, Sequence[int]]) -> dict[str, list]:
         rows = [extend(cases.row(i)) for i in batch["case"]]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
-    return datasets.Dataset.from_dict({"case": list(range(len(cases)))}).with_transform(look)
+    return datasets.Dataset.from_dict({"case": list(range(len(cases)))}).with_transform(load)
 
 
 def streamed(
@@ -144,41 +144,35 @@ def streamed(
     seed: int = 0,
     extend: Callable[[Row], Row] = dict,
 ) -> datasets.IterableDataset:
-    """Rows of a Hugging Face data set or a local folder that `datasets` can load, mixed in a buffer, without end.
+    """An endless stream of rows of a Hugging Face data set or local folder, shuffled in a buffer.
 
-    Needed are an image column and latitude and longitude, or lat and lon; city, region (or state) and country are used
-    where they are there. Several image columns are several views. Rows without coordinates or pictures are passed over.
-    Raises KitError, before anything is streamed, for a source that cannot be had and for columns that are missing.
+    The data set needs an image column and latitude and longitude, or lat and lon; city, region (or state) and country
+    are optional. Several image columns are several views. Rows without coordinates or pictures are skipped. Raises
+    KitError, before anything is streamed, for a source that cannot be loaded and for missing columns.
     """
     import datasets
 
-    data = _stream(source, split)
-    features = data.features or {}
-    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    lat, lon = (next((c for c in columns if c in features), None) for columns in POINT_COLUMNS)
-    if not images or lat is None or lon is None:
-        told = "needed: an image column, and latitude and longitude, or lat and lon"
-        raise KitError(f"data set {Path(source).name} ({split}): columns found: {shorten(features, 20)}; {told}")
-    names = {name: next((c for c in columns if c in features), None) for name, columns in NAME_COLUMNS.items()}
-    numbered = {c: kind.names for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
-    for column in images:  # decoded here, so that one broken picture is one row passed over
+    data = huggingface.open_stream(source, split)
+    columns = huggingface.find_columns(data.features, f"{Path(source).name} ({split})")
+    names = {name: next((c for c in known if c in data.features), None) for name, known in NAME_COLUMNS.items()}
+    for column in columns.views:  # decoded below, so that a broken picture only skips its row
         data = data.cast_column(column, datasets.Image(decode=False))
 
     def rows() -> Iterator[Row]:
         for epoch in range(10**6):
-            found = 0
+            usable = 0
             for number, row in enumerate(data.shuffle(seed=seed + epoch, buffer_size=max(1, buffer))):
                 try:
-                    point = float(row[lat]), float(row[lon])
-                    shown = [_opened(row[column], max_side) for column in images]
+                    point = float(row[columns.latitude]), float(row[columns.longitude])
+                    shown = [_opened(row[column], max_side) for column in columns.views]
                 except (TypeError, ValueError, OSError):
                     continue
                 if not (-90 <= point[0] <= 90 and -180 <= point[1] <= 180):
                     continue
-                said = {name: _named(row[c], numbered.get(c)) for name, c in names.items() if c}
-                found += 1
-                yield extend({"sample_id": f"{epoch}-{number}", "images": shown, "truth": Answer(point, **said)})
-            if not found:
+                fields = {name: _named(row[c], columns.class_names.get(c)) for name, c in names.items() if c}
+                usable += 1
+                yield extend({"sample_id": f"{epoch}-{number}", "images": shown, "truth": Reply(point, **fields)})
+            if not usable:
                 raise KitError(f"data set {Path(source).name} ({split}) has no row with coordinates and pictures")
 
     return datasets.IterableDataset.from_generator(rows)
@@ -186,31 +180,17 @@ def streamed(
 
 def stream_views(source: str, split: str = "train") -> tuple[str, ...]:
     """The names of the views of a streamed data set: its image columns, or ("only",) for one."""
-    import datasets
-
-    features = _stream(source, split).features or {}
-    images = [name.removeprefix("image_") for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    return tuple(images) if len(images) > 1 else ("only",)
-
-
-def _stream(source: str, split: str) -> datasets.IterableDataset:
-    import datasets
-
-    try:
-        return datasets.load_dataset(str(source), split=split, streaming=True)
-    except (OSError, ValueError) as error:
-        allowed = "allowed are a Hugging Face data set and a folder of its files"
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise KitError(f"data set {Path(source).name} ({split}) cannot be streamed: {reason}; {allowed}") from error
+    features = huggingface.open_stream(source, split).features
+    return tuple(huggingface.find_columns(features, f"{Path(source).name} ({split})").views.values())
 
 
 def _opened(picture: dict | None, max_side: int) -> Image.Image:
-    """A picture that `datasets` hands over undecoded; OSError where there is none or a broken one."""
+    """Decode a picture of `datasets`. Raises OSError for a missing or broken one."""
     return capped(Image.open(io.BytesIO(huggingface.content(picture))), max_side)
 
 
-def _named(value: Any, names: Sequence[str] | None) -> str | None:
+def _named(value: Any, names: list[str] | None) -> str | None:
     """A name, by its number where the column holds numbers; None for an empty one."""
-    if names is not None and value is not None:
-        value = names[value] if value >= 0 else None
+    if names is not None:
+        value = huggingface.class_name(value, names)
     return str(value).strip() or None if value is not None else None

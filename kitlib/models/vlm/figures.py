@@ -1,6 +1,6 @@
-"""Figures of a vision-language model's training: reward and distance over steps, and a group of guesses that tightens.
+"""Figures of a vision-language model's training: reward and distance over steps, and one place's guesses.
 
-Tables in, a Figure out; no file is read here. As in `figures`, every function takes `note`, printed small below.
+Every figure takes a `note`, printed small below. `follow` shows one during the training.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kitlib.figures.style import INK, PALETTE, Figure, finish, house, join_notes
 from kitlib.models.vlm.conversation import rollouts
 
 COLOURS = {"train": PALETTE[0], "eval": PALETTE[1]}
-SMOOTH_FROM = 60  # steps above which the running mean is drawn over the raw curve
+SMOOTH_FROM = 60  # steps; above, a running mean is drawn over the raw curve
 
 
 @house
@@ -34,11 +34,11 @@ def learning(
     frame: pd.DataFrame, sample_id: str = "", maps: int = 4, middle: ArrayLike | None = None, title: str = "",
     note: str = "",
 ) -> Figure:  # fmt: skip
-    """Reward and distance over steps, and below them maps of one place's guesses at a few steps, around the truth.
+    """Reward and distance over steps, and maps of one place's guesses around the truth at a few steps.
 
-    frame: rollouts as `rollouts.read` gives them. sample_id: the place; by default the one seen at most steps.
-    middle: what a reply without a place is counted as, as in `rollouts.summary`. All maps have the same frame, so that
-    guesses can be seen to come closer. Raises KitError for a frame without rollouts, or without that place.
+    frame: from `rollouts.read`. sample_id: the place; by default the one with the most steps. middle: the guess of a
+    reply without a point, as in `rollouts.summary`. All maps have the same extent, which shows guesses come closer.
+    Raises KitError for a frame without rollouts, or without that place.
     """
     if frame.empty:
         raise KitError("learning: there are no rollouts yet to draw")
@@ -70,13 +70,13 @@ def learning(
     lower.suptitle(f"guesses for {first['sample_id'].iloc[0]} ({first['phase'].iloc[0]}), around the truth",
                    x=0.01, ha="left", fontsize=10.5, fontweight="bold")  # fmt: skip
     missing = int(frame["km"].isna().sum())
-    told = f"{missing:,} of {len(frame):,} rollouts name no place and count as a guess in the middle" if missing else ""
-    return finish(figure, title, join_notes(told, note))
+    fallbacks = f"{missing:,} of {len(frame):,} rollouts name no place and count as a guess in the middle"
+    return finish(figure, title, join_notes(fallbacks if missing else "", note))
 
 
 @house
 def rewards_by_distance(tau_km: Mapping[str, float], title: str = "", note: str = "") -> Figure:
-    """What a distance earns, exp(-km / tau) as in `rewards`, a line for each named tau in km."""
+    """The reward of a distance, exp(-km / tau), with a line for each named tau in km."""
     figure = new(3.2)
     axes, km = figure.subplots(), np.geomspace(1, 20_000, 200)
     for name, tau in tau_km.items():
@@ -88,16 +88,16 @@ def rewards_by_distance(tau_km: Mapping[str, float], title: str = "", note: str 
 
 
 def place_steps(frame: pd.DataFrame, sample_id: str = "", most: int = 4) -> dict[int, pd.DataFrame]:
-    """The rollouts of one place in one phase by step, at up to `most` steps from its first to its last.
+    """The rollouts of one place and phase by step, at up to `most` steps from its first to its last.
 
-    Without a sample_id the place and phase that were seen at most steps, the one with more rollouts among equals.
-    Raises KitError for a place without rollouts.
+    Without a sample_id it is the place and phase with the most steps, then the most rollouts. Raises KitError for a
+    place without rollouts.
     """
     mine = frame[frame["sample_id"] == sample_id] if sample_id else frame
     if mine.empty:
         raise KitError(f"there are no rollouts of {sample_id or 'any place'!r} among {len(frame):,}")
-    seen = mine.groupby(["phase", "sample_id"], sort=False).agg(steps=("step", "nunique"), rollouts=("step", "size"))
-    phase, place = seen.sort_values(["steps", "rollouts"], kind="stable").index[-1]
+    counts = mine.groupby(["phase", "sample_id"], sort=False).agg(steps=("step", "nunique"), rollouts=("step", "size"))
+    phase, place = counts.sort_values(["steps", "rollouts"], kind="stable").index[-1]
     rows = mine[(mine["phase"] == phase) & (mine["sample_id"] == place)]
     steps = np.unique(rows["step"])
     chosen = steps[np.unique(np.linspace(0, len(steps) - 1, most).round().astype(int))]
@@ -122,8 +122,8 @@ def _log_km(axes: Axes) -> None:
 
 def _small_map(axes: Axes, rows: pd.DataFrame, everything: np.ndarray, truth: np.ndarray) -> None:
     canvas = Map(everything, truth, axes=axes)
-    said = np.array([point for point in rows["point"] if point is not None], float).reshape(-1, 2)
-    canvas.scatter(said, c=PALETTE[0], s=26, alpha=0.8, lw=0.6, edgecolor="white", zorder=3, rasterized=False)
+    guesses = np.array([point for point in rows["point"] if point is not None], float).reshape(-1, 2)
+    canvas.scatter(guesses, c=PALETTE[0], s=26, alpha=0.8, lw=0.6, edgecolor="white", zorder=3, rasterized=False)
     style = {"marker": "o", "facecolor": "none", "zorder": 4, "rasterized": False}
     canvas.scatter(truth, s=90, edgecolor="white", lw=3, **style)
     canvas.scatter(truth, s=90, edgecolor=INK, lw=1.6, **style)
@@ -140,14 +140,14 @@ def _caption(step: int, rows: pd.DataFrame) -> str:
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.1  # of the time may go into drawing
+SHARE = 0.1  # of the time, at most, for drawing
 
 
 @contextmanager
 def follow(run_name: str, every_s: float = 10.0, sample_id: str = "", note: str = "") -> Iterator[None]:
-    """Show `learning` of a run's rollouts, drawn anew when there is something new, and at the end.
+    """Show `learning` of a run's rollouts, redrawn after new steps and at the end.
 
-    Outside a notebook nothing is shown. A figure that fails is logged and never stops the training.
+    Outside a notebook nothing is shown. An error of the figure is logged and does not stop the training.
     """
     from IPython.core.getipython import get_ipython
     from IPython.display import display
@@ -175,7 +175,7 @@ def follow(run_name: str, every_s: float = 10.0, sample_id: str = "", note: str 
                 return
             pause = max(every_s, (time.monotonic() - began) / SHARE)
 
-    # the context says which cell's output this is
+    # the context holds the cell of this output
     thread = threading.Thread(target=contextvars.copy_context().run, args=(watch,), daemon=True, name="live figure")
     thread.start()
     try:

@@ -1,12 +1,12 @@
-"""A model on this machine speaks by itself: it reads each prompt once, and all that follows goes on from there.
+"""Sample replies from a model on this machine: each prompt is read once, and all its dialogues share that prefix.
 
     sampler = Sampler(model, processor, max_tokens=64, temperature=0.7, top_p=0.95)
-    read = sampler.read(prompts, copies=8)             # the pictures pass through the model here, once a place
-    talks = vlm_talk.converse(envs, read, processor)   # 8 conversations a prompt, of any number of turns
-    read.log_likelihood(names)                         # and how likely the model finds some answers, of the same
+    prompts = sampler.prefill(messages, copies=8)      # the pictures pass through the model here, once a place
+    dialogues = converse(envs, prompts, processor)     # 8 dialogues a prompt, of any number of turns
+    prompts.log_likelihood(replies)                    # the likelihood of given replies, from the same prefix
 
-Four pictures are hundreds of tokens and a reply is a few dozen: read for each of its conversations anew, at every turn
-of them, a prompt would be nearly all of the work.
+Four pictures are hundreds of tokens and a reply is a few dozen. Reading the prompt again for each dialogue and turn
+would be nearly all of the work.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from kitlib.models.vlm.conversation.dialogue import Tokens
 from kitlib.models.vlm.conversation.prompts import Message
 from kitlib.vision.device import autocast
 
-ROWS_AT_ONCE = 64  # of answers whose likelihood is asked for
+ROWS_AT_ONCE = 64  # replies in one batch of `log_likelihood`
 
 
 @dataclass
 class Sampler:
-    """How a model speaks; temperature 0 takes the likeliest token each time.
+    """A model with its sampling options; temperature 0 takes the likeliest token each time.
 
     max_tokens: of a reply. dtype: the number type of matrix products.
     """
@@ -44,101 +44,105 @@ class Sampler:
     dtype: torch.dtype = torch.float32
 
     def inputs(self, prompts: Sequence[list[Message]]) -> dict[str, torch.Tensor]:
-        """What the model is given of P prompts whose pictures are in their messages, on its device, padded left."""
-        read = self.processor.apply_chat_template(
+        """The model's inputs for P prompts with their pictures, on its device, padded on the left."""
+        inputs = self.processor.apply_chat_template(
             list(prompts),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             processor_kwargs={"return_tensors": "pt", "padding": True, "padding_side": "left"},
         )
-        return {name: value.to(self.model.device) for name, value in read.items()}
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
 
-    def read(self, prompts: Sequence[list[Message]], copies: int = 1) -> Read:
-        """Read P prompts, each for `copies` conversations: the first `copies` of them go on from the first prompt."""
+    def prefill(self, prompts: Sequence[list[Message]], copies: int = 1) -> PrefilledPrompts:
+        """Read P prompts, each for `copies` consecutive dialogues."""
         inputs = self.inputs(prompts)
-        with speaking(self.model), autocast(self.model.device, self.dtype):
+        with sampling_mode(self.model), autocast(self.model.device, self.dtype):
             cache = self.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
-        cache.crop(-1)  # the last token is said again, for what comes after it
+        cache.crop(-1)  # the last token is fed again, to get the logits of the token after it
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        which = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
-        return Read(self, ids, mask, loading.positions(self.model).rope_deltas, cache, which)
+        prompt_of = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
+        return PrefilledPrompts(self, ids, mask, loading.position_module(self.model).rope_deltas, cache, prompt_of)
 
-    def generate(self, input_ids: torch.Tensor, **given: Any) -> list[Tokens]:
-        """The replies to B rows of tokens (B, L), each up to the token that ends it; given: as the model takes it."""
+    def generate(self, input_ids: torch.Tensor, **inputs: Any) -> list[Tokens]:
+        """The replies to B rows of tokens (B, L), each with the token that ends it; inputs: of the model."""
         tokenizer = self.processor.tokenizer
-        how: dict[str, Any] = {"do_sample": self.temperature > 0}
+        options: dict[str, Any] = {"do_sample": self.temperature > 0}
         if self.temperature > 0:
-            how |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+            options |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         ends = self.model.generation_config.eos_token_id
         ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        with speaking(self.model), autocast(input_ids.device, self.dtype):
+        with sampling_mode(self.model), autocast(input_ids.device, self.dtype):
             out = self.model.generate(
                 input_ids=input_ids,
                 max_new_tokens=self.max_tokens,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=sorted(ends),
-                suppress_tokens=loading.silent_tokens(tokenizer),
-                **given,
-                **how,
+                suppress_tokens=loading.suppressed_tokens(tokenizer),
+                **inputs,
+                **options,
             )
         return [_until(row, ends) for row in out[:, input_ids.shape[1] :].tolist()]
 
 
 @dataclass(frozen=True)
-class Read:
-    """P prompts that a model has read, and B conversations that go on from them: a `vlm_talk.Reading`.
+class PrefilledPrompts:
+    """P prompts in a key-value cache, and B dialogues that continue them: a `PromptBatch`.
 
-    ids, mask (P, L): the prompts' tokens, padded on the left. ahead (P, 1): by how much positions differ from a count
-    of tokens, as a picture takes up fewer. cache: of all tokens but the last. which (B,): each conversation's prompt.
+    ids, mask (P, L): the prompts' tokens, padded on the left. rope_deltas (P, 1): position minus token count, as a
+    picture takes up fewer positions than tokens. cache: of all tokens but the last. prompt_of (B,): each dialogue's
+    prompt.
     """
 
     sampler: Sampler
     ids: torch.Tensor
     mask: torch.Tensor
-    ahead: torch.Tensor
+    rope_deltas: torch.Tensor
     cache: Any
-    which: torch.Tensor
+    prompt_of: torch.Tensor
 
     @property
     def tokens(self) -> list[Tokens]:
-        """The prompt of each conversation."""
+        """The prompt of each dialogue."""
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(self.ids, self.mask, strict=True)]
-        return [prompts[i] for i in self.which.tolist()]
+        return [prompts[i] for i in self.prompt_of.tolist()]
 
-    def speak(self, said: list[Tokens]) -> tuple[list[Tokens], None]:
-        """The next reply of each conversation, after what was said since its prompt."""
-        return self.sampler.generate(**self._after(self.which, said)), None
+    def generate(self, continuations: list[Tokens]) -> tuple[list[Tokens], None]:
+        """The next reply of each dialogue, after its continuation of the prompt."""
+        return self.sampler.generate(**self._inputs(self.prompt_of, continuations)), None
 
-    def log_likelihood(self, answers: Sequence[Tokens]) -> np.ndarray:
-        """The log-likelihood (P, A) of each answer as what follows each prompt."""
+    def log_likelihood(self, replies: Sequence[Tokens]) -> np.ndarray:
+        """The log-likelihood (P, A) of each of A replies after each prompt."""
         n = len(self.ids)
-        pairs = torch.cartesian_prod(torch.arange(n), torch.arange(len(answers))).to(self.ids.device)
-        found = [self._followed(chunk[:, 0], chunk[:, 1], answers) for chunk in pairs.split(ROWS_AT_ONCE)]
-        return torch.cat(found).double().cpu().numpy().reshape(n, len(answers))
+        pairs = torch.cartesian_prod(torch.arange(n), torch.arange(len(replies))).to(self.ids.device)
+        scores = [self._pair_log_likelihood(chunk[:, 0], chunk[:, 1], replies) for chunk in pairs.split(ROWS_AT_ONCE)]
+        return torch.cat(scores).double().cpu().numpy().reshape(n, len(replies))
 
-    def _followed(self, prompt: torch.Tensor, answer: torch.Tensor, answers: Sequence[Tokens]) -> torch.Tensor:
-        """The log-likelihood (C,) of the answers (C,) after the prompts (C,)."""
-        rows = [answers[i] for i in answer.tolist()]
-        given = self._after(prompt, [row[:-1] for row in rows])
+    def _pair_log_likelihood(
+        self, prompt: torch.Tensor, reply: torch.Tensor, replies: Sequence[Tokens]
+    ) -> torch.Tensor:
+        """The log-likelihood (C,) of the replies (C,) after the prompts (C,)."""
+        rows = [replies[i] for i in reply.tolist()]
+        inputs = self._inputs(prompt, [row[:-1] for row in rows])
         longest = max(map(len, rows))
-        for name in ("input_ids", "position_ids"):  # the rest of them is in the cache
-            given[name] = given[name][..., -longest:]
-        with speaking(self.sampler.model), autocast(prompt.device, self.sampler.dtype):
-            logits = self.sampler.model(**given).logits
-        wanted, there = _right_aligned(rows, prompt.device)
-        logprobs = F.log_softmax(logits.float(), dim=-1).gather(2, wanted[..., None])[..., 0]
-        return (logprobs * there).sum(dim=1)
+        for name in ("input_ids", "position_ids"):  # the cache holds the tokens before these
+            inputs[name] = inputs[name][..., -longest:]
+        with sampling_mode(self.sampler.model), autocast(prompt.device, self.sampler.dtype):
+            logits = self.sampler.model(**inputs).logits
+        target, mask = _right_aligned(rows, prompt.device)
+        logprobs = F.log_softmax(logits.float(), dim=-1).gather(2, target[..., None])[..., 0]
+        return (logprobs * mask).sum(dim=1)
 
-    def _after(self, prompt: torch.Tensor, said: Sequence[Tokens]) -> dict[str, Any]:
-        """What a model is given to go on from prompts (C,) after C rows of tokens.
+    def _inputs(self, prompt: torch.Tensor, continuations: Sequence[Tokens]) -> dict[str, Any]:
+        """The model's inputs to continue prompts (C,) after C rows of tokens.
 
-        Rows that are shorter than others have their padding behind the prompt, which the cache begins with.
+        Shorter rows have their padding between prompt and row, as the cache begins with the prompt.
         """
         last = self.ids[prompt, -1].tolist()
-        tail, there = _right_aligned([[token, *row] for token, row in zip(last, said, strict=True)], prompt.device)
-        mask = torch.cat([self.mask[prompt, :-1], there], dim=1)
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0) + self.ahead[prompt]
+        rows = [[token, *row] for token, row in zip(last, continuations, strict=True)]
+        tail, tail_mask = _right_aligned(rows, prompt.device)
+        mask = torch.cat([self.mask[prompt, :-1], tail_mask], dim=1)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0) + self.rope_deltas[prompt]
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         cache.batch_select_indices(prompt)
@@ -151,21 +155,21 @@ class Read:
 
 
 def _right_aligned(rows: Sequence[Tokens], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of tokens (C, R) that end together, and where there are any."""
+    """Rows of tokens as (C, R), padded on the left with 0, and their mask."""
     longest = max(map(len, rows))
     tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
-    there = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    return tokens, there
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return tokens, mask
 
 
 def _until(tokens: Tokens, ends: set[int]) -> Tokens:
-    """Tokens up to the first that ends a reply, that one included."""
+    """Tokens up to and including the first that ends a reply."""
     return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 @contextmanager
-def speaking(model: Any) -> Iterator[None]:
-    """Let a model speak in the middle of its training: no dropout, no gradients, no checkpointing."""
+def sampling_mode(model: Any) -> Iterator[None]:
+    """Sample in the middle of training: no dropout, no gradients, no checkpointing."""
     training = model.training
     model.eval()
     try:

@@ -1,14 +1,14 @@
-"""A vision-language model is asked where it is: fine-tuned on right answers, then trained by what its answers earn.
+"""Train a vision-language model to locate places: fine-tuning on target replies, then reinforcement learning (GRPO).
 
-    sft = train(Config(model="tiny", method="sft"), places, "sft")               # resumes when it was cut short
+    sft = train(Config(model="tiny", method="sft"), places, "sft")               # resumes after an interruption
     run = train(Config(model="tiny", method="grpo", start_from="sft"), places, "grpo")
 
-A guess's points are what sampled answers say. Its states are counted in them, or come from how likely the model finds
-each name, whichever scores better on the places that the fold holds out; choice.json says which and by how much.
+A guess's points come from sampled replies. Its state probabilities are counts in these, or come from the likelihood of
+each name, whichever scores better on the held-out places of the fold; choice.json holds both scores.
 
-Each fold's checkpoints/fold_<k>/ holds adapter/ or model/ (see `vlm_models`), choice.json, the history of the fit under
-sft/ or grpo/, and under said/ every reply that its guesses are made of (`vlm_said`). What was said while it learned is
-in rollouts/, of a second fold in the fold's own folder.
+checkpoints/fold_<k>/ holds adapter/ or model/ (see `loading`), choice.json, the training history in sft/ or grpo/, and
+in said/ the replies behind the guesses (`reply_cache`). Replies during training are in rollouts/ of the run, for the
+second and later folds in the fold's own folder.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ train, train_fold, predict = Session.train, Session.train_fold, Session.predict
 
 
 def merge(run_name: str, out: str | Path, fold: int | None = None) -> Path:
-    """Write a fold's model, the first done fold's when None, with its adapter merged, for transformers and vLLM."""
+    """Write a fold's model (the first trained fold's when None) with its adapter merged, for transformers and vLLM."""
     run = runs.open_run(run_name)
     done = crossval.done_folds(run)
     if not done or (fold is not None and fold not in done):
-        raise KitError(f"run {run_name}: fold {fold} is not trained; there are {done or 'none'}")
+        raise KitError(f"run {run_name}: fold {fold} is not trained; trained folds: {done or 'none'}")
     folder = crossval.folder(run, done[0] if fold is None else fold)
     return loading.merge(run.settings["model"], folder, Path(out))

@@ -1,8 +1,8 @@
-"""The small vision-language model that is made here: Qwen's architecture, random weights, no download.
+"""Build a tiny vision-language model with Qwen's architecture and random weights, without a download.
 
-It knows nothing, not even how to write; `vlm.train` with method "sft" teaches it, as it teaches a real one. Its
-vocabulary has the words of the kit's questions, and like Qwen's a token for every digit, so that all that is read,
-suppressed, masked or merged is as with the real model. Both generations are there: Qwen2.5-VL and Qwen3-VL.
+It cannot even write before `vlm.train` with method "sft" teaches it, as it teaches a real model. Its vocabulary has the
+words of the kit's questions and, like Qwen's, one token per digit, so that parsing, suppression, masking and merging
+work as with the real model. It comes in both generations, Qwen2.5-VL and Qwen3-VL.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "visio
 SPECIAL = [f"<|{name}|>" for name in NAMES]
 VOCABULARY = 1200
 PATCH = {"qwen2.5": 14, "qwen3": 16}
-PATCHES = 16  # of a picture at most; the model sees a token for four of them
-SPREAD = 0.06  # of new weights: with the usual 0.02 a picture's colour hardly reaches the first answers
+PATCHES = 16  # of a picture at most; four of them become one token
+SPREAD = 0.06  # of new weights: with the usual 0.02 a picture's colour hardly affects the first replies
 MROPE = [4, 2, 2]  # of a head's 8 pairs of numbers: for order, height, width
-# Messages as Qwen writes them: each part in its place, a picture as one token that the processor multiplies.
+# Qwen's format of messages: parts in order, a picture as one token that the processor repeats.
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
@@ -40,7 +40,7 @@ def build(kind: str = "qwen2.5", seed: int = 0, hidden: int = 128, layers: int =
     kind: qwen2.5 or qwen3. hidden: width of the language model, a multiple of 16. Raises KitError for another kind.
     """
     if kind not in KINDS:
-        raise KitError(f"a tiny vision-language model {kind!r}: allowed are {', '.join(KINDS)}")
+        raise KitError(f"tiny model: expected {', '.join(KINDS)}; got {kind!r}")
     processor = _processor(kind)
     tokenizer = processor.tokenizer
     model = _model(kind, tokenizer, seed, hidden, layers)
@@ -56,12 +56,9 @@ def _tokenizer() -> Any:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer = Tokenizer(models.BPE())
     pieces = Regex(r"\p{N}|[^\s\p{L}\p{N}]+| ?\p{L}+|\s+")  # one digit a piece, words with the space before them
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(pieces, behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(pieces, behavior="isolated")
+    tokens = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, tokens])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
@@ -84,7 +81,7 @@ def _tokenizer() -> Any:
 
 
 def _corpus() -> Iterable[str]:
-    """What the kit asks and what states are called, so that words are single tokens."""
+    """The kit's questions and the names of states, so that their words become single tokens."""
     for form in (prompts.WORLD, prompts.COMPETITION):
         yield from [form.question(), prompts.REASONING] * 4
     yield from ["system user assistant\n", "Facing north: east: south: west:", "Geohash: characters"] * 4
@@ -111,7 +108,7 @@ def _processor(kind: str) -> Any:
 
 
 def picture_tokens(tokenizer: Any) -> dict[str, Any]:
-    """The tokens that stand for pictures, by the names that Qwen's configs have for them."""
+    """The picture tokens by their names in Qwen's configs."""
     names = {"image_pad": "image", "video_pad": "video", "vision_start": "vision_start", "vision_end": "vision_end"}
     return {f"{key}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name, key in names.items()}
 
@@ -134,13 +131,8 @@ def _model(kind: str, tokenizer: Any, seed: int, hidden: int, layers: int) -> An
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
     }
-    vision: dict[str, Any] = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "out_hidden_size": hidden,
-    }
+    vision: dict[str, Any] = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+    vision |= {"out_hidden_size": hidden}
     vision |= {"patch_size": PATCH[kind], "initializer_range": SPREAD}
     ids = picture_tokens(tokenizer)
     if kind == "qwen3":

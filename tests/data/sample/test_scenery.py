@@ -20,7 +20,7 @@ PLACES = {  # latitude, longitude, state_idx
 
 def look(*names: str, seed: int = 0, urban: float = 0.3) -> list:
     rows = np.array([PLACES[name] for name in names])
-    return scenery.looks(rows[:, :2], rows[:, 2].astype(int), np.full(len(rows), urban), seed)
+    return scenery.appearances(rows[:, :2], rows[:, 2].astype(int), np.full(len(rows), urban), seed)
 
 
 def views(name: str, n: int, size: int = 64) -> np.ndarray:
@@ -61,14 +61,14 @@ def test_mountains_stand_where_they_are():
 
 def test_neighbours_look_alike_across_a_state_line_but_for_the_states_clues():
     points = np.array([[38.0, -87.99], [38.0, -87.94], [38.0, -75.6]])
-    here, there, far = scenery.looks(points, np.array([12, 13, 7]), np.full(3, 0.3), 0)
+    here, there, far = scenery.appearances(points, np.array([12, 13, 7]), np.full(3, 0.3), 0)
     assert geo.distance_km(points[0], points[1]) < 5
     assert np.abs(here.hues - there.hues).max() < 0.1 < np.abs(here.hues - far.hues).max()
     assert abs(here.wet - there.wet) < 0.02
     assert (here.sign, here.pole, here.edge) != (there.sign, there.pole, there.edge)
 
 
-def test_looks_depend_on_the_seed_only():
+def test_appearances_depend_on_the_seed_only():
     first, again, other = look("Miami")[0], look("Miami")[0], look("Miami", seed=1)[0]
     assert np.array_equal(first.hues, again.hues) and first.sign == again.sign
     assert not np.allclose(first.hues, other.hues)

@@ -70,6 +70,13 @@ def test_config_refuses_values_that_make_no_sense(name, value, message):
         dataclasses.replace(SMALL, **{name: value})
 
 
+def test_the_preset_for_drawn_places():
+    drawn = Config.from_dict({}, "sample")
+    assert (drawn.encoder, drawn.places_per_cell, drawn.finetune_rate, drawn.vary) == ("tiny", 8, 1e-3, 0.0)
+    pretrained = Config.from_dict({"encoder": "timm:x"}, "sample")  # its weights would be lost at the rate of tiny
+    assert (pretrained.places_per_cell, pretrained.finetune_rate, pretrained.finetune_blocks) == (8, 2e-5, 6)
+
+
 # train, predict
 
 
@@ -121,7 +128,7 @@ def test_fine_tuning_changed_the_encoder_and_history_tells(trained):
 
 
 def test_an_encoder_that_cannot_be_had_is_refused_before_a_run_begins(world):
-    with pytest.raises(KitError, match="encoder 'resnet': allowed are tiny"):
+    with pytest.raises(KitError, match="encoder 'resnet': expected tiny"):
         multiview.train(dataclasses.replace(HEADS, encoder="resnet"), world, "never", n_folds=3)
     assert "never" not in runs.list_runs()
 

@@ -258,7 +258,7 @@ def test_settings_that_drop_everything_are_refused(setting, message):
 def test_points_that_are_no_places_are_refused():
     sample_id, points, group = cities()
     for arrays, message in [
-        ((sample_id, points[:, :1], group), "wanted is"),
+        ((sample_id, points[:, :1], group), "places: expected points of shape"),
         ((sample_id, points * np.nan, group), "not on Earth"),
         ((sample_id[:0], points[:0], group[:0]), "expected at least one to clean"),
     ]:

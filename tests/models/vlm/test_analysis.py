@@ -1,4 +1,4 @@
-"""conversed: what is taught can be read before training; looks and replies are those on disk."""
+"""Tables for the notebooks: examples before training; evaluations and replies from disk."""
 
 from __future__ import annotations
 
@@ -20,25 +20,29 @@ class FakeRun:
         self.dir, self.checkpoints = folder, folder / "checkpoints"
 
 
-def test_lessons_are_the_question_and_the_right_reply(world):
-    taught = analysis.lessons(CONFIG, world, 2)
+def test_examples_are_the_question_and_the_target_reply(world):
+    examples = analysis.examples(CONFIG, world, 2)
     first = world.rows("train").iloc[0]
     assert (
-        taught["reply"][0]
+        examples["reply"][0]
         == f"State: {first['state']}\nLatitude: {first['latitude']:.1f}\nLongitude: {first['longitude']:.1f}"
     )
-    assert taught["question"][0].startswith("Facing north:") and "Latitude: <degrees" in taught["question"][0]
+    assert examples["question"][0].startswith("Facing north:") and "Latitude: <degrees" in examples["question"][0]
 
 
-def test_looks_are_the_lines_of_the_history_with_evaluations(tmp_path):
+def test_evaluations_are_the_lines_of_the_history_with_scores(tmp_path):
     folder = tmp_path / "checkpoints/fold_1/sft"
     folder.mkdir(parents=True)
-    (folder / "history.csv").write_text("step,loss,eval_reward,eval_parsed\n0,,0.0,0.5\n1,3.0,,\n2,2.0,0.2,1.0\n")
-    table = analysis.looks(FakeRun(tmp_path))
-    assert table[["fold", "step", "reward", "parsed"]].to_numpy().tolist() == [[1, 0, 0.0, 0.5], [1, 2, 0.2, 1.0]]
+    (folder / "history.csv").write_text(
+        "step,loss,eval_reward,eval_parsed,eval_answered,eval_final,eval_mean_km\n"
+        "0,,0.0,0.5,0.5,0.1,900\n1,3.0,,,,,\n2,2.0,0.2,1.0,1.0,0.3,500\n"
+    )
+    table = analysis.evaluations(FakeRun(tmp_path))
+    assert table.index.tolist() == [(1, 0), (1, 2)]
+    assert table[["reward", "parsed", "mean_km"]].to_numpy().tolist() == [[0.0, 0.5, 900], [0.2, 1.0, 500]]
 
 
-def test_said_is_the_first_reply_at_the_first_and_the_last_look(tmp_path):
+def test_replies_are_the_first_ones_at_the_first_and_the_last_evaluation(tmp_path):
     writer = rollouts.Writer(tmp_path / "rollouts")
     for step in (0, 5, 10):
         rows = [
@@ -48,6 +52,6 @@ def test_said_is_the_first_reply_at_the_first_and_the_last_look(tmp_path):
             for name in "ab" for k in range(2)
         ]  # fmt: skip
         writer.write(step, rows)
-    table = analysis.said(FakeRun(tmp_path), 1)
+    table = analysis.replies(FakeRun(tmp_path), 1)
     assert table.index.tolist() == [("a", 0), ("a", 10)]
     assert table["reply"].tolist() == ["State: Ohio · 0a0", "State: Ohio · 10a0"]

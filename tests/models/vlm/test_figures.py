@@ -95,8 +95,8 @@ def test_nothing_to_draw_is_refused():
         figures.learning(frame(), "oslo")
 
 
-def test_outside_a_notebook_nothing_is_shown(tmp_path, capsys):
-    with figures.follow(tmp_path):
+def test_outside_a_notebook_nothing_is_shown(home, capsys):
+    with figures.follow("run"):
         print("training")
     assert capsys.readouterr().out == "training\n"
 
@@ -104,10 +104,11 @@ def test_outside_a_notebook_nothing_is_shown(tmp_path, capsys):
 NOTEBOOK = """
 import time
 from rollout_helper import row
-from kitlib.models.vlm import figures as live
+from kitlib.core import paths
+from kitlib.models.vlm import figures
 from kitlib.models.vlm.conversation import rollouts
-writer = rollouts.Writer("run")
-with live.follow("run", every_s=0.2):
+writer = rollouts.Writer(paths.run_dir("run") / "rollouts")
+with figures.follow("run", every_s=0.2):
     for step in range(2):
         writer.write(step, [row(step, g, point=[48.0 + g / 10, 11.0]) for g in range(3)])
         time.sleep(2)
@@ -116,7 +117,7 @@ print("trained")
 
 
 @pytest.mark.slow
-def test_a_notebook_shows_the_figure_while_its_cell_runs(tmp_path, monkeypatch):
+def test_a_notebook_shows_the_figure_while_its_cell_runs(home, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(rollout_helper.__file__).parent))
     book = nbformat.read(write_notebook(tmp_path / "live.ipynb", code(NOTEBOOK)), as_version=4)
     client = NotebookClient(book, resources={"metadata": {"path": str(tmp_path)}})

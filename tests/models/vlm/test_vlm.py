@@ -1,4 +1,4 @@
-"""The vision-language family: conversations token by token, what learns, what resumes, what is guessed and refused.
+"""The vision-language family: dialogues token by token, training, resume, guesses and refusals.
 
 One file, as transformers and trl take twenty seconds to import.
 """
@@ -18,18 +18,20 @@ torch = pytest.importorskip("torch")
 hf = pytest.importorskip("transformers")
 pytest.importorskip("trl")
 
+import toy
+
 from kitlib import __main__ as cli
 from kitlib.core.errors import KitError
 from kitlib.data import pictures, readers
-from kitlib.data.sample import toy
 from kitlib.evaluation import crossval, metrics
 from kitlib.models.vlm import dataset, guessing, loading, reply_cache, tiny_model
 from kitlib.models.vlm import run as vlm
 from kitlib.models.vlm.config import Config
-from kitlib.models.vlm.conversation import dialogue, prompts, rollouts
-from kitlib.models.vlm.conversation.replies import Answer
+from kitlib.models.vlm.conversation import prompts, rollouts
+from kitlib.models.vlm.conversation.dialogue import converse, with_pictures
+from kitlib.models.vlm.conversation.replies import Reply
 from kitlib.models.vlm.conversation.rewards import Weights, turn_advantages
-from kitlib.models.vlm.conversation.tasks import Task
+from kitlib.models.vlm.conversation.tasks import Task, TaskOptions
 from kitlib.models.vlm.conversation.vocabulary import Labels
 from kitlib.models.vlm.generation import Sampler
 from kitlib.models.vlm.grpo import PlaceTrainer
@@ -38,7 +40,7 @@ from kitlib.vision import device
 TYPES = (torch.float32, torch.bfloat16)
 VIEWS = ("north", "east", "south", "west")
 STATES = Labels(["Iowa", "New Mexico", "Ohio"])
-TRUTH = Answer((40.0, -83.0), region="Ohio")
+TRUTH = Reply((40.0, -83.0), region="Ohio")
 SFT = Config(
     model="tiny",
     lora_rank=0,
@@ -85,7 +87,8 @@ def shown(seed: int, n: int = 4) -> list[Image.Image]:
 
 
 def task(environment: str = "single") -> Task:
-    return Task(prompts.COMPETITION, {"region": STATES}, Weights(region=0.5), environment, radii_km=(2000.0, 200.0))
+    options = TaskOptions(environment=environment, radii_km="2000,200")
+    return Task(prompts.COMPETITION, {"region": STATES}, Weights(region=0.5), options)
 
 
 def learned(run) -> dict[str, torch.Tensor]:
@@ -98,52 +101,55 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_a_conversation_is_what_the_chat_template_makes_of_its_messages(tiny):
     model, processor = tiny
-    envs = [task("telescoping").last(VIEWS, TRUTH) for _ in range(2)]
-    asked = [dialogue.with_pictures(env.messages(), shown(i)) for i, env in enumerate(envs)]
-    talks = dialogue.converse(envs, Sampler(model, processor, 6).read(asked), processor)
+    envs = [task("telescoping").open_final(VIEWS, TRUTH) for _ in range(2)]
+    messages = [with_pictures(env.messages(), shown(i)) for i, env in enumerate(envs)]
+    dialogues = converse(envs, Sampler(model, processor, 6).prefill(messages), processor)
     tokenizer = processor.tokenizer
-    silent = set(loading.silent_tokens(tokenizer))
-    for talk, env in zip(talks, envs, strict=True):
-        own = [token for token, mine in zip(talk.said, talk.own, strict=True) if mine]
-        assert len(talk.replies) == env.turns == 2 and 2 <= len(own) <= 12 and not silent & set(own)
-        told = "Your reply did not say where. Look again and refine it, within 200 km, in the same lines."
-        messages = [*env.messages(), prompts.assistant("@1"), prompts.user(told)]
+    suppressed = set(loading.suppressed_tokens(tokenizer))
+    for dialogue, env in zip(dialogues, envs, strict=True):
+        own = [token for token, mine in zip(dialogue.continuation, dialogue.model_mask, strict=True) if mine]
+        assert len(dialogue.replies) == env.turns == 2 and 2 <= len(own) <= 12 and not suppressed & set(own)
+        message = "Your reply did not say where. Look again and refine it, within 200 km, in the same lines."
+        messages = [*env.messages(), prompts.assistant("@1"), prompts.user(message)]
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).split("@1")[1]
-        rest = [token for token, mine in zip(talk.said, talk.own, strict=True) if not mine]
+        rest = [token for token, mine in zip(dialogue.continuation, dialogue.model_mask, strict=True) if not mine]
         assert tokenizer.decode(rest) in (text, text.removeprefix("<|im_end|>"))  # where the model said the end itself
-        assert talk.prompt.count(processor.image_token_id) >= 4 and processor.image_token_id not in talk.said
+        assert (
+            dialogue.prompt.count(processor.image_token_id) >= 4
+            and processor.image_token_id not in dialogue.continuation
+        )
 
 
-def test_what_goes_on_from_a_prompt_that_was_read_once_is_what_the_whole_text_leads_to(tiny):
+def test_replies_after_a_prefilled_prompt_are_those_after_the_whole_text(tiny):
     model, processor = tiny
     sampler = Sampler(model.eval(), processor, 5, 0.0)
     wide = [image.resize((120, 60)) for image in shown(1)]  # more tokens, so that the others are padded
-    asked = [[dialogue.with_pictures(prompts.chat(VIEWS, "?"), images)] for images in (shown(0), wide, shown(2))]
-    read = sampler.read([messages for (messages,) in asked], copies=2)
-    said = [[41, 42, 43], [], [44], [45, 46], [47], []]
-    found, _ = read.speak(said)
-    for i, reply in enumerate(found):
-        inputs = sampler.inputs(asked[i // 2])
-        assert inputs["input_ids"][0].tolist() == read.tokens[i]
-        more = {"input_ids": said[i], "attention_mask": [1] * len(said[i]), "mm_token_type_ids": [0] * len(said[i])}
+    prompted = [[with_pictures(prompts.chat(VIEWS, "?"), images)] for images in (shown(0), wide, shown(2))]
+    prefilled = sampler.prefill([messages for (messages,) in prompted], copies=2)
+    tails = [[41, 42, 43], [], [44], [45, 46], [47], []]
+    replies, _ = prefilled.generate(tails)
+    for i, reply in enumerate(replies):
+        inputs = sampler.inputs(prompted[i // 2])
+        assert inputs["input_ids"][0].tolist() == prefilled.tokens[i]
+        more = {"input_ids": tails[i], "attention_mask": [1] * len(tails[i]), "mm_token_type_ids": [0] * len(tails[i])}
         whole = {
             name: torch.cat([inputs[name], torch.tensor([tail], dtype=torch.long)], dim=1)
             for name, tail in more.items()
         }
         [alone] = sampler.generate(**inputs | whole)
         assert reply == alone
-    assert len({*map(tuple, found)}) > 1
+    assert len({*map(tuple, replies)}) > 1
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_the_likelihood_of_names_is_that_of_whole_replies(tiny, dtype):
     model, processor = tiny
     cases = dataset.Cases(["a"], [TRUTH], VIEWS, shown)
-    speaker = Sampler(model, processor, 8, dtype=dtype)
-    found = guessing.asked(cases, task(), speaker, 1, 1, STATES, "region").log_likelihood[0]
-    prompt = speaker.inputs([dialogue.with_pictures(task().last(VIEWS, TRUTH).messages(), shown(0))])
+    sampler = Sampler(model, processor, 8, dtype=dtype)
+    scores = guessing.generate(cases, task(), sampler, 1, 1, STATES, "region").log_likelihood[0]
+    prompt = sampler.inputs([with_pictures(task().open_final(VIEWS, TRUTH).messages(), shown(0))])
     length = prompt["input_ids"].shape[1]
-    for name, score in zip(STATES.names, found, strict=True):
+    for name, score in zip(STATES.names, scores, strict=True):
         reply = processor.tokenizer.encode(f"State: {name}\n", add_special_tokens=False)
         more = {"input_ids": reply, "attention_mask": [1] * len(reply), "mm_token_type_ids": [0] * len(reply)}
         whole = {name: torch.cat([prompt[name], torch.tensor([tail])], dim=1) for name, tail in more.items()}
@@ -160,14 +166,14 @@ def test_lora_is_kept_merged_and_never_on_the_head_or_the_eyes(tmp_path, dtype):
     model = loading.adapt(model, 2)
     learns = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert learns and all("language_model" in name and "lora_" in name for name in learns)
-    assert loading.n_learning(model)[0] < loading.n_learning(model)[1] / 10
+    assert loading.count_weights(model)[0] < loading.count_weights(model)[1] / 10
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(0, 0.3)
     loading.save(model, processor, tmp_path)
     assert loading.saved(tmp_path) == tmp_path / "adapter"
-    inputs = Sampler(model, processor, 4).inputs([dialogue.with_pictures(prompts.chat(VIEWS, "?"), shown(0))])
+    inputs = Sampler(model, processor, 4).inputs([with_pictures(prompts.chat(VIEWS, "?"), shown(0))])
     again, _ = loading.reload("tiny", tmp_path, dtype)
     merged = loading.merge("tiny", tmp_path, tmp_path / "merged")
     whole, _ = loading.load(f"hf:{merged}", "auto")
@@ -182,13 +188,13 @@ def test_lora_is_kept_merged_and_never_on_the_head_or_the_eyes(tmp_path, dtype):
         loading.merge("tiny", tmp_path, merged)
 
 
-def test_pictures_are_capped_and_places_say_what_is_known(data, tmp_path):
+def test_pictures_are_capped_and_truths_come_from_the_metadata(data, tmp_path):
     pack = pictures.pack(data, "train")
     cases = dataset.places_cases(data, pack, np.array([3, 5]), 20)
     row = cases.row(1)
     assert row["images"][0].size == (20, 20) and row["sample_id"] == "5"
     true = data.rows("train").iloc[5]
-    assert row["truth"] == Answer((true.latitude, true.longitude), region=true.state)
+    assert row["truth"] == Reply((true.latitude, true.longitude), region=true.state)
     folder = toy.draw(tmp_path / "named", 4, 1)
     table = pd.read_csv(folder / "metadata.csv").assign(country=["Chad", "", "Peru", "", ""], city="Lima")
     table.to_csv(folder / "metadata.csv", index=False)
@@ -240,10 +246,10 @@ def test_a_stream_comes_mixed_capped_and_without_what_is_broken(tmp_path):
     assert [row["sample_id"] for row in taken(0, 5)] == [row["sample_id"] for row in rows[:5]]
     assert [row["truth"] for row in taken(1, 5)] != [row["truth"] for row in rows[:5]]
     assert len(taken(0, 60)) == 60  # goes round
-    with pytest.raises(KitError, match="needed: an image column, and latitude and longitude"):
+    with pytest.raises(KitError, match=r"expected an Image column, latitude or lat"):
         dataset.streamed(shards(tmp_path / "none", ("north", "east")), max_side=16)
-    for wrong, split, told in ((tmp_path / "nowhere", "train", "cannot be streamed"), (source, "best", "best")):
-        with pytest.raises(KitError, match=told):
+    for wrong, split, message in ((tmp_path / "nowhere", "train", "cannot be streamed"), (source, "best", "best")):
+        with pytest.raises(KitError, match=message):
             dataset.streamed(str(wrong), split, max_side=16)
 
 
@@ -256,10 +262,10 @@ def test_fine_tuning_guesses_what_it_did_not_see_and_records_it(sft, data):
     assert np.array_equal(vlm.predict("sft", data).points, test.points)
     history = crossval.history(sft)
     assert history["loss"].iloc[1] > 2 * history["loss"].dropna().iloc[-1]
-    looks = history.dropna(subset=["eval_reward"])
-    assert looks["step"].tolist() == [0, 80] and looks["eval_parsed"].iloc[0] == 0 < looks["eval_parsed"].iloc[1]
-    said = rollouts.read(sft.dir / "rollouts")
-    assert set(said["phase"]) == {"eval"} and len(said) == 2 * 6 * 2
+    evaluated = history.dropna(subset=["eval_reward"]).set_index("step")
+    assert evaluated.index.tolist() == [0, 80] and evaluated["eval_parsed"][0] == 0 < evaluated["eval_parsed"][80]
+    frame = rollouts.read(sft.dir / "rollouts")
+    assert set(frame["phase"]) == {"eval"} and len(frame) == 2 * 6 * 2
     assert not list(crossval.folder(sft, 0).glob("sft/checkpoint-*"))
 
 
@@ -279,25 +285,25 @@ def test_guessing_goes_on_where_it_was_stopped(sft, data, monkeypatch):
     monkeypatch.setattr(reply_cache, "PLACES", 5)
     config = dataclasses.replace(SFT, method="grpo", start_from="sft", steps=1, batch=4, device_batch=4, group=4)
     whole = vlm.train(config, data, "said-whole")
-    asked, ask = [], guessing.asked
+    sizes, generate = [], guessing.generate
 
     def counted(cases, *rest):
-        asked.append(len(cases))
-        if len(asked) == 3:
+        sizes.append(len(cases))
+        if len(sizes) == 3:
             raise KeyboardInterrupt
-        return ask(cases, *rest)
+        return generate(cases, *rest)
 
     def learn(max_hours=None):
         return vlm.train(config, data, "said-parts", max_hours=max_hours)
 
     learn(1e-9)  # the step, and the first part of 12 held-out places
-    monkeypatch.setattr("kitlib.models.vlm.session.asked", counted)
+    monkeypatch.setattr("kitlib.models.vlm.session.generate", counted)
     learn(1e-9)  # the second
-    assert asked == [5]
+    assert sizes == [5]
     with pytest.raises(KeyboardInterrupt):
         learn()
     run = learn()
-    assert asked == [5, 2, 5, 5, 1] and run.finished  # of 6 test places the first part was stopped
+    assert sizes == [5, 2, 5, 5, 1] and run.finished  # of 6 test places the first part was stopped
     for split in ("oof", "test"):
         a, b = whole.guesses(split), run.guesses(split)
         assert np.array_equal(a.points, b.points, equal_nan=True) and np.array_equal(a.state_probs, b.state_probs)
@@ -309,8 +315,8 @@ def grpo(sft, data):
 
 
 def test_groups_are_centred_tau_follows_the_steps_and_constant_groups_are_counted(grpo):
-    said = rollouts.read(grpo.dir / "rollouts")
-    train = said[said["phase"] == "train"]
+    frame = rollouts.read(grpo.dir / "rollouts")
+    train = frame[frame["phase"] == "train"]
     assert len(train) == 4 * 8 and train["rollout"].tolist() == [0, 1, 2, 3] * 8
     assert train.groupby("step")["tau_km"].first().round().tolist() == [8000, 5040, 3175, 2000]
     constant = 0
@@ -348,8 +354,8 @@ def test_several_turns_with_lora_on_the_other_generation(data, environment):
         GRPO, model="tiny:qwen3", start_from="", lora_rank=2, environment=environment, steps=2, lengths="2,3"
     )
     run = vlm.train(config, data, environment)
-    said = rollouts.read(run.dir / "rollouts")
-    assert {len(replies) for replies in said["replies"]} <= {1, 2} and set(said["environment"]) == {environment}
+    frame = rollouts.read(run.dir / "rollouts")
+    assert {len(replies) for replies in frame["replies"]} <= {1, 2} and set(frame["environment"]) == {environment}
     assert loading.saved(crossval.folder(run, 0)).name == "adapter"
     assert len(run.guesses("oof")) == 12
 
@@ -363,36 +369,36 @@ def test_an_adapter_is_merged_by_command(data, tmp_path, monkeypatch, capsys):
     assert end.value.code == 0 and capsys.readouterr().out == f"{out}\n"
     model, processor = loading.load(f"hf:{out}", torch.float32)
     adapted, _ = loading.reload("tiny:qwen3", crossval.folder(run, 0), torch.float32)
-    asked = [dialogue.with_pictures(task().last(VIEWS, TRUTH).messages(), shown(0))]
-    said = [Sampler(m, processor, 8, 0.0).read(asked).speak([[]])[0] for m in (model, adapted)]
-    assert said[0] == said[1]
+    messages = [with_pictures(task().open_final(VIEWS, TRUTH).messages(), shown(0))]
+    merged, unmerged = (Sampler(m, processor, 8, 0.0).prefill(messages).generate([[]])[0] for m in (model, adapted))
+    assert merged == unmerged
     with pytest.raises(KitError, match="merged exists"):
         vlm.merge("adapted", out)
     with pytest.raises(KitError, match="fold 3 is not trained"):
         vlm.merge("adapted", tmp_path / "other", 3)
 
 
-def test_words_are_credited_turn_by_turn(sft, data, monkeypatch):
-    seen, score = [], PlaceTrainer._generate_and_score_completions
+def test_tokens_are_credited_turn_by_turn(sft, data, monkeypatch):
+    steps, score = [], PlaceTrainer._generate_and_score_completions
 
-    def look(trainer, inputs):
+    def recorded(trainer, inputs):
         output = score(trainer, inputs)
-        seen.append((output["advantages"].numpy(), list(trainer.talks)))
+        steps.append((output["advantages"].numpy(), list(trainer.dialogues)))
         return output
 
-    monkeypatch.setattr(PlaceTrainer, "_generate_and_score_completions", look)
+    monkeypatch.setattr(PlaceTrainer, "_generate_and_score_completions", recorded)
     run = vlm.train(dataclasses.replace(GRPO, environment="telescoping", steps=2), data, "credited")
-    said = rollouts.read(run.dir / "rollouts").query("phase == 'train'")
-    for step, (of_tokens, talks) in enumerate(seen):
-        earned = np.array([talk.rewards for talk in talks]).reshape(2, 4, 2)
-        expected = turn_advantages(earned).reshape(8, 2)
-        expected[np.repeat(np.ptp(earned.sum(2), axis=1) < 1e-6, 4)] = 0.0
-        assert np.allclose(said.loc[said["step"] == step, "advantage"].astype(float), expected[:, 0], atol=1e-4)
-        for row, talk, of_turns in zip(of_tokens, talks, expected, strict=True):
-            own = np.array(talk.own, bool)
-            assert np.allclose(row[: len(own)][own], of_turns[talk.turn_of[own]], atol=1e-5)
-            assert sorted(set(talk.turn_of[own])) == [0, 1] and not row[len(own) :].any()
-    assert len(seen) == 2 and any(row.any() for row, _ in seen)
+    frame = rollouts.read(run.dir / "rollouts").query("phase == 'train'")
+    for step, (by_token, dialogues) in enumerate(steps):
+        rewards = np.array([dialogue.rewards for dialogue in dialogues]).reshape(2, 4, 2)
+        expected = turn_advantages(rewards).reshape(8, 2)
+        expected[np.repeat(np.ptp(rewards.sum(2), axis=1) < 1e-6, 4)] = 0.0
+        assert np.allclose(frame.loc[frame["step"] == step, "advantage"].astype(float), expected[:, 0], atol=1e-4)
+        for row, dialogue, by_turn in zip(by_token, dialogues, expected, strict=True):
+            own = np.array(dialogue.model_mask, bool)
+            assert np.allclose(row[: len(own)][own], by_turn[dialogue.token_turns[own]], atol=1e-5)
+            assert sorted(set(dialogue.token_turns[own])) == [0, 1] and not row[len(own) :].any()
+    assert len(steps) == 2 and any(row.any() for row, _ in steps)
 
 
 def test_an_adapter_is_learned_on_and_goes_on_to_the_same_weights(sft, data):
@@ -427,7 +433,7 @@ def test_weights_in_4_bits_are_adapted_rewarded_and_merged(sft, data, tmp_path, 
     assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
 
 
-def test_a_group_that_earned_nothing_teaches_nothing(data):
+def test_a_constant_group_changes_no_weights(data):
     config = dataclasses.replace(GRPO, start_from="", steps=1)
     run = vlm.train(config, data, "nothing")
     plain = loading.load("tiny", torch.float32)[0].state_dict()
@@ -440,44 +446,44 @@ def test_a_stream_is_learned_from_instead_of_the_places(data, tmp_path):
     config = dataclasses.replace(SFT, stream=source, shuffle_buffer=4, steps=2, batch=4, device_batch=4)
     assert vlm.train(config, data, "streamed").finished
     rewarded = dataclasses.replace(GRPO, stream=source, start_from="", steps=1)
-    said = rollouts.read(vlm.train(rewarded, data, "streamed-grpo").dir / "rollouts")
-    assert set(said.loc[said["phase"] == "train", "truth"].str[1].round(4) <= 0) == {True}
+    frame = rollouts.read(vlm.train(rewarded, data, "streamed-grpo").dir / "rollouts")
+    assert set(frame.loc[frame["phase"] == "train", "truth"].str[1].round(4) <= 0) == {True}
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
-        ({"model": "gpt"}, "allowed are tiny, tiny:qwen3, hf:"),
-        ({"model": "tiny:llama"}, "allowed are tiny"),
-        ({"method": "grpo", "group": 5}, "wanted is a multiple of a group"),
-        ({"batch": 10}, "wanted is a multiple"),
-        ({"four_bit": True}, "allowed is a rank above 0"),
-        ({"vllm": True}, "nothing is generated"),
+        ({"model": "gpt"}, "expected tiny, tiny:qwen3, hf:"),
+        ({"model": "tiny:llama"}, "got 'tiny:llama'"),
+        ({"method": "grpo", "group": 5}, "expected a multiple of a group of at least 2"),
+        ({"batch": 10}, "expected a multiple of device_batch 16; got 10"),
+        ({"four_bit": True}, "lora_rank: expected more than 0 with four_bit"),
+        ({"vllm": True}, "which generates nothing in training"),
         ({"fields": "point,region"}, "in this order"),
-        ({"kl": 0.1}, "kl with lora_rank 0"),
-        ({"radii_km": "far"}, "wanted are numbers"),
-        ({"environment": "dance"}, "allowed are single"),
+        ({"kl": 0.1}, "kl: expected 0 with lora_rank 0"),
+        ({"radii_km": "far"}, "expected numbers with commas"),
+        ({"environment": "dance"}, "expected one of single"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(wrong, told):
-    with pytest.raises(KitError, match=told):
+def test_settings_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(KitError, match=message):
         dataclasses.replace(SFT, **wrong)
 
 
 def test_what_is_not_installed_or_does_not_fit_is_refused_before_a_run_begins(sft, data):
-    for wrong, told in (
-        ({"four_bit": True, "lora_rank": 4}, "four_bit with tiny: allowed is False"),
+    for wrong, message in (
+        ({"four_bit": True, "lora_rank": 4}, "four_bit: expected False with tiny; got True"),
         ({"vllm": True}, "vllm needs the library vllm"),
-        ({"lora_rank": 4}, "start_from='sft' has lora_rank=0"),
+        ({"lora_rank": 4}, "lora_rank: expected 0 as in 'sft'; got 4"),
         ({"start_from": "nobody"}, "there is no run 'nobody'"),
     ):
-        with pytest.raises(KitError, match=told):
+        with pytest.raises(KitError, match=message):
             vlm.train(dataclasses.replace(GRPO, **wrong), data, "refused")
-    with pytest.raises(KitError, match="it has seen places that are held out here"):
+    with pytest.raises(KitError, match="on places that are held out here"):
         vlm.train(GRPO, data, "refused", folds_column="spatial")
     with pytest.raises(KitError, match="has no fold 1"):
         vlm.train(GRPO, data, "refused", only_folds=[1])
-    with pytest.raises(KitError, match="cannot be had"):
+    with pytest.raises(KitError, match="cannot be loaded"):
         loading.load("hf:/nowhere/at-all", torch.float32)
 
 
@@ -486,5 +492,14 @@ def test_a_model_that_is_built_otherwise_is_refused(tmp_path):
     text, eyes = hf.LlamaConfig(vocab_size=1200, **small), hf.CLIPVisionConfig(image_size=28, patch_size=14, **small)
     hf.LlavaForConditionalGeneration(hf.LlavaConfig(text_config=text, vision_config=eyes)).save_pretrained(tmp_path)
     tiny_model.build("qwen2.5")[1].save_pretrained(tmp_path)
-    with pytest.raises(KitError, match=r"is a LlavaForConditionalGeneration: allowed are models built as Qwen2.5-VL"):
+    with pytest.raises(
+        KitError, match=r"expected the architecture of Qwen2.5-VL or Qwen3-VL; hf:.* is a LlavaForConditionalGeneration"
+    ):
         loading.load(f"hf:{tmp_path}", torch.float32)
+
+
+def test_the_preset_for_drawn_places():
+    sft, grpo = (Config.from_dict({"method": method}, "sample") for method in ("sft", "grpo"))
+    assert (sft.model, sft.rate, sft.lora_rank, grpo.rate, grpo.tau_schedule) == ("tiny", 2e-3, 0, 2e-4, "fixed")
+    published = Config.from_dict({"method": "grpo", "model": "hf:Qwen/Qwen2.5-VL-3B-Instruct"}, "sample")
+    assert (published.rate, published.lora_rank, published.digits) == (0.0, 16, 4)  # all weights at 2e-3 would ruin it

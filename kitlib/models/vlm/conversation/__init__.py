@@ -1,1 +1,1 @@
-"""What is said to a vision-language model and how its replies are read and rewarded; without torch."""
+"""Dialogues with a vision-language model: prompts, parsed replies, rewards, rollouts on disk; all without torch."""

@@ -1,6 +1,6 @@
-"""Coordinates in running text: numbers with signs or letters, points or commas, degrees and minutes.
+"""Read coordinates in running text: numbers with signs or letters, points or commas, degrees and minutes.
 
-Only what can be read in one way is read. Two numbers side by side are a point, three are a list and none.
+Ambiguous text is not read. Two numbers side by side are a point; three are a list, and no point.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-Number = tuple[float, str]  # degrees, and "lat", "lon" or "", as its letter tells
+Number = tuple[float, str]  # degrees, and the axis that its letter names: "lat", "lon" or ""
 Point = tuple[float, float]
 
 FLAGS = re.VERBOSE | re.IGNORECASE
@@ -26,7 +26,7 @@ BETWEEN = r"(?: [ \t]*;[ \t]* | ,[ \t]+ | [ \t]+/[ \t]+ | [ \t]+ )"
 
 
 def _number(fraction: str) -> str:
-    """A pattern for degrees, given that of a fraction; they are no part of a word, a longer number or a percentage."""
+    """A pattern for degrees with that fraction, not inside a word, a longer number or a percentage."""
     digits, bounded = rf"[-+]? \d{{1,3}} {fraction}", r"(?! [\w%] | [.]\d )"
     return (
         rf"(?<![\w.+-]) (?: {LETTER} [ \t]? {digits} {bounded} {UNIT} "
@@ -37,14 +37,14 @@ def _number(fraction: str) -> str:
 POINT, COMMA = _number(r"(?:[.]\d+)?"), _number(r",\d+")
 ANY = re.compile(_number(r"(?:[.,]\d+)?"), FLAGS)
 ALONE = r"(?<! \d[ ] ) (?<! \d[,;] ) (?<! \d[,;][ ] )", r"(?! [ \t]*[,;/]?[ \t]*[-+]?\d )"
-RUNS = (  # what stands side by side, and a number in it; a comma is a decimal one where it can be in all of them
+RUNS = (  # patterns of numbers side by side, and of one of them; commas are decimal where all of them can be
     (re.compile(f"{ALONE[0]} {COMMA} (?: {BETWEEN} {COMMA} )++ {ALONE[1]}", FLAGS), re.compile(COMMA, FLAGS)),
     (re.compile(rf"{POINT} (?: (?: [ \t]*,[ \t]* | {BETWEEN} ) {POINT} )+", FLAGS), re.compile(POINT, FLAGS)),
 )
 
 
 def plain(text: str) -> str:
-    """Text with ASCII digits, minus signs and quotes as they are, one degree sign, and decimal degrees.
+    """Text with ASCII digits and minus signs, one kind of degree sign, and decimal degrees.
 
     >>> plain("−40° 30′ N, 83º W")
     '-40.500000° N, 83° W'
@@ -78,14 +78,14 @@ def degrees(text: str) -> Number:
 
 
 def only_number(text: str, axis: str) -> Number:
-    """The number of a line about `axis`, "lat" or "lon"; NaN where there is not one, or one with the other's letter."""
-    found = ANY.findall(text)
-    value, said = degrees(found[0]) if len(found) == 1 else (float("nan"), "")
-    return (value if said in ("", axis) else float("nan")), axis
+    """The number of a line about `axis`, "lat" or "lon"; NaN unless it is the only one and its letter fits."""
+    matches = ANY.findall(text)
+    value, letter_axis = degrees(matches[0]) if len(matches) == 1 else (float("nan"), "")
+    return (value if letter_axis in ("", axis) else float("nan")), axis
 
 
 def side_by_side(text: str) -> tuple[set[Point | None], str]:
-    """The points that stand in a text as two numbers side by side, None for a run that is no point, and the rest."""
+    """The points of a text, which are two numbers side by side, with None for longer runs; and the rest of the text."""
     points = set()
     for runs, number in RUNS:
         for run in runs.findall(text):
@@ -96,7 +96,7 @@ def side_by_side(text: str) -> tuple[set[Point | None], str]:
 
 
 def point(first: Number, second: Number) -> Point | None:
-    """Two numbers as [lat, lon], the other way round where their letters say so; None where that is no place on Earth.
+    """Two numbers as [lat, lon], swapped where their letters say so; None where that is no place on Earth.
 
     >>> point((-83.0, "lon"), (40.0, "lat")), point((91.0, ""), (0.0, ""))
     ((40.0, -83.0), None)

@@ -1,8 +1,8 @@
-"""Conversations of a model with environments, token by token: one loop for training and for guessing.
+"""Dialogues of a model with environments, token by token: the same loop for training and for guessing.
 
-The pictures are in the first prompt only. What the model says is marked 1, what it is told in between 0, so that a
-trainer gives credit for its own words alone. What has read the prompts, and finds the replies, is a `Reading`: of the
-model itself (`vlm_sampler`), or by the means of a trainer (`vlm_grpo`).
+Pictures are in the first prompt only. The model's own tokens are masked 1 and the environment's 0, so that a trainer
+gives credit for the model's words alone. The replies come from a `PromptBatch`: the model on this machine
+(`generation`), or a trainer's own generation (`grpo`).
 """
 
 from __future__ import annotations
@@ -16,100 +16,99 @@ import numpy as np
 from kitlib.models.vlm.conversation import tasks
 from kitlib.models.vlm.conversation.environments import Environment
 from kitlib.models.vlm.conversation.prompts import Message, assistant, user
-from kitlib.models.vlm.conversation.replies import Answer
+from kitlib.models.vlm.conversation.replies import Reply
 
 Tokens = list[int]
 REPLY = "@@REPLY@@"
 
 
-class Reading(Protocol):
-    """The prompts of B conversations, which a model has read or will read."""
+class PromptBatch(Protocol):
+    """The prompts of B dialogues and the model that replies to them."""
 
     @property
     def tokens(self) -> list[Tokens]:
-        """Of each prompt, its pictures included."""
+        """The tokens of each prompt, those of its pictures included."""
 
-    def speak(self, said: list[Tokens]) -> tuple[list[Tokens], Any]:
-        """The tokens of the replies to each prompt and what was said since, and their log-probabilities or None."""
+    def generate(self, continuations: list[Tokens]) -> tuple[list[Tokens], Any]:
+        """The next reply to each prompt with its continuation, as tokens, and their log-probabilities or None."""
 
 
 @dataclass
-class Talk:
-    """One conversation as it stands."""
+class Dialogue:
+    """One dialogue in progress."""
 
     env: Environment
     prompt: Tokens
-    said: Tokens = field(default_factory=list)  # all after the prompt, what the model was told included
-    own: list[int] = field(default_factory=list)  # 1 for the model's own tokens
+    continuation: Tokens = field(default_factory=list)  # all tokens after the prompt, the environment's included
+    model_mask: list[int] = field(default_factory=list)  # 1 for tokens of the model
     logprobs: list[float] = field(default_factory=list)
     replies: list[str] = field(default_factory=list)  # one a turn, as the three below
-    answers: list[Answer] = field(default_factory=list)
+    parsed: list[Reply] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
-        """Whether the environment has heard its last reply."""
+        """Whether the environment has taken its last reply."""
         return len(self.replies) == self.env.turns
 
     @property
-    def turn_of(self) -> np.ndarray:
-        """The turn, from 0, that each token after the prompt belongs to; what the model is told ends a turn."""
-        own = np.array(self.own)
-        return np.cumsum(np.diff(own, prepend=0) == 1) - 1
+    def token_turns(self) -> np.ndarray:
+        """The turn of each token of the continuation, counted from 0; the environment's message belongs to its turn."""
+        mask = np.array(self.model_mask)
+        return np.cumsum(np.diff(mask, prepend=0) == 1) - 1
 
     @property
     def reward(self) -> float:
-        """What all turns earned together."""
+        """The sum of the turns' rewards."""
         return float(sum(self.rewards))
 
-    def hear(self, reply: str) -> Message | None:
-        """Take the model's reply as text; what it is told next."""
+    def add_reply(self, text: str) -> Message | None:
+        """Pass a reply to the environment and return its next message, None after the last turn."""
         turn = self.env.turn
-        step = self.env.step(reply)
-        self.replies.append(reply)
-        self.answers.append(tasks.said(self.env, turn, reply))
+        step = self.env.step(text)
+        self.replies.append(text)
+        self.parsed.append(tasks.parse_reply(self.env, turn, text))
         self.rewards.append(step.reward)
         self.metrics.append(step.metrics)
         return step.message
 
-    def add(self, tokens: Tokens, own: bool, logprobs: Sequence[float] | None = None) -> None:
-        """Put tokens behind what was said."""
-        self.said += tokens
-        self.own += [int(own)] * len(tokens)
+    def add_tokens(self, tokens: Tokens, by_model: bool, logprobs: Sequence[float] | None = None) -> None:
+        """Append tokens to the continuation."""
+        self.continuation += tokens
+        self.model_mask += [int(by_model)] * len(tokens)
         self.logprobs += list(logprobs) if logprobs is not None else [0.0] * len(tokens)
 
 
-def converse(envs: Sequence[Environment], reading: Reading, processor: Any) -> list[Talk]:
-    """Play B environments to their end at once; `reading` is of their messages with the pictures in place."""
-    talks = [Talk(env, list(ids)) for env, ids in zip(envs, reading.tokens, strict=True)]
-    while not all(talk.done for talk in talks):
-        replies, logprobs = reading.speak([talk.said for talk in talks])
-        for i, talk in enumerate(talks):
-            if not talk.done:
-                _turn(talk, list(replies[i]), logprobs and logprobs[i], processor)
-    return talks
+def converse(envs: Sequence[Environment], prompts: PromptBatch, processor: Any) -> list[Dialogue]:
+    """Play B environments to their end in parallel; `prompts` holds their first messages with the pictures in place."""
+    dialogues = [Dialogue(env, list(ids)) for env, ids in zip(envs, prompts.tokens, strict=True)]
+    while not all(dialogue.done for dialogue in dialogues):
+        replies, logprobs = prompts.generate([dialogue.continuation for dialogue in dialogues])
+        for i, dialogue in enumerate(dialogues):
+            if not dialogue.done:
+                _take_turn(dialogue, list(replies[i]), logprobs and logprobs[i], processor)
+    return dialogues
 
 
-def _turn(talk: Talk, reply: Tokens, logprobs: Sequence[float] | None, processor: Any) -> None:
-    tokenizer = processor.tokenizer
-    talk.add(reply, True, logprobs)
-    told = talk.hear(tokenizer.decode(reply, skip_special_tokens=True))
-    if told is not None:
-        between = told_tokens(processor, told)
-        ended = bool(reply) and reply[-1] == between[0]  # a reply that was cut short has no end of its own
-        talk.add(between[ended:], False)
+def _take_turn(dialogue: Dialogue, reply: Tokens, logprobs: Sequence[float] | None, processor: Any) -> None:
+    dialogue.add_tokens(reply, True, logprobs)
+    message = dialogue.add_reply(processor.tokenizer.decode(reply, skip_special_tokens=True))
+    if message is not None:
+        separator = turn_separator_tokens(processor, message)
+        ended = bool(reply) and reply[-1] == separator[0]  # a reply that was cut short has no end of its own
+        dialogue.add_tokens(separator[ended:], False)
 
 
-def told_tokens(processor: Any, told: Message) -> Tokens:
-    """What stands between a reply's last word and the next reply's first: the end of the turn, `told`, the opening."""
-    messages = [user("?"), assistant(REPLY), told]
+def turn_separator_tokens(processor: Any, message: Message) -> Tokens:
+    """The tokens between two replies: the end of the turn, `message`, and the opening of the next reply."""
+    messages = [user("?"), assistant(REPLY), message]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return processor.tokenizer.encode(text.split(REPLY, 1)[1], add_special_tokens=False)
 
 
 def with_pictures(messages: Sequence[Message], images: Sequence[Any]) -> list[Message]:
-    """Messages with the pictures (V,) in their places."""
+    """Messages whose picture parts hold the images (V,), in order."""
     left: Iterator[Any] = iter(images)
     return [
         {**message, "content": [{**p, "image": next(left)} if p["type"] == "image" else p for p in message["content"]]}

@@ -1,8 +1,7 @@
-"""A curriculum of geohashes: the first 2 characters of where it is, then 4, then 6.
+"""A curriculum of geohashes: the first 2 characters of the place's geohash, then 4, then 6.
 
-A short prefix is easy to get right by chance and by sight, and each longer one begins with it. Over training the
-lengths grow (`lengths_at`) while a teacher, who now and then gives the true prefix to go on from, retires
-(`forcing_at`).
+A short prefix is easy to guess, and each longer one begins with it. Over training the lengths grow (`lengths_at`) while
+teacher forcing, which replaces the model's prefix by the true one, fades out (`forcing_at`).
 """
 
 from __future__ import annotations
@@ -17,65 +16,52 @@ from kitlib.core.errors import KitError
 from kitlib.geo import geohash
 from kitlib.models.vlm.conversation.environments import Environment
 from kitlib.models.vlm.conversation.prompts import REASONING, Message, chat
-from kitlib.models.vlm.conversation.replies import MOST, Answer, visible
-from kitlib.models.vlm.conversation.rewards import TAU_KM
-from kitlib.models.vlm.conversation.schedules import LENGTHS
+from kitlib.models.vlm.conversation.replies import MAX_LENGTH, Reply, visible
 
 
 def read_geohash(reply: str, length: int) -> str | None:
-    """The geohash of exactly `length` characters that a reply consists of, or names behind "Geohash:"; else None.
+    """The one geohash of exactly `length` characters that is the reply, or follows "Geohash:" in it; else None.
 
     >>> read_geohash("**Geohash: DP**", 2), read_geohash("dp or dq", 2), read_geohash("dph", 2)
     ('dp', None, None)
     """
     text = re.sub(r"[*_`\"'{}]", "", visible(reply))
-    if len(text) > MOST:
+    if len(text) > MAX_LENGTH:
         return None
-    named = re.findall(r"\bgeohash\b[ \t]*[:=](.*)", text, re.IGNORECASE)
-    said = {one.strip(" \t\r\n.,;").lower() for one in named or [text]}
-    only = said.pop() if len(said) == 1 else ""
-    return only if len(only) == length and geohash.is_geohash(only) else None
+    matches = re.findall(r"\bgeohash\b[ \t]*[:=](.*)", text, re.IGNORECASE)
+    codes = {match.strip(" \t\r\n.,;").lower() for match in matches or [text]}
+    code = codes.pop() if len(codes) == 1 else ""
+    return code if len(code) == length and geohash.is_geohash(code) else None
 
 
 class GeohashTurns(Environment):
     """One reply for each length; a turn earns its level's share, and a bonus for what it improved.
 
-    The share is exp(-km / r) / turns, km being from the centre of the cell that was named to the place, and r the
-    radius of a cell of that length, or tau where that is larger. The bonus is S - S', with S = exp(-km / tau) of the
-    cell named now, 0 for none, and S' that of the cell one went on from. A bonus for improvement alone would pay for a
-    bad start; signed, it sums to the last turn's S. When the teacher gives the true prefix, S' is the prefix's own S:
-    no credit for what was told.
+    The share is exp(-km / r) / turns, where km is the distance from the centre of the named cell to the place, and r
+    the radius of a cell of that length, or tau where that is larger. The bonus is S - S', where S = exp(-km / tau) of
+    the cell named now, 0 for none, and S' that of the cell before. A bonus for improvement alone would pay for a bad
+    start; signed, it sums to the last turn's S. After teacher forcing S' is that of the true prefix, so that the model
+    gets no credit for it. Raises KitError for a place without a point.
     """
 
     def __init__(
         self,
         views: Sequence[str],
-        truth: Answer,
+        truth: Reply,
         *,
-        lengths: Sequence[int] = LENGTHS,
-        forcing: float = 0.0,
-        bonus: float = 1.0,
-        tau_km: float = TAU_KM,
+        lengths: Sequence[int],
+        forcing: float,
+        bonus: float,
+        tau_km: float,
         seed: int = 0,
         reasoning: bool = False,
     ):
-        """Raises KitError for lengths that do not grow, a place without a point, and numbers out of range."""
         super().__init__()
-        if (
-            not lengths
-            or list(lengths) != sorted(set(lengths))
-            or not 1 <= lengths[0] <= lengths[-1] <= geohash.LONGEST
-        ):
-            raise KitError(f"lengths {tuple(lengths)}: allowed are growing ones from 1 to {geohash.LONGEST}")
-        if not 0 <= forcing <= 1 or not bonus >= 0 or not tau_km > 0:
-            raise KitError(
-                f"forcing {forcing}, bonus {bonus}, tau {tau_km} km: allowed are 0 to 1, at least 0, more than 0"
-            )
         if truth.point is None:
-            raise KitError("a geohash curriculum needs to know where the place is; it has no point")
+            raise KitError("geohash: expected a place with a known point; it has no point")
         self.views, self.lengths, self.bonus, self.tau_km, self.reasoning = views, lengths, bonus, tau_km, reasoning
         self.point, self.turns = truth.point, len(lengths)
-        # Drawn at once, so that no reply can change what the teacher does.
+        # Drawn in advance, so that no reply can change the teacher forcing.
         self.forced = np.random.default_rng(seed).random(self.turns) < forcing
         self.prefix, self.score = "", 0.0
 
@@ -88,26 +74,25 @@ class GeohashTurns(Environment):
     def _line(self, turn: int) -> str:
         return f"Geohash: <the first {self.lengths[turn]} characters>"
 
-    def _judge(self, reply: str) -> tuple[float, dict[str, float]]:
+    def _grade(self, reply: str) -> tuple[float, dict[str, float]]:
         length = self.lengths[self.turn]
-        said = read_geohash(reply, length)
-        share, score, metrics = 0.0, 0.0, {"parsed": float(said is not None)}
-        if said is not None:
-            km = self._km(said)
+        code, target = read_geohash(reply, length), str(geohash.encode(self.point, length))
+        share, score, metrics = 0.0, 0.0, {"parsed": float(code is not None)}
+        if code is not None:
+            km = self._km(code)
             share = float(np.exp(-km / max(geohash.radius_km(length), self.tau_km)))
             score = float(np.exp(-km / self.tau_km))
-            metrics |= {"km": km, "right": float(said == str(geohash.encode(self.point, length)))}
-            self.prefix = said
+            metrics |= {"km": km, "right": float(code == target)}
+            self.prefix = code
         reward = share / self.turns + self.bonus * (score - self.score)
         self.score = score
         if self.turn + 1 < self.turns and self.forced[self.turn]:
-            self.prefix = str(geohash.encode(self.point, length))
-            self.score = float(np.exp(-self._km(self.prefix) / self.tau_km))
+            self.prefix, self.score = target, float(np.exp(-self._km(target) / self.tau_km))
         return reward, metrics
 
     def _km(self, prefix: str) -> float:
         return float(geo.distance_km(geohash.decode(prefix), self.point))
 
-    def _next(self) -> str:
-        told = f"Go on from {self.prefix}, or correct it." if self.prefix else "Your reply named no geohash."
-        return f"{told} One line and nothing else:\n{self._line(self.turn)}"
+    def _question(self) -> str:
+        recap = f"Go on from {self.prefix}, or correct it." if self.prefix else "Your reply named no geohash."
+        return f"{recap} One line and nothing else:\n{self._line(self.turn)}"

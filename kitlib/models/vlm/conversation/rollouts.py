@@ -1,14 +1,14 @@
-"""The rollouts of a vision-language model in training, on disk step by step: to watch live and to replay.
+"""Rollouts of a vision-language model in training, written to disk step by step for the dashboard and for replays.
 
     rollouts/steps/00000012-train.parquet    one file a step and phase; these are the record
     rollouts/rollouts.jsonl                  the same rows as text, one a line, for grep and jq
-    rollouts/pictures/<place>-<view>.jpg     what was asked about, small, once a place
+    rollouts/pictures/<place>-<view>.jpg     the pictures of the prompts, small, once a place
 
     writer = Writer(run.dir / "rollouts")
     names = writer.picture("id7", views)                  # (V, H, W, 3) uint8
     writer.write(step, [{"step": step, "phase": "train", "sample_id": "id7", "pictures": names, ...}, ...])
 
-Of several processes one writes. Any number of others may read meanwhile.
+Only one process may write; any number may read at the same time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
         "prompt": pa.string(),  # all text of the first message
         "pictures": pa.list_(pa.string()),  # file names under pictures/
         "replies": pa.list_(pa.string()),  # one a turn, as the rewards and the points
-        "points": pa.list_(POINT),  # None where a reply says no place
+        "points": pa.list_(POINT),  # None where a reply gives none
         "point": POINT,  # the last
         "truth": POINT,
         "rewards": pa.list_(pa.float64()),
@@ -54,21 +54,21 @@ SCHEMA = pa.schema(
     }
 )
 OPTIONAL = {"point", "advantage", "km"}
-SUMMED = ("step", "phase", "sample_id", "truth", "reward", "km", "tau_km")  # all that `summary` needs
+SUMMED = ("step", "phase", "sample_id", "truth", "reward", "km", "tau_km")  # columns that `summary` needs
 
 
 class Writer:
-    """Writes the rollouts of one run into `folder`, step by step; also where an earlier, cut-off writer stopped."""
+    """Writes the rollouts of one run into `folder`, step by step, and can continue after an interrupted writer."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._in_step = False  # whether the text is known to hold what the record holds
+        self._in_step = False  # whether the text is known to match the record
 
     def write(self, step: int, rows: Sequence[Mapping[str, Any]]) -> Path:
-        """Keep the rollouts of one step and phase, all keys of SCHEMA in each row, and give back their file.
+        """Write the rollouts of one step and phase, all keys of SCHEMA in each row, and return their file.
 
-        The same step and phase again replaces what was there, and steps after it are dropped: a training that goes on
-        from an earlier checkpoint takes them back. Raises KitError for missing or unknown keys and values out of range.
+        It replaces an earlier file of that step and phase and deletes those of later steps, which a training that
+        continues from an earlier checkpoint repeats. Raises KitError for wrong keys and values out of range.
         """
         table = _table(rows, step)
         phases = set(table["phase"].to_pylist())
@@ -94,13 +94,13 @@ class Writer:
         return self.folder / "rollouts.jsonl"
 
     def _rewrite_text(self) -> None:
-        """The record as text, from the beginning: after a kill the text may lack a step or end in half a line."""
+        """Write the whole text again: after a kill it may lack a step or end in half a line."""
         with storage.atomic_write(self._text) as beside, beside.open("w", encoding="utf-8", newline="\n") as out:
             for file in step_files(self.folder):
                 out.write(_lines(pq.read_table(file).to_pylist()))
 
     def picture(self, sample_id: str, pictures: np.ndarray) -> list[str]:
-        """Store a place's pictures (H, W, 3) or (V, H, W, 3) uint8 as small JPEGs, once, and give back their names."""
+        """Store a place's pictures (H, W, 3) or (V, H, W, 3) uint8 once, as small JPEGs, and return their names."""
         views = np.asarray(pictures)
         views = views[None] if views.ndim == 3 else views
         if views.dtype != np.uint8 or views.ndim != 4 or views.shape[-1] != 3 or not views.size:
@@ -122,7 +122,7 @@ class Writer:
 
 
 def step_files(folder: str | Path, after: int = -1) -> list[Path]:
-    """The files of the steps after `after`, in the order of training; an evaluation stands before the training step."""
+    """The files of the steps after `after`, in the order of training: the evaluation of a step, then its training."""
     files = [file for file in (Path(folder) / "steps").glob("*.parquet") if re.match(r"\d+-(train|eval)$", file.stem)]
     return sorted((file for file in files if _step(file) > after), key=lambda file: (_step(file), file.stem))
 
@@ -133,7 +133,7 @@ def read(
     """The rollouts of the steps after `after` up to `until`, a row each, with the columns of SCHEMA.
 
     A point is a list [lat, lon] or None; a missing km or advantage is NaN. Empty while nothing is written yet; raises
-    KitError where there is no such folder. A step that is taken back while this reads is left out.
+    KitError where there is no such folder. A file that is deleted during the reading is left out.
     """
     if not Path(folder).is_dir():
         raise KitError(f"no rollouts in {paths.relative(Path(folder))}: a run that trains with GRPO writes them")
@@ -142,7 +142,7 @@ def read(
 
 
 def read_table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """One of `step_files` as it is, without rows where it was taken back this moment; `frame_of` makes it a frame."""
+    """The table of a step's file, without rows if the file was just deleted."""
     names = list(columns or SCHEMA.names)
     try:
         with pq.ParquetFile(file) as parquet:  # half the time of read_table
@@ -154,7 +154,7 @@ def read_table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def frame_of(tables: Sequence[pa.Table]) -> pd.DataFrame:
-    """Tables with the same columns as one frame; a point is a list or None, a missing km or advantage NaN."""
+    """Tables with the same columns as one frame, in which a point is a list or None."""
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
     frame = table.drop_columns(nested).to_pandas()
@@ -164,11 +164,11 @@ def frame_of(tables: Sequence[pa.Table]) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame, middle: ArrayLike | None = None) -> pd.DataFrame:
-    """How far each step and phase came: rollouts, places, reward, km, median_km, parsed, tau_km, one row each.
+    """One row per step and phase: rollouts, places, reward, km, median_km, parsed, tau_km.
 
-    Rewards and km are means over all rollouts. A rollout without a point is counted with what a fallback guess would
-    cost its place: the distance from the truth to `middle` [lat, lon], by default the geometric median of all true
-    places in the frame. `parsed` is the share that needed none. Raises KitError for a frame without the columns SUMMED.
+    Rewards and km are means over all rollouts. A rollout without a point counts as a fallback guess: its km is the
+    distance from the truth to `middle` [lat, lon], by default the geometric median of all true places in the frame.
+    `parsed` is the share of rollouts with a point. Raises KitError for a frame without the columns SUMMED.
     """
     if lost := [name for name in SUMMED if name not in frame.columns]:
         raise KitError(f"rollouts: expected the columns {', '.join(SUMMED)}; {', '.join(lost)} missing")
@@ -199,7 +199,7 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], step: int) -> pa.Table:
-    """The rows of one step as a table with SCHEMA; KitError for what does not fit it, or is out of range."""
+    """The rows of one step as a table with SCHEMA. Raises KitError for wrong keys, types and ranges."""
     for row in rows:
         if wrong := sorted(map(str, set(SCHEMA.names) ^ set(row))):
             raise KitError(
@@ -207,27 +207,24 @@ def _table(rows: Sequence[Mapping[str, Any]], step: int) -> pa.Table:
             )
     table = pa.table([_column(field, [row[field.name] for row in rows], step) for field in SCHEMA], schema=SCHEMA)
     for i, row in enumerate(table.to_pylist()):
-        where = f"row {i} of step {step}"
-        if row["step"] != step or step < 0 or row["rollout"] < 0:
-            raise KitError(f"{where}: expected step {step} and a rollout from 0; got {row['step']}, {row['rollout']}")
-        if row["phase"] not in PHASES:
-            raise KitError(f"{where}: phase: expected {', '.join(PHASES)}; got {row['phase']!r}")
         turns = [len(row[name]) for name in ("replies", "points", "rewards")]
-        if len(set(turns)) > 1 or not turns[0]:
-            counts = "{} replies, {} points, {} rewards".format(*turns)
-            raise KitError(f"{where}: expected one of each a turn; got {counts}")
-        if (row["km"] is None) != (row["point"] is None) or (row["km"] or 0) < 0 or row["tau_km"] <= 0:
-            raise KitError(
-                f"{where}: expected km of at least 0 where there is a point and only there, and tau_km above 0; got "
-                f"point {row['point']}, km {row['km']}, tau_km {row['tau_km']}"
-            )
-        if unsafe := [name for name in row["pictures"] if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name)]:
-            raise KitError(f"{where}: picture {unsafe[0]!r} is no file name as Writer.picture gives it")
+        safe = [re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) for name in row["pictures"]]
+        wants = {
+            f"step {step}": row["step"] == step >= 0,
+            "a rollout from 0": row["rollout"] >= 0,
+            f"a phase of {', '.join(PHASES)}": row["phase"] in PHASES,
+            "a reply, a point and a reward for each turn": len(set(turns)) == 1 and turns[0] > 0,
+            "km where there is a point and only there": (row["km"] is None) == (row["point"] is None),
+            "km of at least 0 and tau_km above 0": (row["km"] or 0) >= 0 and row["tau_km"] > 0,
+            "pictures with file names of Writer.picture": all(safe),
+        }
+        if broken := [want for want, fulfilled in wants.items() if not fulfilled]:
+            raise KitError(f"row {i} of step {step}: expected {broken[0]}; got {row}")
     return table
 
 
 def _column(field: pa.Field, values: list[Any], step: int) -> pa.Array:
-    """The values of one column as pyarrow holds them, finite, on Earth, and None only where it may be."""
+    """One column for pyarrow. Raises KitError for wrong types, infinite numbers, points off Earth, missing values."""
     where = f"{field.name} of step {step}"
     try:
         column = pa.array(values, field.type)
@@ -236,7 +233,7 @@ def _column(field: pa.Field, values: list[Any], step: int) -> pa.Array:
     items = column.flatten() if pa.types.is_list(field.type) else column
     nulls = column.null_count + (items.null_count if items.type != POINT else 0)
     if nulls and field.name not in OPTIONAL:
-        raise KitError(f"{where}: a value is None; only {', '.join(sorted(OPTIONAL))} and a turn's point may be")
+        raise KitError(f"{where}: expected a value; only {', '.join(sorted(OPTIONAL))} and a turn's point may be None")
     if items.type == POINT:
         geo.check_points(items.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, 2), where)
     elif pa.types.is_floating(items.type) and not np.isfinite(items.drop_null().to_numpy()).all():

@@ -1,33 +1,28 @@
-"""Schedules over training: tau of the reward, lengths of geohashes, teacher forcing."""
+"""Schedules over training: the reward's tau, the geohash lengths, and teacher forcing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from kitlib.core.errors import KitError
-from kitlib.models.vlm.conversation.rewards import TAU_KM
 
 SCHEDULES = ("fixed", "geometric", "linear", "stepped")
 
 
-def tau_at(
-    step: int, n_steps: int, kind: str = "geometric", first_km: float = 2000.0, last_km: float = TAU_KM, levels: int = 4
-) -> float:
-    """The tau in km of a training step, 0 to n_steps - 1: a function of the step alone, the same after a resume.
+def tau_at(step: int, n_steps: int, kind: str, first_km: float, last_km: float, levels: int = 4) -> float:
+    """The tau in km at a training step, 0 to n_steps - 1: a function of the step alone, the same after a resume.
 
     "geometric" and "linear" go from first_km to last_km, "stepped" in `levels` geometric steps of equal length, "fixed"
     is last_km throughout. Steps beyond the last have the last one's tau.
 
-    >>> [round(tau_at(step, 3)) for step in range(3)], tau_at(0, 3, "fixed")
+    >>> [round(tau_at(step, 3, "geometric", 2000, 25)) for step in range(3)], tau_at(0, 3, "fixed", 2000, 25)
     ([2000, 224, 25], 25.0)
     """
     if kind not in SCHEDULES:
-        raise KitError(f"schedule {kind!r}: allowed are {', '.join(SCHEDULES)}")
-    if step < 0 or n_steps < 1 or levels < 2 or not (first_km > 0 and last_km > 0):
-        raise KitError(
-            f"step {step} of {n_steps}, {levels} levels from {first_km} to {last_km} km: allowed are steps from 0 of "
-            "at least 1, at least 2 levels, and more than 0 km"
-        )
+        raise KitError(f"tau_schedule: expected one of {', '.join(SCHEDULES)}; got {kind!r}")
+    _check_step(step, n_steps)
+    if levels < 2 or not (first_km > 0 and last_km > 0):
+        raise KitError(f"tau: expected at least 2 levels and more than 0 km; got {levels}, {first_km}, {last_km}")
     share = min(step / (n_steps - 1), 1.0) if n_steps > 1 else 1.0
     levels = min(levels, n_steps)
     if kind == "stepped" and levels > 1:
@@ -39,20 +34,17 @@ def tau_at(
     return float(first_km * (last_km / first_km) ** share)
 
 
-LENGTHS = (2, 4, 6)
+def lengths_at(step: int, n_steps: int, lengths: Sequence[int]) -> tuple[int, ...]:
+    """The geohash lengths of a training step: the first only, then the first two, and so on, in equal parts.
 
-
-def lengths_at(step: int, n_steps: int, lengths: Sequence[int] = LENGTHS) -> tuple[int, ...]:
-    """The lengths asked for at a training step: the first only, then the first two, and so on, in equal parts.
-
-    >>> [lengths_at(step, 3) for step in range(3)]
+    >>> [lengths_at(step, 3, (2, 4, 6)) for step in range(3)]
     [(2,), (2, 4), (2, 4, 6)]
     """
     _check_step(step, n_steps)
     return tuple(lengths[: min(step * len(lengths) // n_steps, len(lengths) - 1) + 1])
 
 
-def forcing_at(step: int, n_steps: int, first: float = 0.5) -> float:
+def forcing_at(step: int, n_steps: int, first: float) -> float:
     """The probability of teacher forcing at a training step, falling linearly from `first` to 0 at the last."""
     _check_step(step, n_steps)
     return float(first * max(0.0, 1 - step / (n_steps - 1))) if n_steps > 1 else 0.0
@@ -60,4 +52,4 @@ def forcing_at(step: int, n_steps: int, first: float = 0.5) -> float:
 
 def _check_step(step: int, n_steps: int) -> None:
     if step < 0 or n_steps < 1:
-        raise KitError(f"step {step} of {n_steps}: allowed are steps from 0 of at least 1")
+        raise KitError(f"step: expected steps from 0 of at least 1; got {step} of {n_steps}")

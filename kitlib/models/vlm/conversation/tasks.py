@@ -1,162 +1,205 @@
-"""What a vision-language model is set to do with a place: which conversation, what it earns, what the right replies.
+"""The task given to a vision-language model for one place: the dialogue, its rewards, and the target replies.
 
-    task = Task(form=prompts.COMPETITION, labels={"region": states})
-    env = task.open(views, truth, step=10, n_steps=100)         # an environment, with the tau of that step
-    messages, reply = task.lesson(views, truth, seed=7)         # what fine-tuning shows: the talk so far, what to say
-
-The four conversations are those of `environments` and `curriculum`: single, telescoping, geohash, hierarchical.
+task = Task(prompts.COMPETITION, {"region": states}, options=TaskOptions(environment="telescoping"))
+env = task.open(views, truth, step=10, n_steps=100)         # an environment, with the tau of that step
+messages, reply = task.example(views, truth, seed=7)        # for fine-tuning: the dialogue so far, the target reply
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
 from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.core.settings import Names, Settings
 from kitlib.geo import geohash
 from kitlib.models.vlm.conversation.environments import Environment, Graded, Hierarchical, SingleTurn, Telescoping
 from kitlib.models.vlm.conversation.geohash_env import GeohashTurns, read_geohash
-from kitlib.models.vlm.conversation.prompts import FIELDS, Form, Message, assistant
-from kitlib.models.vlm.conversation.replies import Answer
-from kitlib.models.vlm.conversation.rewards import Grader, Weights
-from kitlib.models.vlm.conversation.schedules import forcing_at, lengths_at, tau_at
+from kitlib.models.vlm.conversation.prompts import FIELDS, Message, ReplyForm, assistant
+from kitlib.models.vlm.conversation.replies import Reply
+from kitlib.models.vlm.conversation.rewards import TAU_KM, Grader, Weights
+from kitlib.models.vlm.conversation.schedules import SCHEDULES, forcing_at, lengths_at, tau_at
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
 ENVIRONMENTS = ("single", "telescoping", "geohash", "hierarchical")
-STEPS = 1000  # of a training whose last step is asked for
+STEPS = 1000  # of a training whose last step is opened
 LEVELS = ("country", "region", "city", "point")  # from coarse to fine
 
 
 @dataclass(frozen=True)
-class Task:
-    """One way to ask about places.
+class TaskOptions(Settings):
+    """The conversation and its schedules over training."""
 
-    environment: one of ENVIRONMENTS. form, labels, weights: as for `Grader`. reasoning, listed: as for `Graded`.
-    radii_km: of telescoping's turns. lengths: of geohash's. forcing, bonus: as for `GeohashTurns`, forcing at the first
-    step. tau_schedule, tau_first_km, tau_last_km: as for `rewards.tau_at`. Raises KitError for an unknown environment.
-    """
+    environment: str = "single"  # single, telescoping, geohash, hierarchical
+    radii_km: str = "2000,200,25"  # how close each turn of telescoping is asked to come
+    lengths: str = "2,4,6"  # characters of each turn of geohash
+    forcing: float = 0.5  # probability of teacher forcing in a geohash turn at the first step, falling to 0
+    bonus: float = 1.0  # weight of improving in geohash
+    reasoning: bool = False  # whether grpo invites the model to think before it answers
+    tau_schedule: str = "geometric"  # of grpo: fixed, geometric, linear, stepped
+    tau_first_km: float = 2000.0  # km at which a reward falls to 1/e, at the first step
+    tau_last_km: float = TAU_KM  # at the last step, and in evaluations
 
-    form: Form
-    labels: Mapping[str, Labels] = field(default_factory=dict)
-    weights: Weights = field(default_factory=Weights)
-    environment: str = "single"
-    reasoning: bool = False
-    listed: Sequence[str] = ()
-    radii_km: Sequence[float] = (2000.0, 200.0, 25.0)
-    lengths: Sequence[int] = (2, 4, 6)
-    forcing: float = 0.5
-    bonus: float = 1.0
-    tau_schedule: str = "geometric"
-    tau_first_km: float = 2000.0
-    tau_last_km: float = 25.0
+    CHOICES: ClassVar = {"environment": ENVIRONMENTS, "tau_schedule": SCHEDULES}
+    POSITIVE: ClassVar[Names] = ("tau_first_km", "tau_last_km")
+    SHARES: ClassVar[Names] = ("forcing",)
 
     def __post_init__(self) -> None:
-        if self.environment not in ENVIRONMENTS:
-            raise KitError(f"environment {self.environment!r}: allowed are {', '.join(ENVIRONMENTS)}")
+        """Check every field, and that the two lists read as such. Raises KitError."""
+        super().__post_init__()
+        lengths = self.turn_lengths
+        if list(lengths) != sorted(set(lengths)) or not 1 <= lengths[0] <= lengths[-1] <= geohash.LONGEST:
+            raise KitError(f"lengths: expected increasing values from 1 to {geohash.LONGEST}; got {self.lengths!r}")
+        if not min(self.turn_radii_km) > 0:
+            raise KitError(f"radii_km: expected numbers above 0; got {self.radii_km!r}")
+
+    @property
+    def turn_radii_km(self) -> tuple[float, ...]:
+        """The radius in km of each turn of telescoping."""
+        return tuple(numbers("radii_km", self.radii_km))
+
+    @property
+    def turn_lengths(self) -> tuple[int, ...]:
+        """The number of characters of each turn of geohash."""
+        return tuple(int(length) for length in numbers("lengths", self.lengths))
+
+
+def numbers(name: str, text: str) -> list[float]:
+    """Numbers with commas between. Raises KitError for anything else.
+
+    >>> numbers("radii_km", "2000, 25")
+    [2000.0, 25.0]
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise KitError(f"{name}: expected numbers with commas between; got {text!r}") from None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One way to ask about places. form, labels, weights: as for `Grader`. listed: as for `Graded`."""
+
+    form: ReplyForm
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+    weights: Weights = field(default_factory=Weights)
+    options: TaskOptions = field(default_factory=TaskOptions)
+    listed: Sequence[str] = ()
+
+    def with_options(self, **changes: Any) -> Task:
+        """The same task with some of its options changed."""
+        return replace(self, options=replace(self.options, **changes))
 
     @property
     def multi_turn(self) -> bool:
-        """Whether a conversation has more than one reply."""
-        return self.environment != "single"
+        """Whether a dialogue has more than one reply."""
+        return self.options.environment != "single"
 
     def tau_km(self, step: int, n_steps: int) -> float:
         """The tau in km at a training step."""
-        return tau_at(step, n_steps, self.tau_schedule, self.tau_first_km, self.tau_last_km)
+        options = self.options
+        return tau_at(step, n_steps, options.tau_schedule, options.tau_first_km, options.tau_last_km)
 
-    def open(self, views: Sequence[str], truth: Answer, step: int, n_steps: int, seed: int = 0) -> Environment:
-        """A conversation about a place as at a training step, 0 to n_steps - 1.
+    def open(self, views: Sequence[str], truth: Reply, step: int, n_steps: int, seed: int = 0) -> Environment:
+        """The environment of a place at a training step, 0 to n_steps - 1.
 
-        views: the views' names. seed: of what the geohash teacher does. Raises KitError for a place that cannot be
-        graded.
+        views: the views' names. seed: of geohash's teacher forcing. Raises KitError for a place that cannot be graded.
         """
-        tau_km = self.tau_km(step, n_steps)
-        if self.environment == "geohash":
-            lengths, forcing = lengths_at(step, n_steps, self.lengths), forcing_at(step, n_steps, self.forcing)
-            more = {"forcing": forcing, "bonus": self.bonus, "tau_km": tau_km, "seed": seed}
-            return GeohashTurns(views, truth, lengths=lengths, reasoning=self.reasoning, **more)  # type: ignore[arg-type]
-        grader = Grader(self.form, self.labels, self.weights, tau_km)
-        if self.environment == "telescoping":
-            return Telescoping(
-                views, truth, grader, radii_km=self.radii_km, reasoning=self.reasoning, listed=self.listed
+        options, tau_km = self.options, self.tau_km(step, n_steps)
+        if options.environment == "geohash":
+            return GeohashTurns(
+                views,
+                truth,
+                lengths=lengths_at(step, n_steps, options.turn_lengths),
+                forcing=forcing_at(step, n_steps, options.forcing),
+                bonus=options.bonus,
+                tau_km=tau_km,
+                seed=seed,
+                reasoning=options.reasoning,
             )
-        if self.environment == "hierarchical":
+        grader = Grader(self.form, self.labels, self.weights, tau_km)
+        shared: dict[str, Any] = {"reasoning": options.reasoning, "listed": self.listed}
+        if options.environment == "telescoping":
+            return Telescoping(views, truth, grader, radii_km=options.turn_radii_km, **shared)
+        if options.environment == "hierarchical":
             levels = [name for name in LEVELS if name in self.form.fields and getattr(truth, name) is not None]
-            return Hierarchical(views, truth, grader, levels=levels, reasoning=self.reasoning, listed=self.listed)
-        return SingleTurn(views, truth, grader, reasoning=self.reasoning, listed=self.listed)
+            return Hierarchical(views, truth, grader, levels=levels, **shared)
+        return SingleTurn(views, truth, grader, **shared)
 
-    def last(self, views: Sequence[str], truth: Answer) -> Environment:
-        """A conversation as at the end of a long training: no teacher, all lengths, the last tau."""
+    def open_final(self, views: Sequence[str], truth: Reply) -> Environment:
+        """The environment at the end of training: no teacher forcing, all lengths, the last tau."""
         return self.open(views, truth, STEPS - 1, STEPS)
 
-    def about(self, views: Sequence[str], truth: Answer) -> Environment:
-        """The same about a place of which nothing may be known; then nothing is earned that means anything."""
-        return self.last(views, self.blank() if truth.point is None else truth)
+    def open_for_guess(self, views: Sequence[str], truth: Reply) -> Environment:
+        """As `open_final`; a place without a known point gets a stand-in truth, and its rewards mean nothing."""
+        return self.open_final(views, self.placeholder() if truth.point is None else truth)
 
-    def blank(self) -> Answer:
-        """A truth for conversations about places whose own is unknown: what is asked does not depend on it."""
+    def placeholder(self) -> Reply:
+        """A stand-in truth for places whose own is unknown; the prompts do not depend on it."""
         names = {name: self.labels[name].names[0] if name in self.labels else "?" for name in FIELDS if name != "point"}
-        return Answer((0.0, 0.0), **names)
+        return Reply((0.0, 0.0), **names)
 
-    def lesson(self, views: Sequence[str], truth: Answer, seed: int) -> tuple[list[Message], str]:
-        """A conversation up to a turn drawn by `seed`, with fair but imperfect replies so far, and the right next one.
+    def example(self, views: Sequence[str], truth: Reply, seed: int) -> tuple[list[Message], str]:
+        """A dialogue up to a turn drawn by `seed`, with plausible but imperfect replies so far, and the target reply.
 
-        What is not known of the place is neither asked nor said. Raises KitError when nothing is known.
+        Fields that are unknown of the place are left out. Raises KitError when none is known.
         """
         rng = np.random.default_rng(seed)
         known = self.form.known(truth)
         graded = {name: 1.0 for name in known.fields if name != "point"} | {"distance": float("point" in known.fields)}
-        task = replace(self, form=known, weights=Weights(**({"form": 0.0, "distance": 0.0} | graded)), forcing=0.0)
-        env = task.last(views, truth)
+        task = replace(self, form=known, weights=Weights(**({"form": 0.0, "distance": 0.0} | graded)))
+        env, radii_km = task.open_final(views, truth), self.options.turn_radii_km
         messages = env.messages()
         for turn in range(rng.integers(env.turns)):
-            reply = right_reply(env, near(truth, self.radii_km[min(turn, len(self.radii_km) - 1)], rng))
+            reply = target_reply(env, perturbed(truth, radii_km[min(turn, len(radii_km) - 1)], rng))
             step = env.step(reply)
             assert step.message is not None  # the turn drawn is not the last
             messages += [assistant(reply), step.message]
-        return messages, right_reply(env, truth)
+        return messages, target_reply(env, truth)
 
 
-def near(truth: Answer, km: float, rng: np.random.Generator) -> Answer:
-    """The same answer with its point moved by about `km` in any direction."""
+def perturbed(truth: Reply, km: float, rng: np.random.Generator) -> Reply:
+    """The same reply with its point moved by about `km` in a random direction."""
     if truth.point is None:
         return truth
     moved = geo.unit_vectors(truth.point) + rng.normal(0.0, km / (np.sqrt(2) * geo.EARTH_RADIUS_KM), 3)
     return replace(truth, point=tuple(geo.from_unit_vectors(moved).tolist()))
 
 
-def right_reply(env: Environment, answer: Answer) -> str:
-    """What says `answer` at the turn that the conversation has come to, in the lines that are asked for."""
+def target_reply(env: Environment, truth: Reply) -> str:
+    """The text that states `truth` at the environment's current turn, in the lines that the prompt asks for."""
     if isinstance(env, GeohashTurns):
-        assert answer.point is not None  # or there would be no such environment
-        return f"Geohash: {geohash.encode(answer.point, env.lengths[env.turn])}"
+        assert truth.point is not None  # GeohashTurns refuses places without a point
+        return f"Geohash: {geohash.encode(truth.point, env.lengths[env.turn])}"
     if isinstance(env, Hierarchical):
-        return env.graders[env.turn].form.write(answer)
+        return env.graders[env.turn].form.write(truth)
     assert isinstance(env, Graded)
-    return env.grader.form.write(answer)
+    return env.grader.form.write(truth)
 
 
-def said(env: Environment, turn: int, reply: str) -> Answer:
-    """What the reply to turn `turn` says, as the environment reads it."""
+def parse_reply(env: Environment, turn: int, text: str) -> Reply:
+    """The reply to turn `turn` as the environment reads it."""
     if isinstance(env, GeohashTurns):
-        code = read_geohash(reply, env.lengths[turn])
-        return Answer() if code is None else Answer(tuple(geohash.decode(code).tolist()))
+        code = read_geohash(text, env.lengths[turn])
+        return Reply() if code is None else Reply(tuple(geohash.decode(code).tolist()))
     assert isinstance(env, Graded)
     if isinstance(env, Hierarchical):
         level = env.levels[turn]
-        return Answer(**{level: getattr(env.graders[turn].read(reply), level)})
-    return env.grader.read(reply)
+        return Reply(**{level: getattr(env.graders[turn].read(text), level)})
+    return env.grader.read(text)
 
 
-def concluded(answers: Sequence[Answer]) -> Answer:
-    """What a conversation comes to: of every field the last that was said.
+def final_reply(replies: Sequence[Reply]) -> Reply:
+    """The result of a dialogue: for each field the last value that a reply gives.
 
-    >>> concluded([Answer((1.0, 2.0)), Answer(region="Ohio"), Answer()])
-    Answer(point=(1.0, 2.0), city=None, region='Ohio', country=None)
+    >>> final_reply([Reply((1.0, 2.0)), Reply(region="Ohio"), Reply()])
+    Reply(point=(1.0, 2.0), city=None, region='Ohio', country=None)
     """
-    last = Answer()
-    for answer in answers:
-        last = replace(last, **{name: value for name in FIELDS if (value := getattr(answer, name)) is not None})
-    return last
+    result = Reply()
+    for reply in replies:
+        result = replace(result, **{name: value for name in FIELDS if (value := getattr(reply, name)) is not None})
+    return result

@@ -1,15 +1,15 @@
-"""A page to watch a vision-language model learn, live and as a replay: `python -m kitlib watch RUN`.
+"""The server of the dashboard, which shows a training live or as a replay: `python -m kitlib watch RUN`.
 
-A small server that only this machine can reach (127.0.0.1, and only under a loopback name, so that no web page can
-reach it through a name of its own), that only reads, and that serves the kit's own page and files of one run. A run's
-step is known by its number and phase, a place by its position in that step: no address holds text of the data.
+It listens on 127.0.0.1 and answers only under a loopback name, so that no web page can reach it through a name of its
+own. It only reads, and serves the dashboard's page and the files of one run. Addresses hold a step's number and phase
+and a place's position in the step, never text of the data.
 
     /                          the page, with watch.css, watch.js, watch_map.js, watch_charts.js
     /outlines.json             land and states as rings
-    /steps                     a row each step and phase, with an ETag: asking again costs nothing while nothing is new
-    /step/12/train             places, points, rewards of one step, all that a map needs
+    /steps                     a row per step and phase, with an ETag: repeated requests are free until a new step
+    /step/12/train             places, points and rewards of one step, for the map
     /step/12/train/3           texts and pictures of its fourth place
-    /step/12/train/3/steps     the steps of that phase that have the same place
+    /step/12/train/3/steps     the steps of that phase with the same place
     /pictures/NAME             a stored picture
 """
 
@@ -51,51 +51,47 @@ HEADERS = {
 
 
 class Replay:
-    """What a run has written so far, read when it is asked for; safe from several threads."""
+    """The rollouts of a run so far, read on request; thread-safe."""
 
     def __init__(self, run: str):
         self.run, self.dir = run, runs.open_run(run).dir.resolve()
         self.folder = (self.dir / "rollouts").resolve()
         for folder in (self.folder, (self.folder / "steps").resolve(), (self.folder / "pictures").resolve()):
             if not folder.is_relative_to(self.dir):
-                raise KitError(f"run {run}: its {folder.name} lie outside its folder, in {folder}")
+                raise KitError(f"run {run}: expected {folder.name} inside its folder; got {folder}")
         self._lock = threading.Lock()
         self._sums: dict[tuple[Path, int], pa.Table] = {}
         self._rows = lru_cache(maxsize=8)(_rows)
 
     def files(self) -> dict[Path, int]:
-        """The file of every step and phase, and the time of its last change in ns."""
-        changes = {file: self._changed(file) for file in rollouts.step_files(self.folder)}
-        return {file: changed for file, changed in changes.items() if changed is not None}
+        """The file of every step and phase, with its modification time in ns."""
+        return {f: time for f in rollouts.step_files(self.folder) if (time := self._changed(f)) is not None}
 
     def _changed(self, file: Path) -> int | None:
-        """When a step's file was last changed, in ns; None for a link, which may lead anywhere, and for no file."""
+        """The modification time of a step's file in ns; None for a link, which may lead anywhere, and for no file."""
         try:
             status = file.lstat()
-        except FileNotFoundError:  # none such, or taken back this moment
+        except FileNotFoundError:  # missing, or just deleted
             return None
         return status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
 
     def tag(self) -> str:
-        """Changes when any step changes, and when the run is finished."""
+        """A digest that changes with every new step, and when the run is finished."""
         return storage.digest(f"{self._finished()} {[(file.name, changed) for file, changed in self.files().items()]}")
 
     def steps(self) -> dict[str, Any]:
-        """The summary so far as columns, one row a step and phase, and whether the run is finished."""
+        """The columns of the summary so far, and whether the run is finished."""
         sums = self._summed()
-        told: dict[str, Any] = {"run": self.run, "finished": self._finished()}
+        status: dict[str, Any] = {"run": self.run, "finished": self._finished()}
         if not sums:
-            return told
+            return status
         table = rollouts.summary(rollouts.frame_of(list(sums.values())))
+        columns = {str(name): _rounded(table[name].tolist()) for name in table.columns}
         # files are in the order of the summary's rows: by step, then phase
-        return (
-            told
-            | {str(name): _short(table[name].tolist()) for name in table.columns}
-            | {"version": [f"{changed:x}" for _, changed in sums]}
-        )
+        return status | columns | {"version": [f"{changed:x}" for _, changed in sums]}
 
     def step(self, step: int, phase: str) -> dict[str, Any] | None:
-        """The places of a step with what their rollouts said and earned, without texts; None where there is none."""
+        """The places of a step with the points and rewards of their rollouts; None for an unknown step."""
         rows = self._step(step, phase)
         if rows is None:
             return None
@@ -106,7 +102,7 @@ class Replay:
         return {"step": step, "phase": phase, "groups": groups}
 
     def group(self, step: int, phase: str, number: int) -> dict[str, Any] | None:
-        """The texts and pictures of one place of a step; None where there is none."""
+        """The texts and pictures of one place of a step; None for an unknown step or place."""
         rows = self._step(step, phase)
         if rows is None or number >= len(rows):
             return None
@@ -114,7 +110,7 @@ class Replay:
         return first | {name: rows[number][name] for name in ("replies", "rewards")}
 
     def same_place(self, step: int, phase: str, number: int) -> list[int] | None:
-        """The steps of a phase that have the place of that group; None where there is no such group."""
+        """The steps of a phase with the same place as that group; None for an unknown step or place."""
         rows = self._step(step, phase)
         if rows is None or number >= len(rows):
             return None
@@ -126,17 +122,17 @@ class Replay:
         ]
 
     def picture(self, name: str) -> bytes | None:
-        """A stored picture; None for what is no file of this run."""
+        """A stored picture; None for a file that is not of this run."""
         path = (self.folder / "pictures" / name).resolve()
         return path.read_bytes() if path.is_relative_to(self.dir) and path.is_file() else None
 
     def _summed(self) -> dict[tuple[Path, int], pa.Table]:
-        """The columns that a summary needs of every file; only new files are read."""
+        """The summary's columns of every file; only new files are read."""
         with self._lock:
             files = self.files().items()
             new = {key: rollouts.read_table(key[0], rollouts.SUMMED) for key in files if key not in self._sums}
             every = {key: self._sums[key] if key in self._sums else new[key] for key in files}
-            self._sums = {key: table for key, table in every.items() if len(table)}  # an empty one was just taken back
+            self._sums = {key: table for key, table in every.items() if len(table)}  # an empty one was just deleted
             return self._sums
 
     def _finished(self) -> bool:
@@ -149,18 +145,18 @@ class Replay:
 
 
 def _rows(file: Path, changed: int) -> list[dict[str, list]] | None:
-    """A step's rollouts by place, columns as lists; `changed` tells versions of the file apart."""
+    """A step's rollouts by place, columns as lists; `changed` is the cache key of the file's version."""
     frame = rollouts.frame_of([rollouts.read_table(file)])
     columns = {name: frame[name].tolist() for name in frame.columns}
-    columns |= {name: _short(columns[name]) for name in ("reward", "advantage", "km")}
+    columns |= {name: _rounded(columns[name]) for name in ("reward", "advantage", "km")}
     rows: dict[str, list[int]] = {}
     for row, place in enumerate(columns["sample_id"]):
         rows.setdefault(place, []).append(row)
     return [{name: [column[row] for row in mine] for name, column in columns.items()} for mine in rows.values()] or None
 
 
-def _short(values: list) -> list:
-    """Numbers to six digits, and null for what is none, for JSON."""
+def _rounded(values: list) -> list:
+    """Numbers rounded to six digits, and None for NaN, for JSON."""
     return [float(f"{v:.6g}") if isinstance(v, float) and math.isfinite(v) else v if v == v else None for v in values]
 
 
@@ -178,7 +174,7 @@ def outline_rings() -> bytes:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD for one replay; everything else is refused."""
+    """Answers GET and HEAD for one replay; refuses all other methods."""
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "kitlib", ""
@@ -187,7 +183,7 @@ class Handler(BaseHTTPRequestHandler):
     replay: Replay
 
     def do_GET(self) -> None:
-        """Serve what is asked for."""
+        """Serve a page, a table or a picture."""
         host = self.headers.get_all("Host", [])
         if len(host) != 1 or not LOOPBACK.fullmatch(host[0].strip()):
             return self._refuse(HTTPStatus.FORBIDDEN)
@@ -200,33 +196,33 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/outlines.json":
             return self._send(outline_rings(), "application/json", storage.digest(outline_rings()))
         if path == "/steps":
-            tag = self.replay.tag()  # before the steps are read: at worst they are sent once more
+            tag = self.replay.tag()  # before reading the steps: at worst they are sent twice
             return self._json(self.replay.steps, tag)
-        if found := re.fullmatch(r"/step/(\d{1,12})/(train|eval)(?:/(\d{1,9})(/steps)?)?", path):
-            step, phase, number, steps = int(found[1]), found[2], found[3], found[4]
+        if match := re.fullmatch(r"/step/(\d{1,12})/(train|eval)(?:/(\d{1,9})(/steps)?)?", path):
+            step, phase, number, steps = int(match[1]), match[2], match[3], match[4]
             if number is None:
                 return self._json(lambda: self.replay.step(step, phase))
-            ask = self.replay.same_place if steps else self.replay.group
-            return self._json(lambda: ask(step, phase, int(number)))
-        if found := re.fullmatch(r"/pictures/([A-Za-z0-9_-][A-Za-z0-9_.-]*\.jpg)", path):
-            picture = self.replay.picture(found[1])
+            read = self.replay.same_place if steps else self.replay.group
+            return self._json(lambda: read(step, phase, int(number)))
+        if match := re.fullmatch(r"/pictures/([A-Za-z0-9_-][A-Za-z0-9_.-]*\.jpg)", path):
+            picture = self.replay.picture(match[1])
             return self._refuse(HTTPStatus.NOT_FOUND) if picture is None else self._send(picture, KINDS[".jpg"])
         return self._refuse(HTTPStatus.NOT_FOUND)
 
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        """Nothing here can be changed."""
-        self.close_connection = True  # what it sent is not read
+        """Refuse: the server only reads."""
+        self.close_connection = True  # the request's body is not read
         self._refuse(HTTPStatus.METHOD_NOT_ALLOWED)
 
     do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = do_POST
 
-    def _json(self, answer: Callable[[], Any], tag: str = "") -> None:
-        """Send what `answer` gives, 304 when the page has it already, 404 for None."""
+    def _json(self, read: Callable[[], Any], tag: str = "") -> None:
+        """Send the result of `read` as JSON; 304 if the page has it already, 404 for None."""
         if tag and self.headers.get("If-None-Match") == f'"{tag}"':
             return self._send(b"", "application/json", tag, HTTPStatus.NOT_MODIFIED)
-        content = answer()
+        content = read()
         if content is None:
             return self._refuse(HTTPStatus.NOT_FOUND)
         return self._send(json.dumps(content, separators=(",", ":")).encode(), "application/json", tag)
@@ -248,25 +244,25 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """A page that asks every second would fill the terminal."""
+        """Log nothing: a page that polls every second would fill the terminal."""
 
 
 def server(run: str, port: int = 0) -> ThreadingHTTPServer:
     """The server of a run's page, listening but not yet serving; port 0 takes a free one.
 
-    Raises KitError for a run there is none of, and for a port that cannot be had.
+    Raises KitError for an unknown run, and for a port that cannot be used.
     """
     if not 0 <= port <= 65535:
-        raise KitError(f"port {port}: allowed are 1 to 65535, and 0 for any that is free")
+        raise KitError(f"port: expected 1 to 65535, or 0 for any free one; got {port}")
     handler = type("RunHandler", (Handler,), {"replay": Replay(run)})
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:
-        raise KitError(f"port {port} cannot be had ({error.strerror}); --port 0 takes a free one") from None
+        raise KitError(f"port {port} cannot be used ({error.strerror}); --port 0 takes a free one") from None
 
 
 def serve(run: str, port: int, say: Callable[[str], object] = print) -> None:
-    """Serve a run's page until Ctrl-C; its address is said in one line."""
+    """Serve a run's page until Ctrl-C and print its address."""
     with server(run, port) as http:
         say(f"http://127.0.0.1:{http.server_port}/  {run}, until Ctrl-C")
         try:

@@ -1,4 +1,4 @@
-"""A run whose model learns and speaks on Tinker's machines; its data, its rewards, and what it said stay here."""
+"""The session of a run whose model is at Tinker; its data, rewards and recorded replies stay on this machine."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import pandas as pd
 
 from kitlib.models.vlm.dataset import Cases
-from kitlib.models.vlm.reply_cache import Said
+from kitlib.models.vlm.reply_cache import Generations
 from kitlib.models.vlm.session import Session
 from kitlib.models.vlm.tinker import client as remote
-from kitlib.models.vlm.tinker.environments import Batches
+from kitlib.models.vlm.tinker.environments import GroupDataset
 
 
 class RemoteSession(Session):
-    """A session of a model `tinker:NAME`: trained by tinker-cookbook's loop, looked at before and after."""
+    """A session of a model `tinker:NAME`: trained by tinker-cookbook's loop, evaluated before and after."""
 
-    ways = ("samples",)
+    state_sources = ("samples",)
 
     @property
     def name(self) -> str:
@@ -26,25 +26,24 @@ class RemoteSession(Session):
 
     @cached_property
     def renderer(self) -> Any:
-        """What makes tokens of messages for this model."""
+        """The cookbook's renderer of this model."""
         return remote.renderer(self.name)
 
     def _fit(self, fold: int) -> None:
-        """Train to the end; hours and devices are not of this machine."""
+        """Train to the end; time limit and devices do not apply."""
         from kitlib.models.vlm import trainer
 
         config, inner, recorder = self.config, self.folder(fold) / self.config.method, self.recorder(fold)
-        rows, prior = self.looked_at(fold), self.prior(fold)
-        looked = self.cases("train", rows)
+        held_out = self.cases("train", self.evaluation_rows(fold))
 
-        def look(step: int) -> dict[str, float]:
-            seen = self._look(step, rows, looked, self._said(fold, looked).talks, prior, recorder)
-            return {"step": step, **{f"eval_{name}": value for name, value in seen.items()}}
+        def evaluate(step: int) -> dict[str, float]:
+            scores = self._evaluate(fold, step, held_out, self._generate(fold, held_out), recorder)
+            return {"step": step, **{f"eval_{name}": value for name, value in scores.items()}}
 
-        if not (inner / "history.csv").is_file():  # or the training goes on
-            trainer.write_history(inner, [look(0)])
-        batches = Batches(
-            self.cases("train", self.parts(fold)[0]),
+        if not (inner / "history.csv").is_file():  # otherwise the training resumes
+            trainer.write_history(inner, [evaluate(0)])
+        dataset = GroupDataset(
+            self.cases("train", self.fold_rows(fold)[0]),
             self.task,
             self.renderer,
             steps=config.steps,
@@ -54,7 +53,7 @@ class RemoteSession(Session):
             recorder=recorder,
         )
         remote.train(
-            batches,
+            dataset,
             self.name,
             inner / "tinker",
             rate=self.run.settings["rate"],
@@ -62,22 +61,21 @@ class RemoteSession(Session):
             max_tokens=config.reply_tokens,
             temperature=config.temperature,
         )
-        before = pd.read_csv(inner / "history.csv").iloc[0].to_dict()
-        trainer.write_history(inner, [{str(name): value for name, value in before.items()}, look(config.steps)])
+        first = pd.read_csv(inner / "history.csv").iloc[0].to_dict()
+        trainer.write_history(inner, [{str(name): v for name, v in first.items()}, evaluate(config.steps)])
         trainer.finish(inner, {"steps": config.steps})
 
-    def _said(self, fold: int, cases: Cases, likelihood: bool = False, number: int = 0) -> Said:
-        """What a fold's training has come to says of cases, at first what the published model says."""
+    def _generate(self, fold: int, cases: Cases, likelihood: bool = False, number: int = 0) -> Generations:
+        """Generate dialogues with the newest checkpoint of a fold, with the published model before the first."""
         config = self.config
-        client = remote.sampling_client(self.name, self.folder(fold) / config.method / "tinker")
-        talks = remote.sampled(
+        dialogues = remote.sampled(
             cases,
             self.task,
             self.renderer,
-            client,
+            remote.sampling_client(self.name, self.folder(fold) / config.method / "tinker"),
             config.samples,
             max_tokens=config.reply_tokens,
             temperature=config.guess_temperature,
             top_p=config.guess_top_p,
         )
-        return Said(talks, None)
+        return Generations(dialogues, None)

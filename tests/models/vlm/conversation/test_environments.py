@@ -1,4 +1,4 @@
-"""environments: rewards by turn, what they sum to, and messages that tell nothing of the truth."""
+"""Environments: rewards by turn, what they sum to, and messages that reveal nothing of the truth."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from kitlib.core.errors import KitError
 from kitlib.models.vlm.conversation.environments import Environment, Hierarchical, SingleTurn, Telescoping
 from kitlib.models.vlm.conversation.prompts import COMPETITION, WORLD
-from kitlib.models.vlm.conversation.replies import Answer
+from kitlib.models.vlm.conversation.replies import Reply
 from kitlib.models.vlm.conversation.rewards import Grader, Weights, returns
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
 VIEWS = ("north", "east", "south", "west")
 STATES = Labels(["Kansas", "Ohio"])
-TRUTH = Answer((38.5, -98.5), region="Kansas")
+TRUTH = Reply((38.5, -98.5), region="Kansas")
 GAME = Weights(distance=0.0, geoscore=1.0, form=0.0)
 GRADER = Grader(COMPETITION, {"region": STATES}, GAME)
-PLACE = Answer((48.85, 2.35), "Paris", "Île-de-France", "France")
+RADII_KM = (2000.0, 200.0, 25.0)
+PLACE = Reply((48.85, 2.35), "Paris", "Île-de-France", "France")
 
 REPLY = st.one_of(
     st.sampled_from(
@@ -63,14 +64,16 @@ def test_telescoping_rewards_sum_to_what_the_last_reply_alone_would_earn(replies
 
 
 def test_an_unparsed_turn_gives_back_what_was_earned():
-    env = Telescoping(VIEWS, TRUTH, GRADER)
+    env = Telescoping(VIEWS, TRUTH, GRADER, radii_km=RADII_KM)
     rewards = [step.reward for step in play(env, ["38.5, -98.5", "hm", "38.5, -98.5"])]
     assert rewards == [1.0, -1.0, 1.0]
-    assert [step.metrics["parsed"] for step in play(Telescoping(VIEWS, TRUTH, GRADER), ["hm"])] == [0.0]
+    assert [step.metrics["parsed"] for step in play(Telescoping(VIEWS, TRUTH, GRADER, radii_km=RADII_KM), ["hm"])] == [
+        0.0
+    ]
 
 
 def test_telescoping_asks_for_ever_closer_guesses():
-    env = Telescoping(VIEWS, TRUTH, GRADER, radii_km=(2000.0, 200.0, 25.0))
+    env = Telescoping(VIEWS, TRUTH, GRADER, radii_km=RADII_KM)
     assert shown(env.messages()).endswith("\nA first guess is enough, within 2,000 km.")
     assert shown(env.messages()).count("<image>") == 4
     second, third, last = play(env, ["40, -83", "no idea", "38, -98"])
@@ -81,11 +84,11 @@ def test_telescoping_asks_for_ever_closer_guesses():
 
 @given(st.lists(REPLY, min_size=3, max_size=3))
 def test_messages_depend_on_the_replies_alone(replies):
-    def told(truth):
-        env = Telescoping(VIEWS, truth, GRADER)
+    def messages(truth):
+        env = Telescoping(VIEWS, truth, GRADER, radii_km=RADII_KM)
         return json.dumps([env.messages(), *(step.message for step in play(env, replies))])
 
-    assert told(TRUTH) == told(TRUTH) == told(Answer((40.0, -83.0), region="Ohio"))
+    assert messages(TRUTH) == messages(TRUTH) == messages(Reply((40.0, -83.0), region="Ohio"))
 
 
 LEVELS = ("country", "region", "city", "point")
@@ -115,7 +118,7 @@ def test_every_level_earns_its_share(replies, rewards):
 
 
 def test_hierarchical_asks_one_level_at_a_time():
-    env = Hierarchical(["only"], PLACE, WORLD_GRADER, listed=["country"])
+    env = Hierarchical(["only"], PLACE, WORLD_GRADER, levels=LEVELS, listed=["country"])
     first = shown(env.messages())
     assert "Country: <name>" in first and "City" not in first and "Allowed for Country: France, Peru." in first
     steps = play(env, ["Peru", "hm", "lima", "0, 0"])
@@ -130,14 +133,14 @@ def test_hierarchical_asks_one_level_at_a_time():
 
 def test_environments_that_cannot_work_are_refused():
     with pytest.raises(KitError, match="cannot be graded"):
-        SingleTurn(VIEWS, Answer(region="Kansas"), GRADER)
-    with pytest.raises(KitError, match="no vocabulary for city"):
+        SingleTurn(VIEWS, Reply(region="Kansas"), GRADER)
+    with pytest.raises(KitError, match="listed: expected fields with a vocabulary; got city"):
         SingleTurn(VIEWS, TRUTH, GRADER, listed=["city"])
-    with pytest.raises(KitError, match="at least one radius"):
-        Telescoping(VIEWS, TRUTH, GRADER, radii_km=())
+    with pytest.raises(KitError, match="expected a form with the point; got region"):
+        Telescoping(VIEWS, TRUTH, GRADER.only("region"), radii_km=RADII_KM)
     with pytest.raises(KitError, match="each once"):
         Hierarchical(VIEWS, TRUTH, GRADER, levels=("region", "region"))
     with pytest.raises(KitError, match="cannot be graded: the reward counts city"):
         Hierarchical(VIEWS, TRUTH, GRADER, levels=("city", "point"))
-    with pytest.raises(KitError, match="'Utah' is not in the vocabulary"):
-        Hierarchical(VIEWS, Answer(region="Utah"), GRADER, levels=("region",))
+    with pytest.raises(KitError, match="got 'Utah'"):
+        Hierarchical(VIEWS, Reply(region="Utah"), GRADER, levels=("region",))

@@ -1,4 +1,4 @@
-"""curriculum: reading geohashes, the teacher, and rewards that a bad start cannot raise."""
+"""Geohash turns: parsed geohashes, teacher forcing, and rewards that a bad start cannot raise."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kitlib.core.errors import KitError
 from kitlib.geo import distance_km
 from kitlib.geo.geohash import ALPHABET, decode, encode
 from kitlib.models.vlm.conversation.geohash_env import GeohashTurns, read_geohash
-from kitlib.models.vlm.conversation.replies import Answer
+from kitlib.models.vlm.conversation.replies import Reply
 from kitlib.models.vlm.conversation.schedules import forcing_at, lengths_at
 
-TRUTH = Answer((57.64911, 10.40744))  # u4pruydqqvj
+TRUTH = Reply((57.64911, 10.40744))  # u4pruydqqvj
 WORD = st.text(ALPHABET, min_size=1, max_size=6)
 GUESS = st.one_of(st.just(""), st.sampled_from(["u4", "u4pr", "u4pruy", "u4 or u5", "<think>u4", "il"]), WORD)
 
@@ -24,7 +24,8 @@ def play(env, replies) -> list:
 
 
 def turns(**options) -> GeohashTurns:
-    return GeohashTurns(["only"], TRUTH, **options)
+    defaults = {"lengths": (2, 4, 6), "forcing": 0.0, "bonus": 1.0, "tau_km": 25.0}
+    return GeohashTurns(["only"], TRUTH, **defaults | options)
 
 
 def text(message) -> str:
@@ -82,20 +83,20 @@ def test_naming_the_right_cell_instead_never_earns_less(replies, turn, forcing, 
     right = [str(encode(TRUTH.point, length)) for length in (2, 4, 6)]
     better = [right[i] if i == turn else reply for i, reply in enumerate(replies)]
     before, after = (
-        sum(step.reward for step in play(turns(forcing=forcing, seed=seed, tau_km=500.0), said))
-        for said in (replies, better)
+        sum(step.reward for step in play(turns(forcing=forcing, seed=seed, tau_km=500.0), words))
+        for words in (replies, better)
     )
     km = distance_km(decode(right[turn]), TRUTH.point)
-    said = read_geohash(replies[turn], len(right[turn]))
-    if said is None or distance_km(decode(said), TRUTH.point) >= km:
+    code = read_geohash(replies[turn], len(right[turn]))
+    if code is None or distance_km(decode(code), TRUTH.point) >= km:
         assert after >= before - 1e-9
 
 
 def test_the_teacher_gives_the_true_prefix_without_credit():
     forced, alone = turns(forcing=1.0, tau_km=500.0), turns(tau_km=500.0)
-    told, own = (play(env, ["00", "u4pr", "u4pruy"]) for env in (forced, alone))
-    assert text(told[0].message).startswith("Go on from u4,") and text(own[0].message).startswith("Go on from 00,")
-    assert told[1].reward < own[1].reward
+    helped, own = (play(env, ["00", "u4pr", "u4pruy"]) for env in (forced, alone))
+    assert text(helped[0].message).startswith("Go on from u4,") and text(own[0].message).startswith("Go on from 00,")
+    assert helped[1].reward < own[1].reward
     assert "3 characters" not in text(forced.messages()[0]) and "first 2 characters" in text(turns().messages()[0])
     assert text(play(turns(), [""])[0].message).startswith("Your reply named no geohash.")
 
@@ -114,26 +115,13 @@ def test_the_teacher_is_seeded_and_deaf():
 
 
 def test_lengths_grow_and_the_teacher_retires():
-    assert [lengths_at(step, 6) for step in (0, 2, 4, 99)] == [(2,), (2, 4), (2, 4, 6), (2, 4, 6)]
+    assert [lengths_at(step, 6, (2, 4, 6)) for step in (0, 2, 4, 99)] == [(2,), (2, 4), (2, 4, 6), (2, 4, 6)]
     assert [forcing_at(step, 5, 0.8) for step in (0, 2, 4, 9)] == pytest.approx([0.8, 0.4, 0.0, 0.0])
-    for function in (lengths_at, forcing_at):
+    for function, start in ((lengths_at, (2, 4)), (forcing_at, 0.5)):
         with pytest.raises(KitError, match="steps from 0"):
-            function(-1, 5)
+            function(-1, 5, start)
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"lengths": ()}, "growing ones"),
-        ({"lengths": (4, 2)}, "growing ones"),
-        ({"lengths": (6, 13)}, "growing ones"),
-        ({"forcing": 1.5}, "0 to 1"),
-        ({"tau_km": 0.0}, "more than 0"),
-        ({"bonus": -1.0}, "at least 0"),
-    ],
-)
-def test_bad_options_are_refused(options, told):
-    with pytest.raises(KitError, match=told):
-        turns(**options)
+def test_a_place_without_a_point_is_refused():
     with pytest.raises(KitError, match="it has no point"):
-        GeohashTurns(["only"], Answer(city="Skagen"))
+        GeohashTurns(["only"], Reply(city="Skagen"), lengths=(2,), forcing=0.0, bonus=1.0, tau_km=25.0)

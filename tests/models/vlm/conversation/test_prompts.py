@@ -1,4 +1,4 @@
-"""prompts: the messages, and that the question, the reply to learn and the check of its layout agree."""
+"""Prompts: the messages, and that the question, the target reply and the check of its layout agree."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitlib.core.errors import KitError
-from kitlib.models.vlm.conversation.prompts import COMPETITION, WORLD, Form, ask, assistant, chat
-from kitlib.models.vlm.conversation.replies import Answer, read
+from kitlib.models.vlm.conversation.prompts import COMPETITION, WORLD, ReplyForm, ask, assistant, chat
+from kitlib.models.vlm.conversation.replies import Reply, read
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
 VIEWS = ("north", "east", "south", "west")
@@ -48,16 +48,16 @@ NAME = st.sampled_from(["Ohio", "New York", "Columbus", "São Paulo"])
 
 @given(st.floats(-90, 90), st.floats(-180, 180), NAME, NAME, NAME, st.integers(0, 6))
 def test_what_a_form_writes_it_reads_and_fits(lat, lon, city, region, country, digits):
-    truth = Answer((lat, lon), city, region, country)
-    for form in (Form(digits=digits), Form(("region", "point"), "State", digits), Form(("city",))):
+    truth = Reply((lat, lon), city, region, country)
+    for form in (ReplyForm(digits=digits), ReplyForm(("region", "point"), "State", digits), ReplyForm(("city",))):
         reply = form.write(truth)
         assert form.fits(reply) and form.fits(f"<think>hm</think>\n{reply}\n") and not form.fits(f"{reply}\nNo.")
-        said = read(reply)
+        parsed = read(reply)
         for field in form.fields:
             if field == "point":
-                assert said.point == pytest.approx((lat, lon), abs=0.51 * 10**-digits)
+                assert parsed.point == pytest.approx((lat, lon), abs=0.51 * 10**-digits)
             else:
-                assert getattr(said, field) == getattr(truth, field)
+                assert getattr(parsed, field) == getattr(truth, field)
     assert assistant(reply)["content"][0]["text"] == reply
 
 
@@ -81,18 +81,18 @@ def test_other_layouts_do_not_fit(reply):
 
 
 def test_a_form_asks_for_what_is_known():
-    truth = Answer((1.0, 2.0), country="Peru")
+    truth = Reply((1.0, 2.0), country="Peru")
     assert WORLD.known(truth).keys == ["Country", "Latitude", "Longitude"]
-    with pytest.raises(KitError, match="the answer has no city"):
+    with pytest.raises(KitError, match="city: expected a value"):
         WORLD.write(truth)
-    with pytest.raises(KitError, match="allowed are some of"):
-        WORLD.known(Answer())
+    with pytest.raises(KitError, match="fields: expected some of"):
+        WORLD.known(Reply())
     assert COMPETITION.bare == "region" and WORLD.bare is None
 
 
 def test_bad_forms_are_refused():
     for fields in ((), ("point", "city"), ("city", "city"), ("state",)):
-        with pytest.raises(KitError, match="allowed are some of city, region, country, point"):
-            Form(fields)
-    with pytest.raises(KitError, match="allowed are Region, State, Province"):
-        Form(region="Bezirk")
+        with pytest.raises(KitError, match="expected some of city, region, country, point, each once"):
+            ReplyForm(fields)
+    with pytest.raises(KitError, match="expected Region, State or Province; got 'Bezirk'"):
+        ReplyForm(region="Bezirk")

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitlib.models.vlm.conversation.prompts import COMPETITION
-from kitlib.models.vlm.conversation.replies import MOST, Answer, read, visible
+from kitlib.models.vlm.conversation.replies import MAX_LENGTH, Reply, read, visible
 from kitlib.models.vlm.conversation.rewards import Grader, Weights
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
 NAMES = ["Kansas", "Arkansas", "Virginia", "West Virginia", "New York", "Ohio", "Oregon", "Washington"]
 STATES = Labels(NAMES)
 HERE = (38.5, -98.5)
-TRUTH = Answer(HERE, region="Kansas")
+TRUTH = Reply(HERE, region="Kansas")
 GRADER = Grader(COMPETITION, {"region": STATES}, Weights(distance=1.0, form=0.0, region=0.0))
 
 # reply, the point read, the state read, exp(-km / 25) rounded to two digits
@@ -87,7 +87,7 @@ REPLIES = [
     ("**State:** Kansas\n**Latitude:** 38.5\n**Longitude:** -98.5", HERE, "Kansas", 1.0),
     ("- **State**: *Kansas*\n- Latitude: `38.5`\n- Longitude: `-98.5`", HERE, "Kansas", 1.0),
     ("```\nState: Kansas\nLatitude: 38.5\nLongitude: -98.5\n```", HERE, "Kansas", 1.0),
-    ("### Answer\n> 38.5, -98.5", HERE, None, 1.0),
+    ("### Reply\n> 38.5, -98.5", HERE, None, 1.0),
     ('{"state": "Kansas", "latitude": 38.5, "longitude": -98.5}', HERE, "Kansas", 1.0),
     ('```json\n{\n "lat": "38.5",\n "lng": "-98.5"\n}\n```', HERE, None, 1.0),
     ("| Latitude | 38.5 |\n| Longitude | -98.5 |", HERE, None, 1.0),
@@ -164,10 +164,10 @@ REPLIES = [
 @pytest.mark.parametrize(("reply", "point", "state", "reward"), REPLIES)
 def test_what_a_reply_says_and_earns(reply, point, state, reward):
     grade = GRADER.grade(reply, TRUTH)
-    assert (grade.answer.point is None) == (point is None)
+    assert (grade.reply.point is None) == (point is None)
     if point is not None:
-        assert grade.answer.point == pytest.approx(point, abs=1e-6)
-    assert grade.answer.region == state
+        assert grade.reply.point == pytest.approx(point, abs=1e-6)
+    assert grade.reply.region == state
     assert grade.terms["distance"] == pytest.approx(reward, abs=0.005)
     assert (grade.km is None) == (point is None), "unparsed is not wrong"
     assert grade.terms["region"] == (state == "Kansas")
@@ -178,15 +178,15 @@ def test_the_table_is_a_table():
 
 
 def test_names_without_a_vocabulary_are_what_the_reply_calls_them():
-    said = read("City:  São Paulo.\nRegion: SP\nCountry: **Brazil**\n-23.5, -46.6")
-    assert said == Answer((-23.5, -46.6), "São Paulo", "SP", "Brazil")
+    reply = read("City:  São Paulo.\nRegion: SP\nCountry: **Brazil**\n-23.5, -46.6")
+    assert reply == Reply((-23.5, -46.6), "São Paulo", "SP", "Brazil")
     assert read("City: A\nCity: B").city is None and read("City: ?").city is None
     assert read("City: Lima\nTown: lima").city in ("Lima", "lima") and read("City: " + "x" * 101).city is None
 
 
 def test_a_bare_name_answers_only_the_field_it_is_asked_for():
     assert read("Kansas", {"region": STATES}).region is None
-    assert read("New York", {"region": STATES, "city": Labels(["New York"])}, "city") == Answer(city="New York")
+    assert read("New York", {"region": STATES, "city": Labels(["New York"])}, "city") == Reply(city="New York")
 
 
 @pytest.mark.parametrize(
@@ -197,21 +197,21 @@ def test_huge_replies_are_refused_at_once(filler):
     huge = filler * (10**6 // len(filler))
     start = time.perf_counter()
     assert read("State: Kansas\n38.5, -98.5\n" + huge + "x", {"region": STATES}, "region").region in (None, "Kansas")
-    assert read((filler * MOST)[:MOST], {"region": STATES}, "region").point is None
+    assert read((filler * MAX_LENGTH)[:MAX_LENGTH], {"region": STATES}, "region").point is None
     assert time.perf_counter() - start < 1.5
 
 
 def test_a_long_answer_is_none_but_long_reasoning_is_fine():
-    assert read("38.5, -98.5" + " x" * MOST) == Answer()
+    assert read("38.5, -98.5" + " x" * MAX_LENGTH) == Reply()
     assert read("<think>" + "x" * 10**5 + "</think>38.5, -98.5").point == HERE
 
 
 @given(st.text(alphabet="0123456789.,-+;/ NSEW°'\nLatitude:on<think>{}[]()State", max_size=60))
 def test_any_text_is_read_and_what_is_read_is_on_earth(text):
-    said = read(text, {"region": STATES}, "region")
-    assert said.region in (None, *NAMES)
-    if said.point is not None:
-        assert abs(said.point[0]) <= 90 and abs(said.point[1]) <= 180
+    reply = read(text, {"region": STATES}, "region")
+    assert reply.region in (None, *NAMES)
+    if reply.point is not None:
+        assert abs(reply.point[0]) <= 90 and abs(reply.point[1]) <= 180
 
 
 @given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))

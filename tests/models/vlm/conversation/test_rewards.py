@@ -1,4 +1,4 @@
-"""rewards: distances, schedules, terms, and that no trick earns more than an honest answer."""
+"""Rewards: distances, schedules, terms, and that no trick earns more than an honest reply."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitlib.core.errors import KitError
-from kitlib.models.vlm.conversation.prompts import COMPETITION, WORLD, Form
-from kitlib.models.vlm.conversation.replies import Answer
+from kitlib.models.vlm.conversation.prompts import COMPETITION, WORLD, ReplyForm
+from kitlib.models.vlm.conversation.replies import Reply
 from kitlib.models.vlm.conversation.rewards import Grader, Weights, returns, turn_advantages
 from kitlib.models.vlm.conversation.schedules import SCHEDULES, tau_at
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
 STATES = Labels(["Kansas", "Arkansas", "Ohio"])
-TRUTH = Answer((38.5, -98.5), region="Kansas")
+TRUTH = Reply((38.5, -98.5), region="Kansas")
 GRADER = Grader(COMPETITION, {"region": STATES}, Weights(distance=0.6, form=0.1, region=0.3))
 HONEST = "State: Kansas\nLatitude: 38.5\nLongitude: -98.5"
+
+
+def reward(grader: Grader, reply: str, truth: Reply) -> float | None:
+    return grader.grade(reply, truth).total(grader.weights)
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
@@ -28,7 +32,7 @@ HONEST = "State: Kansas\nLatitude: 38.5\nLongitude: -98.5"
 def test_tau_falls_from_first_to_last(kind, n_steps, levels):
     taus = [tau_at(step, n_steps, kind, 2000.0, 25.0, levels) for step in range(n_steps)]
     assert taus[-1] == 25.0 and all(a >= b for a, b in pairwise(taus)) and max(taus) <= 2000.0
-    assert tau_at(n_steps + 99, n_steps, kind, levels=levels) == 25.0
+    assert tau_at(n_steps + 99, n_steps, kind, 2000.0, 25.0, levels) == 25.0
     if n_steps > 1 and kind != "fixed":
         assert taus[0] == 2000.0
     if kind == "stepped":
@@ -38,17 +42,18 @@ def test_tau_falls_from_first_to_last(kind, n_steps, levels):
 def test_steps_have_equal_length_and_ratio():
     taus = [tau_at(step, 8, "stepped", 2000.0, 2.0, 4) for step in range(8)]
     assert taus == pytest.approx([2000, 2000, 200, 200, 20, 20, 2, 2])
-    assert tau_at(1, 3, "linear") == pytest.approx(1012.5) and tau_at(0, 1) == 25.0
+    assert tau_at(1, 3, "linear", 2000.0, 25.0) == pytest.approx(1012.5)
+    assert tau_at(0, 1, "geometric", 2000.0, 25.0) == 25.0
 
 
 def test_bad_schedules_are_refused():
-    with pytest.raises(KitError, match="allowed are fixed, geometric, linear, stepped"):
-        tau_at(0, 10, "cosine")
+    with pytest.raises(KitError, match="expected one of fixed, geometric, linear, stepped; got 'cosine'"):
+        tau_at(0, 10, "cosine", 2000.0, 25.0)
     for bad in ((-1, 10), (0, 0)):
         with pytest.raises(KitError, match="steps from 0"):
-            tau_at(*bad)
+            tau_at(*bad, "fixed", 2000.0, 25.0)
     with pytest.raises(KitError, match="more than 0 km"):
-        tau_at(0, 10, "geometric", 0.0)
+        tau_at(0, 10, "geometric", 0.0, 25.0)
 
 
 @pytest.mark.parametrize(
@@ -76,39 +81,40 @@ def test_bad_schedules_are_refused():
     ],
 )
 def test_what_tricks_earn(reply, earned):
-    assert GRADER.reward(reply, TRUTH) == pytest.approx(earned, abs=1e-3)
+    assert reward(GRADER, reply, TRUTH) == pytest.approx(earned, abs=1e-3)
 
 
 @given(st.lists(st.sampled_from([*HONEST.splitlines(), "State: Ohio", "38.5, -98.5", "1, 2", "<think>", "</think>"])))
 def test_nothing_earns_more_than_the_whole_truth(lines):
-    assert 0 <= GRADER.reward("\n".join(lines), TRUTH) <= 1 + 1e-12
+    assert 0 <= reward(GRADER, "\n".join(lines), TRUTH) <= 1 + 1e-12
 
 
 def test_unknown_truth_is_not_graded_and_unparsed_is_not_wrong():
-    grade = GRADER.grade(HONEST, Answer(region="Kansas"))
+    grade = GRADER.grade(HONEST, Reply(region="Kansas"))
     assert grade.terms["distance"] is None and grade.km is None and grade.total(GRADER.weights) == pytest.approx(0.4)
     wrong, silent = (GRADER.grade(reply, TRUTH) for reply in ("State: Ohio\n-38.5, 81.5", "Who knows?"))
     assert wrong.km > 19000 and silent.km is None
     assert (GRADER.metrics(wrong)["parsed"], GRADER.metrics(silent)["parsed"]) == (1.0, 0.0)
     assert "km" in GRADER.metrics(wrong) and "km" not in GRADER.metrics(silent)
     distance_only = Grader(COMPETITION, GRADER.labels, Weights(form=0.0))
-    assert distance_only.reward(HONEST, Answer(region="Kansas")) is None
-    assert distance_only.reward("", TRUTH) == 0.0
+    assert reward(distance_only, HONEST, Reply(region="Kansas")) is None
+    assert reward(distance_only, "", TRUTH) == 0.0
 
 
 def test_terms_are_shares_and_names_match_without_a_vocabulary():
-    truth = Answer((48.85, 2.35), "Paris", "Île-de-France", "France")
+    truth = Reply((48.85, 2.35), "Paris", "Île-de-France", "France")
     weights = Weights(distance=0.0, geoscore=1.0, form=0.0, city=1.0, region=1.0, country=1.0)
     grader = Grader(WORLD, weights=weights)
-    assert grader.reward(WORLD.write(truth), truth) == pytest.approx(4.0)
-    assert grader.reward("City: paris\nRegion: Ile de France\nCountry: Francia\n", truth) == 2.0
+    assert reward(grader, WORLD.write(truth), truth) == pytest.approx(4.0)
+    assert reward(grader, "City: paris\nRegion: Ile de France\nCountry: Francia\n", truth) == 2.0
     far = grader.grade("48.85, -20", truth)
     assert far.terms["geoscore"] == pytest.approx(np.exp(-far.km / 1492.7))
 
 
 def test_a_schedule_changes_only_tau():
     far = HONEST.replace("38.5", "39.5")
-    rewards = [replace(GRADER, tau_km=tau_at(step, 10)).reward(far, TRUTH) for step in range(10)]
+    taus = [tau_at(step, 10, "geometric", 2000.0, 25.0) for step in range(10)]
+    rewards = [reward(replace(GRADER, tau_km=tau), far, TRUTH) for tau in taus]
     assert all(a > b for a, b in pairwise(rewards))
 
 
@@ -123,8 +129,8 @@ TALKS = st.integers(1, 3).flatmap(
 
 
 @given(TALKS)
-def test_a_turn_is_credited_with_what_came_after_it_and_not_with_what_came_before(talks):
-    rewards = np.array([talks])
+def test_a_turn_is_credited_with_what_came_after_it_and_not_with_what_came_before(dialogues):
+    rewards = np.array([dialogues])
     found, totals = turn_advantages(rewards, "none"), rewards.sum(-1)
     assert np.allclose(found.sum(axis=1), 0)
     assert np.allclose(found[..., 0], totals - totals.mean())
@@ -134,8 +140,8 @@ def test_a_turn_is_credited_with_what_came_after_it_and_not_with_what_came_befor
 
 def test_a_refinement_that_owes_nothing_to_the_first_guess_is_credited_whole():
     first, last = np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.2, 0.8, 0.2, 0.8])
-    talks = np.stack([first, last - first], axis=-1)[None]
-    assert np.allclose(turn_advantages(talks, "none")[0, :, 1], last - 0.5)
+    dialogues = np.stack([first, last - first], axis=-1)[None]
+    assert np.allclose(turn_advantages(dialogues, "none")[0, :, 1], last - 0.5)
     copied = np.stack([first, 0 * first], axis=-1)[None]
     assert np.allclose(turn_advantages(copied, "none")[0, :, 1], 0)
 
@@ -150,14 +156,14 @@ def test_advantages_are_in_units_of_a_groups_or_the_batchs_deviation():
 
 
 def test_graders_that_cannot_work_are_refused():
-    with pytest.raises(KitError, match="region: in the reward, but the form asks for point only"):
-        Grader(Form(("point",)), weights=Weights(region=1.0))
-    with pytest.raises(KitError, match="a vocabulary for state: allowed are city, region, country"):
+    with pytest.raises(KitError, match="reward: expected terms of the form's point; got region"):
+        Grader(ReplyForm(("point",)), weights=Weights(region=1.0))
+    with pytest.raises(KitError, match="labels: expected vocabularies for city, region, country; got state"):
         Grader(WORLD, {"state": STATES})
-    with pytest.raises(KitError, match="the true region 'Utah' is not in the vocabulary of 3 names"):
-        GRADER.grade("", Answer(region="Utah"))
+    with pytest.raises(KitError, match="region: expected a truth among the 3 names of its vocabulary; got 'Utah'"):
+        GRADER.grade("", Reply(region="Utah"))
     with pytest.raises(KitError, match="cannot be graded: the reward counts distance, region"):
-        GRADER.check(Answer(city="Hays"))
+        GRADER.check(Reply(city="Hays"))
     with pytest.raises(KitError, match="unknown setting tau"):
         Weights.from_dict({"tau": 3.0})
-    assert GRADER.only("region").reward("Kansas", TRUTH) == 1.0 and GRADER.only("point").form.keys[0] == "Latitude"
+    assert reward(GRADER.only("region"), "Kansas", TRUTH) == 1.0 and GRADER.only("point").form.keys[0] == "Latitude"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import toy
 from PIL import Image
 
 from kitlib.core.errors import KitError
 from kitlib.data import readers
-from kitlib.data.sample import toy
 
 
 def test_colours_and_states_follow_the_place_and_a_seed_draws_the_same(tmp_path, home):
@@ -26,7 +26,7 @@ def test_colours_and_states_follow_the_place_and_a_seed_draws_the_same(tmp_path,
 
 def test_a_folder_in_use_and_numbers_below_1_are_refused(tmp_path):
     toy.draw(tmp_path / "a", 1, 1, 4)
-    with pytest.raises(KitError, match="holds something"):
+    with pytest.raises(KitError, match="is not empty"):
         toy.draw(tmp_path / "a")
-    with pytest.raises(KitError, match="allowed are numbers from 1"):
+    with pytest.raises(KitError, match="expected numbers from 1"):
         toy.draw(tmp_path / "b", n_train=0)

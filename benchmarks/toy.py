@@ -1,7 +1,7 @@
-"""Places whose picture says where they are in plain colours, so that a few minutes show whether anything is learned.
+"""A toy data set whose colours encode the place, so that a few minutes of training show whether a model learns.
 
-Red grows with the latitude, green with the longitude, blue is noise; the states are the four quarters of the map. A
-folder with metadata.csv, one picture a place, as `places.read` reads any.
+Red grows with latitude, green with longitude, blue is noise; the states are the four quarters of the map. The result is
+a folder with metadata.csv and one picture per place, for `readers.read`; benchmarks and tests use it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ SOUTH_WEST, NORTH_EAST = (-40.0, -120.0), (60.0, 120.0)
 
 
 def draw(folder: str | Path, n_train: int = 200, n_test: int = 20, size: int = 32, seed: int = 0) -> Path:
-    """Draw the places into `folder` and return it; size: pixels of a picture. The same settings draw the same.
+    """Draw the places into `folder` and return it; size: pixels of a picture. Equal settings give equal files.
 
-    Raises KitError for a folder that holds anything, and for numbers below 1.
+    Raises KitError for a folder that is not empty, and for numbers below 1.
     """
     folder = Path(folder)
     if min(n_train, n_test, size) < 1:
-        raise KitError(f"a toy set of {n_train} + {n_test} places of {size} pixels: allowed are numbers from 1")
+        raise KitError(f"n_train, n_test, size: expected numbers from 1; got {n_train}, {n_test}, {size}")
     if folder.is_dir() and any(folder.iterdir()):
-        raise KitError(f"{folder.name} holds something: give an empty or a new folder")
+        raise KitError(f"{folder.name} is not empty: give an empty or a new folder")
     rng = np.random.default_rng(seed)
     share = rng.uniform(0.0, 1.0, (n_train + n_test, 2))  # of the way north, of the way east
     points = np.array(SOUTH_WEST) + share * (np.array(NORTH_EAST) - np.array(SOUTH_WEST))
