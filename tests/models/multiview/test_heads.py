@@ -59,7 +59,7 @@ def test_average_is_the_mean_and_where_attention_and_learned_weights_begin():
 
 
 def test_fusion_refuses_an_unknown_kind():
-    with pytest.raises(KitError, match="allowed are average, concat"):
+    with pytest.raises(KitError, match="fusion: expected one of average, concat"):
         Fusion("sum", V, D)
 
 
