@@ -174,7 +174,7 @@ def galleries() -> None:
     for budget in BUDGETS:
         rows = {
             "at_random": gallery.at_random(N_PLACES, budget),
-            "uniformly": gallery.uniformly(train, budget),
+            "uniformly": gallery.choose(train, budget),
             "choose, with embeddings": gallery.choose(train, budget, embeddings=looks),
         }
         print(f"  {budget:,} of them")

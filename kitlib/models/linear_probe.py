@@ -1,6 +1,6 @@
-"""The instant baseline as a run: each picture once through a frozen encoder, then logistic regression on the features.
+"""The baseline: logistic regression on the features of a frozen encoder, saved as a run.
 
-run = linear_probe.logistic(places, "tiny")       # seconds; the second time it is only opened
+run = linear_probe.logistic(places, "tiny")       # seconds; a finished run is only opened
 run.metrics["oof"]["final"]
 """
 
@@ -18,7 +18,7 @@ from kitlib.data.places import SPLITS, Places
 from kitlib.evaluation import baselines, metrics, runs
 from kitlib.evaluation.runs import Run
 
-if TYPE_CHECKING:  # torch takes seconds to import, and who only opens a run never needs it
+if TYPE_CHECKING:  # torch takes seconds to import and is not needed to open a run
     from kitlib.vision.embeddings import Embeddings
     from kitlib.vision.encoders import Encoder
 
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 
 def load_encoder(places: Places, encoder: str = "", image_size: int = 0) -> Encoder:
-    """`encoders.load`; the usual encoder of these places for "": tiny for drawn ones, else StreetCLIP."""
+    """An encoder by name, as `encoders.load`; "" is tiny for drawn places and StreetCLIP for photographs."""
     from kitlib.vision import encoders
 
     return encoders.load(encoder or ("tiny" if places.is_drawn else encoders.STREETCLIP), image_size or None)
 
 
 def embed(places: Places, encoder: Encoder) -> dict[str, Embeddings]:
-    """Features of all places by split, from the cache where they are there."""
+    """Features of all places by split, from the cache where possible."""
     from kitlib.vision import embeddings
 
     packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
@@ -47,13 +47,13 @@ def mean_features(embedded: Embeddings) -> np.ndarray:
 
 
 def principal_plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two directions in which features (N, D) differ most: coordinates (N, 2), and their shares of the variance."""
+    """Features (N, D) on their first two principal components (N, 2), and the share of the variance of each."""
     values, vectors = np.linalg.eigh(features.T @ features / len(features))
     return features @ vectors[:, [-1, -2]], values[[-1, -2]] / values.sum()
 
 
 def most_similar(features: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-    """The rows (Q, k) most similar (cosine, of features (N, D)) to each query row, itself left out."""
+    """The rows (Q, k) of features (N, D) most similar (cosine) to each query row, without itself."""
     direction = features / np.linalg.norm(features, axis=1, keepdims=True)
     similarity = direction[queries] @ direction.T
     similarity[np.arange(len(queries)), queries] = -np.inf
@@ -66,7 +66,7 @@ def logistic(
     """Logistic regression on the views' mean features (`baselines.logistic`), out of fold and for the test places.
 
     The run is called <places>-logistic-<encoder>, with -spatial behind it for spatial folds. encoder, image_size: as
-    for `load_encoder`. A run of that name that was made from anything else is replaced, as it costs so little.
+    for `load_encoder`. A run of that name with other settings or data is overwritten, as it costs so little.
     """
     from kitlib.vision import device
 

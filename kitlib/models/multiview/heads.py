@@ -1,9 +1,8 @@
-"""From the features of a place's V views to where it might be: fusion, then a state, a GPS and a geocell head.
+"""The heads of multiview: fused features of a place's V views to states, geocells and a point.
 
-All heads read one fused vector. The state head ranks the states; the GPS head gives one point on the sphere (three
-numbers normalised, so there is no box to shrink into); the geocell head gives each cell a weight and moves its centre
-by an offset. Whatever ends in a coordinate is computed in float32 under any autocast: a GPS head in bfloat16 errs by
-19 km even when it is perfect.
+All heads read one fused vector. The state head ranks the states; the GPS head predicts one point on the sphere, as a
+normalised vector; the geocell head weights the cells and moves their centres by offsets. All coordinates are computed
+in float32 under any autocast: in bfloat16 even a perfect GPS head errs by 19 km.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ TIES = ("none", "state", "cell")
 
 @dataclass(frozen=True)
 class Classes:
-    """What the heads choose among, made from training places alone: S states that occur there, C cells inside them."""
+    """The S states that occur among the training places, and C geocells inside them."""
 
     state_idx: np.ndarray  # (S,) ascending
     state_count: np.ndarray  # (S,) training places
-    state_points: np.ndarray  # (S, 2) [lat, lon] where a state's places are: their geometric median
+    state_points: np.ndarray  # (S, 2) [lat, lon] geometric median of a state's places
     cell_points: np.ndarray  # (C, 2)
     cell_state: np.ndarray  # (C,) 0…S-1
-    cell_radius_km: np.ndarray  # (C,) the unit of a cell's offset; 0 for a cell of one place, which then never moves
+    cell_radius_km: np.ndarray  # (C,) unit of a cell's offset; 0 for a cell of one place, which never moves
 
     @classmethod
-    def of(cls, places: Places, rows: np.ndarray, places_per_cell: int) -> Classes:
+    def from_places(cls, places: Places, rows: np.ndarray, places_per_cell: int) -> Classes:
         """The classes of the training places in `rows` (row numbers)."""
         points, position = places.points("train")[rows], places.state_position("train")[rows]
         present, state, count = np.unique(position, return_inverse=True, return_counts=True)
@@ -57,7 +56,7 @@ class Classes:
         )
 
     def labels(self, points: np.ndarray, state_idx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """State 0…S-1 and cell 0…C-1 (N,) of places at points (N, 2) in states (N,), -1 in another state."""
+        """State 0…S-1 and cell 0…C-1 (N,) of places at points (N, 2) in states (N,); -1 in any other state."""
         state = np.searchsorted(self.state_idx, state_idx).clip(max=len(self.state_idx) - 1)
         state = np.where(self.state_idx[state] == state_idx, state, -1)
         cells = pd.DataFrame(self.cell_points, columns=["latitude", "longitude"]).assign(state_position=self.cell_state)
@@ -65,26 +64,26 @@ class Classes:
         cell[known] = geocells.assign(points[known], cells, state[known])
         return state, cell
 
-    def commonest(self, sample_id: np.ndarray) -> Guesses:
-        """Guesses for places (N,) without a usable picture: states by how common they are, one constant point."""
+    def fallback(self, sample_id: np.ndarray) -> Guesses:
+        """Guesses for places (N,) without a usable picture: the states' frequencies and one constant point."""
         point = geo.geometric_median(self.state_points, self.state_count)
         return baselines.constant(sample_id, self.state_idx, self.state_count / self.state_count.sum(), point)
 
 
-class Answer(NamedTuple):
-    """What the heads say about B places, in float32."""
+class HeadOutputs(NamedTuple):
+    """Outputs of the heads for B places, in float32."""
 
     states: torch.Tensor  # (B, S) logits
     cells: torch.Tensor  # (B, C) logits
-    offsets: torch.Tensor  # (B, C, 2) how far to move each cell's centre, in its radii, to the east and to the north
+    offsets: torch.Tensor  # (B, C, 2) shift of each cell's centre to the east and north, in its radii
     gps: torch.Tensor  # (B, 3) unit vectors
 
 
 class Heads(Standardised):
-    """Features (B, V, D) to an `Answer`; give it the training features with `fit_scale` before it learns.
+    """Features (B, V, D) to `HeadOutputs`; call `fit_scale` with the training features first.
 
-    tie: what the GPS head starts from, to which it only adds: the middle of the states weighted by their
-    probabilities, that of the cells, or (none) one constant point.
+    tie: the point to which the GPS head adds: the mean of the states weighted by their probabilities (state), that of
+    the cells (cell), or a constant point (none).
     """
 
     state_vectors: torch.Tensor
@@ -104,7 +103,7 @@ class Heads(Standardised):
     ) -> None:
         super().__init__(n_features)
         if tie not in TIES:
-            raise KitError(f"tie {tie!r}: allowed are {', '.join(TIES)}")
+            raise KitError(f"tie: expected one of {', '.join(TIES)}; got {tie!r}")
         self.classes, self.tie = classes, tie
         self.settings: dict[str, Any] = {"n_views": n_views, "n_features": n_features, "fusion": fusion}
         self.settings |= {"hidden": hidden, "dropout": dropout, "tie": tie}
@@ -129,11 +128,11 @@ class Heads(Standardised):
         self.register_buffer("cell_axes", axes * radius_rad[:, None, None])
         self.register_buffer("cell_state", torch.tensor(classes.cell_state, dtype=torch.long))
 
-    def forward(self, features: torch.Tensor, keep: torch.Tensor | None = None) -> Answer:
-        """features (B, V, D); keep (B, V) bool: which views to look at, all when None."""
+    def forward(self, features: torch.Tensor, keep: torch.Tensor | None = None) -> HeadOutputs:
+        """Outputs for features (B, V, D), of the views in keep (B, V) bool, of all when None."""
         views = features.float()
         keep = torch.ones(views.shape[:2], dtype=torch.bool, device=views.device) if keep is None else keep
-        if self.fusion.kind in ("average", "learned"):  # shares that sum to 1: scaling comes later, for fewer numbers
+        if self.fusion.kind in ("average", "learned"):  # scaling commutes with a weighted mean, which has fewer numbers
             fused = self.standardise(self.fusion(views, keep))
         else:
             fused = self.fusion(self.standardise(views), keep)
@@ -147,35 +146,34 @@ class Heads(Standardised):
             if self.tie == "cell":
                 start = cells.softmax(1) @ self.cell_vectors
             gps = F.normalize(F.normalize(start, dim=1) + self.gps(fused), dim=1)
-            return Answer(states, cells, self.offsets(fused).unflatten(1, (-1, 2)), gps)
+            return HeadOutputs(states, cells, self.offsets(fused).unflatten(1, (-1, 2)), gps)
 
     def moved(self, offsets: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-        """Unit vectors (B, K, 3): the centres of cells (B, K), moved by their share of offsets (B, C, 2)."""
+        """Unit vectors (B, K, 3) of the centres of cells (B, K), moved by offsets (B, C, 2)."""
         radii = offsets.gather(1, cell[..., None].expand(-1, -1, 2))
         return F.normalize(self.cell_vectors[cell] + (radii[..., None] * self.cell_axes[cell]).sum(-2), dim=-1)
 
     @torch.no_grad()
-    def guess(self, sample_id: np.ndarray, answers: Sequence[Answer], n_points: int, gps_share: float) -> Guesses:
-        """Guesses from answers about the same B places, which are averaged (plain and mirrored, say).
+    def guess(self, sample_id: np.ndarray, outputs: Sequence[HeadOutputs], n_points: int, gps_share: float) -> Guesses:
+        """Guesses from the averaged outputs for B places, such as plain and mirrored.
 
-        A state's probability is the mean of what the state head
-        gives it and what the geocell head gives its cells; a cell's weight is its share of its state's. The GPS
-        head's point comes first and gets `gps_share` of the weight, the `n_points` heaviest cells the rest.
+        A state's probability is the mean of that by the state head and the sum over its cells by the geocell head; the
+        cells share the probability of their state. The point of the GPS head comes first with the weight `gps_share`,
+        and the `n_points` heaviest cells share the rest.
         """
-        by_head = torch.stack([a.states.softmax(1) for a in answers]).mean(0)  # (B, S)
-        cells = torch.stack([a.cells.softmax(1) for a in answers]).mean(0)  # (B, C)
+        by_head = torch.stack([o.states.softmax(1) for o in outputs]).mean(0)  # (B, S)
+        cells = torch.stack([o.cells.softmax(1) for o in outputs]).mean(0)  # (B, C)
         by_cells = torch.zeros_like(by_head).index_add_(1, self.cell_state, cells)
         states = (by_head + by_cells) / 2
         cells = cells * (states / by_cells.clamp(min=1e-12))[:, self.cell_state]
         weights, top = cells.topk(min(n_points, cells.shape[1]), dim=1)  # (B, K)
-        moved = self.moved(torch.stack([a.offsets for a in answers]).mean(0), top)
-        gps = torch.stack([a.gps for a in answers]).mean(0)[:, None]
+        moved = self.moved(torch.stack([o.offsets for o in outputs]).mean(0), top)
+        gps = torch.stack([o.gps for o in outputs]).mean(0)[:, None]
         weights = (1 - gps_share) * weights / weights.sum(1, keepdim=True)
         weights = torch.cat([torch.full_like(weights[:, :1], gps_share), weights], 1)
         points = geo.from_unit_vectors(torch.cat([gps, moved], 1).cpu().double().numpy())
-        answered = np.ones(len(sample_id), bool)
-        state_idx = self.classes.state_idx
-        return Guesses(sample_id, state_idx, states.cpu().numpy(), points, weights.cpu().numpy(), answered)
+        probs, answered = states.cpu().numpy(), np.ones(len(sample_id), bool)
+        return Guesses(sample_id, self.classes.state_idx, probs, points, weights.cpu().numpy(), answered)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weights and the classes."""

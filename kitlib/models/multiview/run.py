@@ -1,13 +1,14 @@
-"""Multiview: one vision encoder on all views of a place, fused; a state, a GPS and a geocell head.
+"""Multiview: one vision encoder on all views of a place, fused, with a state, a GPS and a geocell head.
 
-Two phases, as in the published recipe: the heads learn on cached features of the frozen encoder, then the encoder's
-last blocks (or all, or LoRA) are fine-tuned with them. The first costs minutes, the second is where the points are.
+Training has two phases, as in the published recipe: the heads are trained on cached features of the frozen encoder,
+then the encoder's last blocks (or all, or LoRA) are fine-tuned with them. The first phase takes minutes; the second
+gains most.
 
-    run = train(Config(encoder="tiny", finetune_blocks=-1), places, "first")    # resumes when it was cut short
+    run = train(Config(encoder="tiny", finetune_blocks=-1), places, "first")    # a run that was cut short is resumed
     run.metrics["oof"]["final"]
 
 Each fold's checkpoints/fold_<k>/ holds heads.safetensors, encoder.safetensors (the trained weights only), and the
-history of both fits under heads/ and finetune/. The last epoch is kept, so that the fold that is scored chose nothing.
+history of both fits under heads/ and finetune/. The last epoch is kept: the held-out fold selects nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from kitlib.vision.fusion import FUSIONS
 
 @dataclass(frozen=True)
 class Config(GeolocatorOptions):
-    """What decides the result; travels with the run in params.json. Defaults are for tens of thousands of places."""
+    """The settings that decide the result, saved in params.json. Defaults are for tens of thousands of places."""
 
     fusion: str = "average"  # of the views: average, concat, attention, learned
     hidden: int = 256  # units between the fused views and the heads
@@ -76,7 +77,7 @@ class Config(GeolocatorOptions):
 
 
 class Session(EncoderSession[Config]):
-    """The encoder and heads of each fold."""
+    """Trains, saves and queries the encoder and heads of each fold."""
 
     family = "multiview"
     config_type = Config
@@ -85,26 +86,26 @@ class Session(EncoderSession[Config]):
         """Train the heads on cached features, then encoder and heads on pictures."""
         config, folder = self.config, self.folder(fold)
         held_out, usable = self.held_out(fold), ~self.packs["train"].unusable_places
-        rows, others = np.flatnonzero(~held_out & usable), np.flatnonzero(held_out & usable)
-        features, classes = self.features["train"], Classes.of(self.places, rows, config.places_per_cell)
+        rows, val = np.flatnonzero(~held_out & usable), np.flatnonzero(held_out & usable)
+        features, classes = self.features["train"], Classes.from_places(self.places, rows, config.places_per_cell)
         labels = _labels(self.places, classes)
         torch.manual_seed(config.seed)
         V, D = features.shape[2:]
         heads = Heads(classes, V, D, config.fusion, config.hidden, config.dropout, config.tie)
         heads.fit_scale(features[rows])
 
-        def learn(phase: str, encoder: Encoder | None, batch: int, turns: int, epochs: int, **rates: Any) -> None:
-            def load(r: np.ndarray) -> Batch:
+        def train_phase(phase: str, encoder: Encoder | None, batch: int, turns: int, epochs: int, **rates: Any) -> None:
+            def load_batch(r: np.ndarray) -> Batch:
                 return self.inputs_for("train", encoder, r) | {name: label[r] for name, label in labels.items()}
 
             steps = fit.total_steps(len(rows), batch, turns, epochs, self.devices)
             fitted = fit.fit(
                 Geolocator(heads, encoder, config, steps, **rates),
-                Batches(rows, batch, config.seed, load, prefetch=encoder is not None),
+                Batches(rows, batch, config.seed, load_batch, prefetch=encoder is not None),
                 folder / phase,
                 epochs=epochs,
                 config=asdict(config),
-                val_batches=Batches(others, batch, 0, load, shuffle=False, prefetch=True) if encoder else None,
+                val_batches=Batches(val, batch, 0, load_batch, shuffle=False, prefetch=True) if encoder else None,
                 accumulate=turns,
                 devices=self.devices,
                 max_hours=self.hours_left,
@@ -115,7 +116,7 @@ class Session(EncoderSession[Config]):
                 raise Unfinished
 
         batch = max(1, min(config.heads_batch, len(rows) // 8) // self.devices)
-        learn("heads", None, batch, 1, config.heads_epochs, rate=config.heads_rate)
+        train_phase("heads", None, batch, 1, config.heads_epochs, rate=config.heads_rate)
         encoder = self.encoder() if config.finetune_epochs else None
         if encoder:
             if config.gradient_checkpointing:
@@ -124,14 +125,14 @@ class Session(EncoderSession[Config]):
             turns = max(1, round(config.finetune_batch / (batch * self.devices)))
             rates = {"rate": config.finetune_heads_rate, "encoder_rate": config.finetune_rate}
             rates |= {"n_blocks": config.finetune_blocks, "lora_rank": config.lora_rank}
-            learn("finetune", encoder, batch, turns, config.finetune_epochs, **rates)
+            train_phase("finetune", encoder, batch, turns, config.finetune_epochs, **rates)
         if is_first_process():
             heads.save(folder / "heads.safetensors")
             if encoder:
                 weights.save_encoder(encoder, folder / "encoder.safetensors")
 
     def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
-        """What a fold's saved model guesses of the places in `rows` (of all when None)."""
+        """Guesses of a fold's saved model for the places in `rows`, for all when None."""
         config, folder, pack = self.config, self.folder(fold), self.packs[split]
         heads, encoder = Heads.load(folder / "heads.safetensors").to(self.device), None
         if config.finetune_epochs:
@@ -139,19 +140,19 @@ class Session(EncoderSession[Config]):
             weights.load_encoder(encoder.to(self.device), folder / "encoder.safetensors")
         rows = np.arange(len(pack.sample_id)) if rows is None else rows
         blind = pack.unusable_places[rows]
-        parts = [heads.classes.commonest(pack.sample_id[rows[blind]])]
+        parts = [heads.classes.fallback(pack.sample_id[rows[blind]])]
 
-        def load(r: np.ndarray) -> dict[str, Any]:
+        def load_batch(r: np.ndarray) -> dict[str, Any]:
             return self.inputs_for(split, encoder, r) | {"row": r}
 
         size = config.device_batch if encoder else config.heads_batch
-        seen = Batches(rows[~blind], size, 0, load, shuffle=False, prefetch=True) if not blind.all() else ()
+        batches = Batches(rows[~blind], size, 0, load_batch, shuffle=False, prefetch=True) if not blind.all() else ()
         with torch.inference_mode(), autocast(self.device, self.dtype):
-            for batch in tqdm(seen, desc=f"fold {fold}: guessing {split}", leave=False):
+            for batch in tqdm(batches, desc=f"fold {fold}: guessing {split}", leave=False):
                 sample_id = pack.sample_id[batch.pop("row")]
                 batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-                answers = [heads(encode(batch, encoder, mirrored)) for mirrored in (False, True)[: 1 + config.mirror]]
-                parts.append(heads.guess(sample_id, answers, config.points, config.gps_share))
+                outputs = [heads(encode(batch, encoder, mirrored)) for mirrored in (False, True)[: 1 + config.mirror]]
+                parts.append(heads.guess(sample_id, outputs, config.points, config.gps_share))
         return guesses.stack(parts).on_states(self.places.states["state_idx"].to_numpy()).at(pack.sample_id[rows])
 
 
@@ -159,7 +160,7 @@ train, train_fold, predict = Session.train, Session.train_fold, Session.predict
 
 
 def _labels(places: Places, classes: Classes) -> Batch:
-    """What is taught of each training place (N,): its state and its cell among the classes, and where it is."""
+    """Targets of all training places (N,): state and cell among the classes, and unit vector."""
     state, cell = classes.labels(places.points("train"), places.rows("train")["state_idx"].to_numpy())
     place = unit_vectors(places.points("train"))
     return {"state": torch.from_numpy(state), "cell": torch.from_numpy(cell), "place": place}

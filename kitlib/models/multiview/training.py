@@ -8,20 +8,20 @@ from typing import Any, ClassVar
 import torch
 
 from kitlib.core.settings import Names
-from kitlib.models.multiview.heads import Answer, Heads
+from kitlib.models.multiview.heads import HeadOutputs, Heads
 from kitlib.training import losses, sphere
 from kitlib.training.learner import Batch, Learner, TrainingOptions, encode
 from kitlib.vision.encoders import Encoder
 
 SOFT_LABELS = ("place", "matrix", "none")
-KM_PER_NAT = 1000.0  # being so far off costs as much as one nat of cross-entropy
+KM_PER_NAT = 1000.0  # error that costs as much as one nat of cross-entropy
 
 
 @dataclass(frozen=True)
 class GeolocatorOptions(TrainingOptions):
     """How heads and encoder are trained."""
 
-    soft_labels: str = "place"  # distances behind the state targets: from the place, the matrix of states, or none
+    soft_labels: str = "place"  # distances of the state targets: from the place, between states (matrix), or none
     temperature_km: float = 75.0  # km at which a target's weight falls to 1/e, of states and of cells
 
     CHOICES: ClassVar = {"soft_labels": SOFT_LABELS}
@@ -29,10 +29,10 @@ class GeolocatorOptions(TrainingOptions):
 
 
 class Geolocator(Learner):
-    """Heads, and the encoder below them when it learns too, with their losses.
+    """Trains heads, and the encoder below them if there is one.
 
-    Batches hold of each place `state` and `cell` (B,), its classes, and `place` (B, 3), its unit vector.
-    rates: the keyword arguments of `Learner`.
+    Batches hold `state` and `cell` (B,), the classes, and `place` (B, 3), unit vectors. rates: the keyword arguments of
+    `Learner`.
     """
 
     options: GeolocatorOptions
@@ -44,21 +44,21 @@ class Geolocator(Learner):
         self.heads = heads
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """The mean loss over the batch; its parts are logged."""
+        """The mean loss over the batch; logs its parts."""
         parts = self.parts(self.heads(*self.seen(batch)), batch)
         self.log_dict(parts)
         return parts["state_loss"] + parts["cell_loss"] + (parts["cell_km"] + parts["gps_km"]) / KM_PER_NAT
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log how held-out places fare: the share with the right state first, and the GPS head's mean error."""
-        answer = self.heads(encode(batch, self.encoder))
-        right = (answer.states.argmax(1) == batch["state"]).float().mean()
-        km = sphere.haversine_km(answer.gps, batch["place"]).mean()
+        """Log the share of held-out places whose state ranks first, and the mean error of the GPS head."""
+        outputs = self.heads(encode(batch, self.encoder))
+        right = (outputs.states.argmax(1) == batch["state"]).float().mean()
+        km = sphere.haversine_km(outputs.gps, batch["place"]).mean()
         n = len(batch["place"])
         self.log_dict({"held_out_top1": right, "held_out_gps_km": km}, batch_size=n, sync_dist=True)
 
-    def parts(self, answer: Answer, batch: Batch) -> dict[str, torch.Tensor]:
-        """The parts of the loss, and the share of the state targets that the true state keeps."""
+    def parts(self, outputs: HeadOutputs, batch: Batch) -> dict[str, torch.Tensor]:
+        """The parts of the loss, and the mean target probability of the true state."""
         options, heads, place = self.options, self.heads, batch["place"]
         if options.soft_labels == "place":
             states = losses.place_targets(place, heads.state_vectors, batch["state"], options.temperature_km)
@@ -68,11 +68,11 @@ class Geolocator(Learner):
         else:
             states = losses.hard_targets(batch["state"], len(heads.state_vectors))
         cells = losses.place_targets(place, heads.cell_vectors, batch["cell"], options.temperature_km)
-        moved = heads.moved(answer.offsets, batch["cell"][:, None])[:, 0]
+        moved = heads.moved(outputs.offsets, batch["cell"][:, None])[:, 0]
         return {
-            "state_loss": losses.soft_cross_entropy(answer.states, states),
-            "cell_loss": losses.soft_cross_entropy(answer.cells, cells),
+            "state_loss": losses.soft_cross_entropy(outputs.states, states),
+            "cell_loss": losses.soft_cross_entropy(outputs.cells, cells),
             "cell_km": sphere.haversine_km(moved, place).mean(),
-            "gps_km": sphere.haversine_km(answer.gps, place).mean(),
+            "gps_km": sphere.haversine_km(outputs.gps, place).mean(),
             "true_state_mass": losses.true_mass(states, batch["state"]).mean(),
         }

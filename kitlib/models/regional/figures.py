@@ -1,6 +1,6 @@
-"""Figures of regional training: what was dropped, how eps was chosen, errors by region, gain over the median.
+"""Figures of regional training: dropped places, the choice of eps, errors by region, gain over the median point.
 
-Arrays in, a Figure out; no file is read here. As in `figures`, every function takes `note`, printed small below.
+Functions take arrays and return a Figure; none reads a file. As in `figures`, `note` is printed small below.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from kitlib.figures.atlas import Map
 from kitlib.figures.style import GREY, INK, LIGHT, PALETTE, Figure, finish, house, join_notes, new, plain_numbers
 from kitlib.geo import projection
 
-FAR_TIMES = 3.0  # a dropped place this many times farther out than the kept ones needs a map of its own
-LOG_TIMES = 30.0  # kilometres that differ more than this are told apart on a logarithmic axis only
+FAR_TIMES = 3.0  # a place this many times farther out than the kept ones needs a second map
+LOG_TIMES = 30.0  # ratio of distances that needs a logarithmic axis
 
 
 @house
 def dropped(points: ArrayLike, reason: ArrayLike, title: str = "", note: str = "") -> Figure:
-    """Where the places (N, 2) are that were dropped, coloured by reason (N,), over the kept ones (reason "") in grey.
+    """A map of the dropped places (N, 2), coloured by reason (N,), over the kept ones (reason "") in grey.
 
     Where dropped places lie far outside the kept ones there are two maps: all places, and around the kept ones.
-    Raises KitError where there are no places, or not one reason a place.
+    Raises KitError for no places, or not one reason a place.
     """
     points, words = np.asarray(points, float).reshape(-1, 2), np.asarray(reason, dtype=str).reshape(-1)
     if not len(points) or len(points) != len(words):
-        raise KitError(f"dropped: {len(points)} places and {len(words)} reasons; needed are at least one, one a place")
+        raise KitError(f"points, reason: expected one reason a place, at least one; got {len(points)} and {len(words)}")
     colours = {"": GREY} | {word: PALETTE[(i + 1) % len(PALETTE)] for i, word in enumerate(sorted(set(words) - {""}))}
-    inside = words == ""
-    middle = geo.geometric_median(points[inside if inside.any() else slice(None)])
-    km = geo.distance_km(points, middle)
-    reach_km = max(float(km[inside].max(initial=0)), 1.0)
+    kept = words == ""
+    centre = geo.geometric_median(points[kept if kept.any() else slice(None)])
+    km = geo.distance_km(points, centre)
+    reach_km = max(float(km[kept].max(initial=0)), 1.0)
     near = km <= FAR_TIMES * reach_km
-    if near.all() or not inside.any():
+    if near.all() or not kept.any():
         canvas = Map(points)
         _places(canvas, points, words, colours)
         _legend(canvas.figure, words, colours)
@@ -51,7 +51,7 @@ def dropped(points: ArrayLike, reason: ArrayLike, title: str = "", note: str = "
     whole, zoom = Map(points, axes=left), Map(points[near], axes=right)
     _places(whole, points, words, colours)
     _places(zoom, points[near], words[near], colours)
-    _circle(whole, middle, max(FAR_TIMES * reach_km, 0.03 * km.max()))
+    _circle(whole, centre, max(FAR_TIMES * reach_km, 0.03 * km.max()))
     left.set_title(f"all {len(points):,} places")
     right.set_title(f"the {near.sum():,} in the circle")
     _legend(figure, words, colours)
@@ -73,10 +73,10 @@ def _legend(figure: Figure, words: np.ndarray, colours: Mapping[str, str]) -> No
     figure.legend(handles=handles, loc="outside lower left", ncols=5, handletextpad=0.2)
 
 
-def _circle(canvas: Map, middle: np.ndarray, radius_km: float) -> None:
-    """A circle on the globe, with room for it."""
+def _circle(canvas: Map, centre: np.ndarray, radius_km: float) -> None:
+    """Draw a circle on the globe and make room for it."""
     turn = np.linspace(0, 2 * np.pi, 121)
-    ring = projection.from_local_km(radius_km * np.column_stack([np.cos(turn), np.sin(turn)]), middle)
+    ring = projection.from_local_km(radius_km * np.column_stack([np.cos(turn), np.sin(turn)]), centre)
     lines, _ = canvas.lines(ring[:-1], ring[1:])
     canvas.axes.add_collection(LineCollection(list(lines), color=INK, lw=1.2, zorder=4), autolim=False)
     low, high = lines.min((0, 1)), lines.max((0, 1))
@@ -88,7 +88,7 @@ def _circle(canvas: Map, middle: np.ndarray, radius_km: float) -> None:
 
 @house
 def neighbour_curve(km: ArrayLike, eps_km: float, k: int, title: str = "", note: str = "") -> Figure:
-    """The distance (N,) of each place to its k-th neighbour, sorted, with DBSCAN's eps and the share of places above.
+    """The sorted distances (N,) of places to their k-th neighbour, with DBSCAN's eps and the share of places above.
 
     A good eps lies where the curve turns upwards (Ester et al. 1996, section 4.2). A distance of 0 is drawn at the
     bottom of the logarithmic axis; places without a k-th neighbour (NaN or infinite) count as above and are not drawn.
@@ -96,9 +96,7 @@ def neighbour_curve(km: ArrayLike, eps_km: float, k: int, title: str = "", note:
     """
     distance = np.sort(np.asarray(km, float).reshape(-1))
     if not len(distance) or not eps_km > 0:
-        raise KitError(
-            f"neighbour_curve: {len(distance)} places, eps_km={eps_km}; needed are places and an eps above 0"
-        )
+        raise KitError(f"km, eps_km: expected at least one place and an eps above 0; got {len(distance)}, {eps_km}")
     finite = distance[np.isfinite(distance)]
     above = len(distance) - int((finite <= eps_km).sum())
     floor = float(np.min(finite, where=finite > 0, initial=eps_km)) / 2
@@ -109,8 +107,8 @@ def neighbour_curve(km: ArrayLike, eps_km: float, k: int, title: str = "", note:
     axes.plot(rank, shown, color=PALETTE[0], marker="o" if len(finite) < 60 else None, ms=3)
     axes.fill_between(rank, eps_km, shown, where=shown > eps_km, color=PALETTE[1], alpha=0.2, lw=0)
     axes.axhline(eps_km, color=PALETTE[1], lw=1.4)
-    message = f"eps {eps_km:g} km: {above / len(distance):.1%} of the places ({above:,}) lie above"
-    axes.annotate(message, (0, eps_km), (6, 5), xycoords=("axes fraction", "data"), textcoords="offset points",
+    label = f"eps {eps_km:g} km: {above / len(distance):.1%} of the places ({above:,}) lie above"
+    axes.annotate(label, (0, eps_km), (6, 5), xycoords=("axes fraction", "data"), textcoords="offset points",
                   color=PALETTE[1], fontweight="bold")  # fmt: skip
     axes.set_yscale("log")
     plain_numbers(axes.yaxis)
@@ -132,11 +130,11 @@ def region_errors(
     title: str = "",
     note: str = "",
 ) -> Figure:
-    """One panel a region: a line from each true place, a dot, to its guess; the region's centre is a cross.
+    """A panel for each region, with a line from each true place, a dot, to its guess; a cross is the region's centre.
 
-    Per region, by name or in the order of `names`, arrays (n, 2) of km east and north of its centre, as made by
-    `projection.to_local_km`. The `most` regions with the most places are drawn, each at its own scale, and the title
-    of a panel has the mean distance in km. Raises KitError where truths and guesses do not match, or are none.
+    Truth and guess are arrays (n, 2) of km east and north of the region's centre, as by `projection.to_local_km`, by
+    name or in the order of `names`. The `most` largest regions are drawn, each at its own scale, with the mean distance
+    in km in the title. Raises KitError where truths and guesses differ in number, or there are none.
     """
     pairs = []
     for i, name in enumerate(names):
@@ -145,11 +143,11 @@ def region_errors(
             for local in (local_true, local_guess)
         )
         if len(true) != len(guess):
-            raise KitError(f"region_errors: region {name} has {len(true)} true places and {len(guess)} guesses")
+            raise KitError(f"region {name}: expected a guess for each of {len(true)} places; got {len(guess)}")
         if len(true):
             pairs.append((str(name), true, guess))
     if not pairs:
-        raise KitError(f"region_errors: none of the {len(names)} regions has a place")
+        raise KitError(f"regions: expected at least one with places; got none of {len(names)}")
     pairs.sort(key=lambda pair: -len(pair[1]))
     pairs, rest = pairs[:most], pairs[most:]
     columns = min(len(pairs), 4 if len(pairs) > 6 else 3)
@@ -160,23 +158,21 @@ def region_errors(
     cut = sum(_region(axes, *pair) for axes, pair in zip(grid, pairs, strict=False))
     for axes in grid[len(pairs) :]:
         axes.set_visible(False)
-    n_rest = sum(len(true) for _, true, _ in rest)
-    rest_note = f"smaller regions not drawn: {len(rest)} ({n_rest:,} places)" if rest else ""
-    cut_note = f"guesses outside their panel: {cut:,}" if cut else ""
-    return finish(
-        figure, title, join_notes("dot: the truth, line: to the guess, cross: the centre", rest_note, cut_note, note)
-    )
+    small = f"smaller regions not drawn: {len(rest)} ({sum(len(true) for _, true, _ in rest):,} places)" if rest else ""
+    outside = f"guesses outside their panel: {cut:,}" if cut else ""
+    legend = "dot: the truth, line: to the guess, cross: the centre"
+    return finish(figure, title, join_notes(legend, small, outside, note))
 
 
 def _region(axes: Axes, name: str, true: np.ndarray, guess: np.ndarray) -> int:
-    """Draw one region; returns how many guesses lie outside its panel."""
+    """Draw one region; returns the number of guesses outside its panel."""
     half = 1.1 * max(np.abs(true).max(), float(np.quantile(np.abs(guess).max(1), 0.95)), 1e-3)
     alpha = float(np.clip(60 / len(true), 0.12, 0.8))
     axes.add_collection(LineCollection(list(np.stack([true, guess], 1)), color=PALETTE[1], lw=0.8, alpha=alpha))
     size = float(np.clip(1500 / len(true), 2, 16))
     axes.scatter(true[:, 0], true[:, 1], s=size, c=PALETTE[0], lw=0, zorder=3, rasterized=True)
     axes.plot(0, 0, "+", color=INK, ms=9, mew=1.5, zorder=4)
-    # around any centre the same: so the distance on the globe needs none
+    # the distance is the same around any centre
     km = geo.distance_km(*(projection.from_local_km(local, (0.0, 0.0)) for local in (true, guess)))
     axes.set_title(f"{name}\n{km.mean():,.3g} km, {len(true):,} {'place' if len(true) == 1 else 'places'}")
     axes.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", xticks=[], yticks=[])
@@ -203,20 +199,20 @@ def against_median(
     title: str = "",
     note: str = "",
 ) -> Figure:
-    """Mean km of the model against always guessing the region's median point, a row a region, the largest gain on top.
+    """Mean km of the model against the region's median point as guess, a row a region, the largest gain on top.
 
-    All arrays are (R,); `counts` are the places that the means are over, `pooled` (bool) marks regions that share the
-    pooled model. Regions without places are told in the note. Raises KitError where lengths differ or none has places.
+    All arrays are (R,); `counts` are the numbers of places, `pooled` (bool) marks regions that share the pooled model.
+    The note counts regions without places. Raises KitError where lengths differ or no region has places.
     """
     labels, shared = np.asarray(names, dtype=str), np.zeros(len(names), bool)
     shared = shared if pooled is None else np.asarray(pooled, bool)
     model, median, count = (np.asarray(array, float) for array in (model_km, median_km, counts))
     if len({len(labels), len(model), len(median), len(count), len(shared)}) > 1:
-        raise KitError("against_median: names, model_km, median_km, counts and pooled must be one a region")
-    known = np.flatnonzero((count > 0) & np.isfinite(model) & np.isfinite(median))
-    if not len(known):
-        raise KitError(f"against_median: none of the {len(labels)} regions has places and distances")
-    order = known[np.argsort(model[known] - median[known], kind="stable")]
+        raise KitError("names, model_km, median_km, counts, pooled: expected one value a region; got different lengths")
+    rows = np.flatnonzero((count > 0) & np.isfinite(model) & np.isfinite(median))
+    if not len(rows):
+        raise KitError(f"regions: expected at least one with places and distances; got none of {len(labels)}")
+    order = rows[np.argsort(model[rows] - median[rows], kind="stable")]
     model, median, count, shared = model[order], median[order], count[order], shared[order]
     figure = new(1.5 + 0.2 * len(order))
     axes = figure.subplots()
@@ -236,14 +232,14 @@ def against_median(
     for i, n in enumerate(count):
         axes.text(1.06, i, f"{n:,.0f}", transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=9)
     axes.text(1.06, -0.75, "places", transform=axes.get_yaxis_transform(), ha="right", va="bottom", color=GREY)
-    whole = [float(np.average(km, weights=count)) for km in (model, median)]
+    overall = [float(np.average(km, weights=count)) for km in (model, median)]
     dot: Any = {"ls": "", "marker": "o", "ms": 6}
     handles = [
-        Line2D([], [], color=PALETTE[0], label=f"model, {whole[0]:,.3g} km overall", **dot),
-        Line2D([], [], color=GREY, label=f"median point of the region, {whole[1]:,.3g} km overall", **dot),
+        Line2D([], [], color=PALETTE[0], label=f"model, {overall[0]:,.3g} km overall", **dot),
+        Line2D([], [], color=GREY, label=f"median point of the region, {overall[1]:,.3g} km overall", **dot),
     ]
     if shared.any():
         handles.insert(1, Line2D([], [], color=PALETTE[0], mfc="white", mew=1.5, label="pooled model", **dot))
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handletextpad=0.2, borderaxespad=0.2)
-    empty_note = f"regions without places: {len(labels) - len(order)}" if len(order) < len(labels) else ""
-    return finish(figure, title, join_notes(empty_note, note))
+    empty = f"regions without places: {len(labels) - len(order)}" if len(order) < len(labels) else ""
+    return finish(figure, title, join_notes(empty, note))

@@ -1,11 +1,10 @@
-"""One fold of a regional run: regions and scalers from its training places, a regressor each, and their predictions."""
+"""One fold of a regional run: its regions and scalers, a regressor for each region, and their predictions."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -33,11 +32,11 @@ log = logging.getLogger(__name__)
 
 POOLED = "pooled"
 
-Rows = tuple[str, np.ndarray]  # a split, and row numbers in it
+Rows = tuple[str, np.ndarray]  # a split, and rows of it
 
 
 def failures(folder: Path) -> dict[str, str]:
-    """Why which models of a fold could not be trained, by name."""
+    """The reasons why models of a fold could not be trained, by name."""
     files = sorted(folder.glob("failed_*.txt"))
     return {unquote(file.stem.removeprefix("failed_")): f"failed: {file.read_text().strip()}" for file in files}
 
@@ -45,18 +44,18 @@ def failures(folder: Path) -> dict[str, str]:
 class RegionalFold:
     """The regions of one fold, made from the training places in `rows`, and their regressors, saved in `folder`.
 
-    config: a `regional.Config`. val: the places that stop an encoder's training and choose the penalties of heads.
-    held: the held-out ones.
+    config: a `regional.Config`. val: the places on which the training of an encoder stops early and the penalties of
+    heads are chosen. held_out: the places to evaluate on.
     """
 
-    def __init__(self, inputs: Inputs, config: Any, folder: Path, rows: np.ndarray, val: Rows, held: Rows) -> None:
-        self.inputs, self.config, self.folder, self.rows, self.held = inputs, config, folder, rows, held
+    def __init__(self, inputs: Inputs, config: Any, folder: Path, rows: np.ndarray, val: Rows, held_out: Rows) -> None:
+        self.inputs, self.config, self.folder, self.rows, self.held_out = inputs, config, folder, rows, held_out
         places = inputs.places
         if not len(rows):
-            raise KitError(f"{folder.name} of {places.name}: no training place is left to learn from")
+            raise KitError(f"{folder.name} of {places.name}: expected at least one training place; got none")
         self.regions = Regions.make(places, rows, config.regions, config.seed)
         splits = {"train", val[0], *inputs.packs}
-        self.region = {s: self.regions.of(places.points(s), places.state_position(s)) for s in splits}
+        self.region = {s: self.regions.assign(places.points(s), places.state_position(s)) for s in splits}
         points, region = places.points("train")[rows], self.region["train"][rows]
         self.scalers = [RegionScaler.fit(points[region == k], config.scaler) for k in range(len(self.regions))]
         pairs = zip(self.scalers, self.regions.medians, strict=True)
@@ -65,12 +64,12 @@ class RegionalFold:
         self.has_own = self.regions.count >= config.min_places
         self.val = val[0], val[1][self.region[val[0]][val[1]] >= 0]
         if not len(self.val[1]) and config.finetune:
-            log.warning("%s: too few places to validate on: the training places stop the training", folder.name)
+            log.warning("%s: too few places to validate on: training stops early on the training places", folder.name)
             self.val = "train", rows
 
     @property
     def models(self) -> list[str]:
-        """The names of what is trained: the regions with a model of their own, and pooled where others share one."""
+        """The names of the models: regions with a model of their own, and pooled if others share one."""
         return [*self.regions.names[self.has_own].tolist(), *([] if self.has_own.all() else [POOLED])]
 
     def save(self) -> None:
@@ -83,7 +82,7 @@ class RegionalFold:
             log.info(message, self.folder.name, len(small), self.config.min_places, ", ".join(small))
 
     def labels(self, split: str) -> Batch:
-        """The targets of each place (N,) of a split: its region, its scaled coordinates there, and its unit vector."""
+        """Targets of the places (N,) of a split: region, scaled coordinates in it, and unit vector."""
         points, region = self.inputs.places.points(split), self.region[split]
         scaled = np.zeros_like(points)
         for k in np.unique(region[region >= 0]):
@@ -94,18 +93,16 @@ class RegionalFold:
 
     def fit_heads(self) -> None:
         """Fit and save the ridge regressions of all regions on cached features."""
-        split, val = self.val
-        examples = self._examples("train", self.rows)
-        heads = RidgeHeads.fit(*examples, self.has_own, self._examples(split, val) if len(val) else None)
-        heads.save(self.folder / "heads.npz")
+        val = self._examples(*self.val) if len(self.val[1]) else None
+        RidgeHeads.fit(*self._examples("train", self.rows), self.has_own, val).save(self.folder / "heads.npz")
 
     def train_encoder(self, name: str, devices: int = 1, max_hours: float | None = None, logger: Any = None) -> bool:
-        """A region's own encoder, or the pooled one, which learns from all places; whether it came to an end."""
+        """Train a region's own encoder, or the pooled one, on all places; returns whether the training is finished."""
         config, rows, val = self.config, self.rows, self.val[1]
         if name != POOLED:
             k = self._regions_of(name)
-            own = val[self.region[self.val[0]][val] == k]
-            rows, val = rows[self.region["train"][rows] == k], own if len(own) else val
+            inside = val[self.region[self.val[0]][val] == k]
+            rows, val = rows[self.region["train"][rows] == k], inside if len(inside) else val
         torch.manual_seed(config.seed)
         encoder = self.inputs.encoder()
         if config.gradient_checkpointing:
@@ -131,54 +128,49 @@ class RegionalFold:
         ).finished
 
     def is_trained(self, name: str) -> bool:
-        """Whether a model's training came to an end, good or bad."""
+        """Whether the training of a model is finished or has failed."""
         return (self._model_folder(name) / "finished.ckpt").is_file() or self._failure(name).is_file()
 
-    def note_failure(self, name: str, why: str) -> None:
-        """Remember that a model could not be trained; its regions are guessed by their median points."""
+    def record_failure(self, name: str, reason: str) -> None:
+        """Record that a model could not be trained; the guesses of its regions are their median points."""
         with storage.atomic_write(self._failure(name)) as beside:
-            beside.write_text(why + "\n")
+            beside.write_text(reason + "\n")
 
-    def forget_failure(self, name: str) -> None:
-        """Let a model be trained again."""
+    def clear_failure(self, name: str) -> None:
+        """Delete the record of a failure, so that the model is trained again."""
         self._failure(name).unlink(missing_ok=True)
 
     @property
     def model_of(self) -> list[str]:
-        """What guesses in each of the R regions: own, pooled, or "failed: …" with the reason."""
+        """The model of each of the R regions: own, pooled, or "failed: …" with the reason."""
         failed = failures(self.folder)
         named = zip(self.regions.names, self.has_own, strict=True)
         return [failed.get(name, "own") if own else failed.get(POOLED, POOLED) for name, own in named]
 
     def scaled(self, split: str, rows: np.ndarray, likely: np.ndarray) -> np.ndarray:
-        """Scaled coordinates (B, R, 2) of places in their `likely` (B, R) regions; elsewhere the median point's.
+        """Scaled coordinates (B, R, 2) predicted for places in their `likely` (B, R) regions.
 
-        So are those of places without a usable picture, and of regions whose training failed.
+        Elsewhere, without a usable picture, and in regions whose training failed they are those of the median point.
         """
         scaled = np.tile(self.medians, (len(rows), 1, 1))
         failed = np.char.startswith(self.model_of, "failed")
-        todo = likely & ~failed & ~self.inputs.packs[split].unusable_places[rows, None]
+        mask = likely & ~failed & ~self.inputs.packs[split].unusable_places[rows, None]
         if not self.config.finetune:
-            some = np.flatnonzero(todo.any(axis=1))
-            offsets = self.heads.predict(self._features(split, rows[some]))
-            scaled[some] += np.where(todo[some, :, None], offsets, 0.0)
+            selected = np.flatnonzero(mask.any(axis=1))
+            offsets = RidgeHeads.load(self.folder / "heads.npz").predict(self._features(split, rows[selected]))
+            scaled[selected] += np.where(mask[selected, :, None], offsets, 0.0)
             return scaled
         for name in self.models:
             regions = self._regions_of(name)
-            some = np.flatnonzero(todo[:, regions].any(axis=1))
-            if len(some):
+            selected = np.flatnonzero(mask[:, regions].any(axis=1))
+            if len(selected):
                 module = EncoderTraining(self.inputs.encoder(), self.frames, self.config, 1, np.zeros(2))
                 module.load_state_dict(checkpoints.final_weights(self._model_folder(name)))
-                predicted = self._predict(split, rows[some], module.to(self.inputs.device).eval())
-                for k in regions:
-                    hit = todo[some, k]
-                    scaled[some[hit], k] = predicted[hit]
+                predicted = self._predict(split, rows[selected], module.to(self.inputs.device).eval())
+                scaled[np.ix_(selected, regions)] = np.where(
+                    mask[np.ix_(selected, regions)][..., None], predicted[:, None], self.medians[regions]
+                )
         return scaled
-
-    @cached_property
-    def heads(self) -> RidgeHeads:
-        """The saved heads."""
-        return RidgeHeads.load(self.folder / "heads.npz")
 
     def points(self, scaled: np.ndarray) -> np.ndarray:
         """Points (B, R, 2) of scaled coordinates (B, R, 2)."""
@@ -187,9 +179,9 @@ class RegionalFold:
     def guess(
         self, split: str, rows: np.ndarray, states: np.ndarray, state_probs: np.ndarray, answered: np.ndarray
     ) -> Guesses:
-        """Guesses of places (B,): the router's states (S,) and probabilities (B, S), and points in the likely regions.
+        """Guesses for places (B,) from a router's states (S,) and probabilities (B, S): a point in each likely region.
 
-        A region's point weighs what the router gives the region; the `routes` likeliest take part.
+        The weight of a region's point is the probability of the region; the `routes` likeliest regions are used.
         """
         likely = self.regions.probabilities(state_probs)
         top = np.argsort(-likely, axis=1, kind="stable")[:, : self.config.routes]
@@ -206,20 +198,17 @@ class RegionalFold:
             answered=answered & ~self.inputs.packs[split].unusable_places[rows],
         )
 
-    def held_out(self) -> pd.DataFrame:
-        """The prediction for each held-out place by the regressor of its true region, beside the truth.
+    def evaluate(self) -> pd.DataFrame:
+        """Truth and prediction of each held-out place, the latter by the regressor of its true region.
 
-        A place whose region has no training place gets the median of all, and no scaled coordinates.
+        A place whose region has no training place gets the median point of all, and no scaled coordinates.
         """
-        split, rows = self.held
+        split, rows = self.held_out
         places, region = self.inputs.places, self.region[split][rows]
-        points, each, lost = places.points(split)[rows], np.arange(len(rows)), region < 0
-        own = np.zeros((len(rows), len(self.regions)), bool)
-        own[each[~lost], region[~lost]] = True
-        scaled = self.scaled(split, rows, own)[each, region]
-        predicted, median = np.empty((len(rows), 2)), self.regions.medians[region]
-        for k in np.unique(region[~lost]):
-            predicted[region == k] = self.scalers[k].inverse(scaled[region == k])
+        points, lost = places.points(split)[rows], region < 0
+        scaled = self.scaled(split, rows, region[:, None] == np.arange(len(self.regions)))
+        predicted, scaled = (array[np.arange(len(rows)), region] for array in (self.points(scaled), scaled))
+        median = self.regions.medians[region]
         true = self.labels(split)["scaled"].numpy()[rows]
         predicted[lost] = median[lost] = geo.geometric_median(self.regions.medians, self.regions.count)
         scaled[lost] = true[lost] = np.nan
@@ -245,7 +234,7 @@ class RegionalFold:
         )
 
     def _regions_of(self, name: str) -> np.ndarray:
-        """The numbers of the regions that a model is for."""
+        """The numbers of the regions of a model."""
         return np.flatnonzero(~self.has_own if name == POOLED else self.regions.names == name)
 
     def _model_folder(self, name: str) -> Path:
@@ -259,18 +248,18 @@ class RegionalFold:
         return lambda rows: self.inputs.inputs_for(split, encoder, rows) | {n: v[rows] for n, v in labels.items()}
 
     def _features(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """The mean (B, D) over sides and views of the cached features of places."""
+        """Cached features (B, D) of places, the mean over sides and views."""
         features = self.inputs.features[split][rows].float()
         return features[:, : 1 + self.config.mirror].mean(dim=(1, 2)).numpy()
 
     def _examples(self, split: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features (B, D), regions (B,) and scaled coordinates from the region's median (B, 2) of usable places."""
+        """Features (B, D), regions (B,), and scaled offsets (B, 2) from the region's median, of usable places."""
         rows = rows[~self.inputs.packs[split].unusable_places[rows]]
         region = self.region[split][rows]
         return self._features(split, rows), region, self.labels(split)["scaled"].numpy()[rows] - self.medians[region]
 
     def _predict(self, split: str, rows: np.ndarray, module: EncoderTraining) -> np.ndarray:
-        """Scaled coordinates (B, 2) by one region's encoder, averaged over plain and mirrored pictures."""
+        """Scaled coordinates (B, 2) by the encoder of a region, averaged over plain and mirrored pictures."""
         inputs, parts, encoder = self.inputs, [], module.encoder
         batches = Batches(
             rows, self.config.batch, 0, lambda r: inputs.inputs_for(split, encoder, r), shuffle=False, prefetch=True

@@ -1,13 +1,13 @@
 """Linear heads on a frozen encoder's features: a ridge regression for each region, in closed form.
 
-Heads predict scaled coordinates relative to the region's median point, so that a head whose penalty is high predicts
-the median point. Each region's penalty is the one with the lowest squared error on places that the head has not seen.
+Heads predict scaled coordinates relative to the region's median point, so that a head with a high penalty predicts that
+point. The penalty of each region has the lowest squared error on places that the head was not fitted to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from kitlib.core import storage
 
 ALPHAS = np.logspace(0, 7, 29)  # the penalties to choose from
-ALL = -1  # the region of the pooled head, which learns from all places
+ALL = -1  # the region of the pooled head, which is fitted to all places
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,9 @@ class RidgeHeads:
     ) -> RidgeHeads:
         """Fit the heads of all regions.
 
-        features (N, D), region (N,) and offsets (N, 2) of training places: scaled coordinates from the region's median
-        point. has_own (R,): which regions have a head of their own. val: the same three of places to choose penalties
-        on; without them, or without one in a region, penalties are chosen by leaving out one training place after the
-        other.
+        features (N, D), region (N,) and offsets (N, 2), scaled coordinates from the region's median point, of training
+        places. has_own (R,): the regions with a head of their own. val: the same three arrays of places on which to
+        choose penalties; a region without any uses leave-one-out cross-validation on its training places.
         """
         from sklearn.linear_model import Ridge, RidgeCV
 
@@ -56,11 +55,11 @@ class RidgeHeads:
             rows = slice(None) if k == ALL else region == k
             x, y = (features[rows] - mean) / scale, offsets[rows]
             centre = x.mean(axis=0)
-            some = slice(None) if k == ALL else (val[1] == k if val else slice(0))
-            if val and len(val[0][some]):
-                seen, target = (val[0][some] - mean) / scale - centre, val[2][some]
+            val_rows = slice(None) if k == ALL else (val[1] == k if val else slice(0))
+            if val and len(val[0][val_rows]):
+                val_x, target = (val[0][val_rows] - mean) / scale - centre, val[2][val_rows]
                 fitted = [Ridge(alpha=alpha, fit_intercept=False).fit(x - centre, y) for alpha in ALPHAS]
-                best = min(fitted, key=lambda ridge: float(((ridge.predict(seen) - target) ** 2).mean()))
+                best = min(fitted, key=lambda ridge: float(((ridge.predict(val_x) - target) ** 2).mean()))
                 alphas.append(best.alpha)
             else:
                 best = RidgeCV(ALPHAS, fit_intercept=False).fit(x - centre, y)
@@ -78,11 +77,9 @@ class RidgeHeads:
 
     def save(self, path: Path) -> None:
         """Write all fields to an .npz file, atomically."""
-        with storage.atomic_write(path) as beside:
-            np.savez(beside, **asdict(self))
+        storage.write_npz(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> RidgeHeads:
         """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(**{field.name: file[field.name] for field in fields(cls)})
+        return cls(**storage.read_npz(path))

@@ -1,13 +1,13 @@
-"""Regions of the world, each of which gets its own regressor: the data's labels, census divisions or clusters.
+"""Regions of the world, each with its own regressor: the data's labels, census divisions or clusters.
 
 regions = Regions.make(places, rows, "cluster:12")
-regions.of(points, state_position)            # (N,) the region of each place, its truth being known
-regions.probabilities(state_probs)            # (N, R) for places of which only the state is guessed
+regions.assign(points, state_position)          # (N,) the region of each place from the truth
+regions.probabilities(state_probs)            # (N, R) from predicted state probabilities
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +24,17 @@ SCHEMES = "state (the data's own labels), division (of the US Census Bureau), cl
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """R regions, made from the training places in `rows` alone, in which each of them has at least one place."""
+    """R regions with at least one training place each."""
 
     names: np.ndarray  # (R,) str
     count: np.ndarray  # (R,) training places
     medians: np.ndarray  # (R, 2) geometric median of the training places, the best constant guess
-    by_state: np.ndarray  # (S, R) share of a state's training places in each region; a row of 0 for a state without
-    centres: np.ndarray  # (R, 2) of clusters, to which a place belongs that is nearest to it; empty otherwise
+    by_state: np.ndarray  # (S, R) share of a state's training places in each region; 0 for a state without any
+    centres: np.ndarray  # (R, 2) of clusters; a place belongs to the nearest one; empty for other regions
 
     @classmethod
     def make(cls, places: Places, rows: np.ndarray, scheme: str = "state", seed: int = 0) -> Regions:
-        """The regions of the training places in `rows` (row numbers). Raises KitError for an unknown scheme."""
+        """The regions of the training places in `rows` alone. Raises KitError for an unknown scheme."""
         points, position = places.points("train")[rows], places.state_position("train")[rows]
         names = places.states["state"].to_numpy().astype(str)
         centres = np.empty((0, 2))
@@ -56,8 +56,8 @@ class Regions:
     def __len__(self) -> int:
         return len(self.names)
 
-    def of(self, points: np.ndarray, state_position: ArrayLike) -> np.ndarray:
-        """The region (N,) of places at points (N, 2), NaN where unknown, in states (N,); -1 where there is none."""
+    def assign(self, points: np.ndarray, state_position: ArrayLike) -> np.ndarray:
+        """The region (N,) of places at points (N, 2), NaN if unknown, in states (N,); -1 for places in none."""
         if len(self.centres):
             known, region = ~np.isnan(points).any(axis=1), np.full(len(points), -1)
             region[known] = geo.nearest(points[known], self.centres)[1][:, 0]
@@ -67,39 +67,37 @@ class Regions:
         return np.where(known, self.by_state.argmax(axis=1)[position], -1)
 
     def probabilities(self, state_probs: ArrayLike) -> np.ndarray:
-        """P(region) (N, R) from P(state) (N, S); where only states without a region are likely, by number of places."""
+        """P(region) (N, R) from P(state) (N, S); by number of places where all likely states have no region."""
         routed = np.asarray(state_probs, float) @ self.by_state
         total = routed.sum(axis=1, keepdims=True)
         return np.where(total > 1e-9, routed / np.maximum(total, 1e-9), self.count / self.count.sum())
 
     def save(self, path: Path) -> None:
         """Write all fields to an .npz file, atomically."""
-        with storage.atomic_write(path) as beside:
-            np.savez(beside, **asdict(self))
+        storage.write_npz(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> Regions:
         """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(**{field.name: file[field.name] for field in fields(cls)})
+        return cls(**storage.read_npz(path))
 
 
 def _divisions(states: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The divisions' names, and that of each place."""
+    """The names of the divisions, and the number of each place's division."""
     table = pd.read_csv(Path(__file__).parent / "divisions.csv", index_col="state")["division"]
     if missing := sorted(set(states[np.unique(position)]) - set(table.index)):
-        raise KitError(f"regions 'division': the US Census Bureau puts {shorten(missing)} in none; allowed: {SCHEMES}")
+        raise KitError(f"regions: expected {SCHEMES}; got 'division', but {shorten(missing)} is in no census division")
     names, code = np.unique(table.to_numpy(str), return_inverse=True)
     return names, pd.Series(code, index=table.index).reindex(states).fillna(-1).to_numpy(int)[position]
 
 
 def _cluster_centres(points: np.ndarray, scheme: str, seed: int) -> np.ndarray:
-    """The centres (C, 2) of C clusters of points (N, 2); fewer where there are fewer different points."""
+    """The centres (C, 2) of C clusters of points (N, 2), fewer where there are fewer distinct points."""
     from sklearn.cluster import KMeans
 
     kind, _, number = scheme.partition(":")
     if kind != "cluster" or not number.isdecimal() or int(number) < 1:
-        raise KitError(f"regions {scheme!r}: allowed are {SCHEMES}")
+        raise KitError(f"regions: expected {SCHEMES}; got {scheme!r}")
     vectors = geo.unit_vectors(points)
     n_clusters = min(int(number), len(np.unique(vectors, axis=0)))
     return geo.from_unit_vectors(KMeans(n_clusters, n_init=3, random_state=seed).fit(vectors).cluster_centers_)

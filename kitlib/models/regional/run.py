@@ -1,15 +1,15 @@
-"""Regional: clean the coordinates, cut the world into regions, one regressor with its own scaler for each.
+"""Regional: clean the coordinates, divide the world into regions, and train a regressor with its own scaler for each.
 
-    run = train(Config(encoder="tiny", finetune=False), places, "regions")     # resumes when it was cut short
-    analysis.evaluation(run)                                                   # how good it is within each region
+    run = train(Config(encoder="tiny", finetune=False), places, "regions")     # a run that was cut short is resumed
+    analysis.evaluation(run)                                                   # errors within each region
 
-With folds_column "stratified" or "spatial" it is a family of the competition: the region of a place that is guessed is
-not known, a router's state probabilities weigh what the likeliest regions' regressors say. With "given" the places are
-a region table whose second table is held out, and the router may be "known": the published pipeline.
+With folds_column "stratified" or "spatial" it is a family of the competition: the region of a query is not known, so a
+router's state probabilities weight the points by the regressors of the likeliest regions. With "given" the places are a
+region table whose second table is held out, and the router may be "known": the published pipeline.
 
 Each fold's checkpoints/fold_<k>/ holds regions.npz, a scaler_region_<id>.joblib for each, heads.npz or region_<id>/ and
-pooled/ with a fine-tuned encoder, and held_out.parquet with the prediction for each held-out place. Only training
-places are ever cleaned away.
+pooled/ with a fine-tuned encoder, and held_out.parquet with the prediction for each held-out place. Cleaning drops
+training places only.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Config(RegressorOptions):
-    """What decides the result; travels with the run in params.json."""
+    """The settings that decide the result, saved in params.json."""
 
     regions: str = "state"  # state (the data's labels), division (of the US Census Bureau) or cluster:N
     min_places: int = 20  # a region with fewer training places shares a pooled model
     router: str = "logistic"  # gives the regions' probabilities: a finished run, logistic regression, or known
     routes: int = 32  # likeliest regions that become points of a guess
-    exclude: str = ""  # sample_ids (file names) or row numbers, commas between: nothing is learned from them
-    mad_threshold: float = 0.0  # median absolute deviations from its label's median that a coordinate may be; 0: any
+    exclude: str = ""  # sample_ids (file names) or row numbers of places to drop, commas between
+    mad_threshold: float = 0.0  # limit of a coordinate, in median absolute deviations from its label's median; 0: none
     eps_km: float = 0.0  # a place with fewer than min_samples within this is noise (DBSCAN); 0: none is
     min_samples: int = 5  # the place itself counts
     scaler: str = "robust"  # robust, standard, minmax
@@ -66,7 +66,7 @@ class Config(RegressorOptions):
 
 
 def clean(config: Config, places: Places) -> Cleaned:
-    """Which training places are learned from; deviations are measured within the data's own labels."""
+    """The training places to keep and to drop; deviations are measured within the data's own labels."""
     return cleaning.clean(
         places.sample_id("train"),
         places.points("train"),
@@ -80,26 +80,26 @@ def clean(config: Config, places: Places) -> Cleaned:
 
 
 def _router_checksum(router: str, folds_column: str, places: Places) -> dict[str, str]:
-    """What stands for the guesses of a run that routes; refuses one that would know too much, or other places."""
+    """The checksum of a router's guesses. Raises KitError for a router without out-of-fold guesses of these folds."""
     if router == "known" and folds_column != "given":
-        raise KitError("router 'known' needs folds_column 'given': out of fold, and in a test, the region is not known")
+        raise KitError(f"router: expected 'known' only with folds_column 'given'; got it with {folds_column!r}")
     if router in ("known", "logistic"):
         return {}
     run = runs.open_run(router)
     same = crossval.data_checksums(places, folds_column).items() <= run.params["data"].items()
     if not run.finished or not same or run.settings.get("folds_column", "stratified") != folds_column:
         raise KitError(
-            f"router {router!r} must be a finished run on the same places in the same folds ({folds_column}): "
-            "what it says of a place must come from models that have not seen it"
+            f"router: expected a finished run on the same places in the same folds ({folds_column}), whose guesses "
+            f"are out of fold; got {router!r}"
         )
     return {"router": storage.digest(*sorted(run.dir.glob("*.npz")))}
 
 
 class Session(EncoderSession[Config]):
-    """The regions and regressors of each fold, and the router's guesses.
+    """Trains, saves and queries the regressors of each fold, and routes places to them.
 
-    only_regions: train the encoders of these alone, also as text with commas between ("pooled" is one); when the last
-    one is trained, on whatever machine, the fold is done. wandb_project: log there too.
+    only_regions: train the encoders of these alone, a list or a text with commas ("pooled" is one); the fold is done
+    when the last one is trained, on any machine. wandb_project: log there too.
     """
 
     family = "regional"
@@ -117,12 +117,12 @@ class Session(EncoderSession[Config]):
     def select_folds(
         cls, places: Places, folds_column: str, n_folds: int, only_folds: Sequence[int] | str | None
     ) -> list[int]:
-        """As for all families; "given" has one fold, which holds out the places of the second table."""
+        """As for all families; "given" has one fold, which holds out the second table."""
         if folds_column != "given":
             return super().select_folds(places, folds_column, n_folds, only_folds)
         test = places.rows("test")
         if not len(test) or test[["latitude", "longitude"]].isna().any(axis=None):
-            raise KitError(f"folds_column 'given': {places.name} has no second table whose coordinates are known")
+            raise KitError(f"folds_column: expected a second table with coordinates; got none in {places.name}")
         return [0]
 
     @classmethod
@@ -135,7 +135,7 @@ class Session(EncoderSession[Config]):
         recorded: Mapping[str, Any] | None,
         **options: Any,
     ) -> dict[str, str]:
-        """Refuse a router that does not fit, and filters or regions that leave nothing; a checksum of the router."""
+        """Refuse an unsuitable router, and filters or regions that leave nothing; returns the router's checksum."""
         if options.get("only_regions") and not config.finetune:
             raise KitError("only_regions: expected none with finetune=False, which fits all regions at once")
         checksums = _router_checksum(config.router, folds_column, places)
@@ -144,87 +144,88 @@ class Session(EncoderSession[Config]):
 
     @property
     def spawns(self) -> bool:
-        """Never for a whole fold: processes are started for one region's encoder after the other."""
+        """Whether a whole fold is trained by several processes: never, they are started for each region's encoder."""
         return False
 
     @cached_property
     def router(self) -> dict[str, Guesses]:
-        """What the router says of the places of each split; of training places out of fold."""
+        """The router's guesses by split; those of training places are out of fold."""
         name, states = self.config.router, self.places.states["state_idx"].to_numpy()
         if name == "known":
             return {}
         if name != "logistic":
             run = runs.open_run(name)
-            there = {"train": run.dir / "oof.npz", "test": run.dir / "test.npz"}
-            return {s: Guesses.load(path).on_states(states) for s, path in there.items() if path.is_file()}
+            files = {"train": run.dir / "oof.npz", "test": run.dir / "test.npz"}
+            return {split: Guesses.load(file).on_states(states) for split, file in files.items() if file.is_file()}
         mean = {split: features[:, 0].float().mean(1).numpy() for split, features in self.features.items()}
         fold = self.fold_table["stratified" if self.given else self.run.settings["folds_column"]].to_numpy()
         oof, test = baselines.logistic(self.places, mean["train"], fold, mean.get("test"))
         return {"train": oof} | ({} if test is None else {"test": test})
 
-    def part(self, fold: int) -> RegionalFold:
-        """One fold: what is learned from which places, and which are held out."""
+    def regional_fold(self, fold: int) -> RegionalFold:
+        """The regions of one fold, with its training, validation and held-out places."""
         config, places = self.config, self.places
         usable = ~self.packs["train"].unusable_places & self.cleaned.kept
         if self.given:
-            rows, held = np.flatnonzero(usable), ("test", np.arange(len(places.rows("test"))))
+            rows, held_out = np.flatnonzero(usable), ("test", np.arange(len(places.rows("test"))))
             val = "test", np.flatnonzero(~self.packs["test"].unusable_places)
         else:
-            out = self.held_out(fold)
-            rows, held = np.flatnonzero(~out & usable), ("train", np.flatnonzero(out))
-            if not config.finetune:
-                return RegionalFold(self, config, self.folder(fold), rows, ("train", rows[:0]), held)
-            group = self.fold_table["group"].to_numpy()[rows]
-            groups = np.random.default_rng(config.seed).permutation(np.unique(group))
-            stops = np.isin(group, groups[: math.ceil(config.val_share * len(groups))])
-            rows, val = rows[~stops], ("train", rows[stops])
-        return RegionalFold(self, config, self.folder(fold), rows, val, held)
+            mask = self.held_out(fold)
+            rows, held_out = np.flatnonzero(~mask & usable), ("train", np.flatnonzero(mask))
+            val = "train", rows[:0]
+            if config.finetune:
+                group = self.fold_table["group"].to_numpy()[rows]
+                groups = np.random.default_rng(config.seed).permutation(np.unique(group))
+                mask = np.isin(group, groups[: math.ceil(config.val_share * len(groups))])
+                rows, val = rows[~mask], ("train", rows[mask])
+        return RegionalFold(self, config, self.folder(fold), rows, val, held_out)
 
     def fit_fold(self, fold: int) -> None:
-        """Train all regressors of a fold; raises Unfinished while some regions are still to train elsewhere."""
-        part, only = self.part(fold), self.options.get("only_regions") or ""
+        """Train the regressors of a fold. Raises Unfinished while some regions remain to be trained elsewhere."""
+        regional_fold, only = self.regional_fold(fold), self.options.get("only_regions") or ""
         names = [name.strip() for name in only.split(",") if name.strip()] if isinstance(only, str) else list(only)
-        if unknown := sorted(set(names) - set(part.models)):
-            raise KitError(f"unknown region {', '.join(unknown)}; with a model of their own: {', '.join(part.models)}")
+        models = regional_fold.models
+        if unknown := sorted(set(names) - set(models)):
+            raise KitError(f"only_regions: expected some of {', '.join(models)}; got {', '.join(unknown)}")
         if launched():
-            if not part.train_encoder(names[0], self.devices, self.hours_left, self._logger(fold, names[0])):
+            if not regional_fold.train_encoder(names[0], self.devices, self.hours_left, self._logger(fold, names[0])):
                 raise Unfinished
             return
-        part.save()
+        regional_fold.save()
         if self.config.finetune:
-            for name in names or part.models:
-                self._train_encoder(part, fold, name)
-            if missing := [name for name in part.models if not part.is_trained(name)]:
+            for name in names or models:
+                self._train_encoder(regional_fold, fold, name)
+            if missing := [name for name in models if not regional_fold.is_trained(name)]:
                 log.warning("run %s, fold %d: still to train: %s", self.run.name, fold, ", ".join(missing))
                 raise Unfinished
         else:
-            part.fit_heads()
-        with storage.atomic_write(part.folder / "held_out.parquet") as beside:
-            part.held_out().to_parquet(beside, index=False)
+            regional_fold.fit_heads()
+        with storage.atomic_write(self.folder(fold) / "held_out.parquet") as beside:
+            regional_fold.evaluate().to_parquet(beside, index=False)
 
     def complete_fold(self, fold: int) -> None:
-        """As for all families; one of several processes trains one region's encoder, and its parent guesses."""
+        """As for all families; a launched process only trains the encoder of a region."""
         if not launched():
             return super().complete_fold(fold)
         with contextlib.suppress(Unfinished):
             self.fit_fold(fold)
 
     def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
-        """What a fold's regressors guess of the places in `rows` (of all when None), weighted by the router."""
-        part, states = self.part(fold), self.places.states["state_idx"].to_numpy()
+        """Guesses of a fold's regressors for the places in `rows`, for all when None, weighted by the router."""
+        regional_fold, states = self.regional_fold(fold), self.places.states["state_idx"].to_numpy()
         rows = np.arange(len(self.places.rows(split))) if rows is None else rows
         if self.config.router == "known":
             state_probs = np.eye(len(states))[self.places.state_position(split)[rows]]
-            return part.guess(split, rows, states, state_probs, np.ones(len(rows), bool))
+            return regional_fold.guess(split, rows, states, state_probs, np.ones(len(rows), bool))
         routed = self.router[split].at(self.places.sample_id(split)[rows]).on_states(states)
-        return part.guess(split, rows, states, routed.state_probs, routed.answered)
+        return regional_fold.guess(split, rows, states, routed.state_probs, routed.answered)
 
     def guess_held_out(self, fold: int) -> Guesses:
-        """What a fold's regressors guess of the places that it holds out, for "given" the second table."""
+        """Guesses of a fold's regressors for its held-out places, for "given" the second table."""
         return self.guess(fold, "test") if self.given else super().guess_held_out(fold)
 
     def guess_test(self, fold: int) -> Guesses | None:
-        """None for "given", whose test places are those that are held out."""
+        """As for all families; None for "given", whose test places are held out."""
         return None if self.given else super().guess_test(fold)
 
     @property
@@ -233,21 +234,21 @@ class Session(EncoderSession[Config]):
         return self.run.settings["folds_column"] == "given"
 
     def metrics(self) -> dict[str, Any]:
-        """Accuracy within the true regions, and what failed; regions.csv has a row a region."""
+        """Accuracy within the true regions, and failed models; also writes regions.csv with a row a region."""
         table = analysis.evaluation(self.run)
         with storage.atomic_write(self.run.dir / "regions.csv") as beside:
             table.to_csv(beside)
         within = metrics.report(analysis.held_out(self.run)["km"]).as_dict()
         within["median_point_km"] = float(table["median_point_km"]["all"])
         failed = {name: model for name, model in table.drop("all")["model"].items() if "failed" in model}
-        for fold in crossval.done_folds(self.run):  # a region that failed may have no place that is held out
+        for fold in crossval.done_folds(self.run):  # a failed region may have no held-out place
             failed |= failures(self.folder(fold)) | failed
         for name, reason in failed.items():
             log.warning("run %s: region %s: %s", self.run.name, name, reason)
         return {"within_regions": within, "failed": failed}
 
     def finish(self) -> None:
-        """Join the folds; the one fold of "given" is scored within its regions only."""
+        """As for all families; the one fold of "given" is scored within its regions only."""
         if not self.given:
             return super().finish()
         self.run.save_guesses("test", Guesses.load(self.folder(0) / "oof.npz"))
@@ -255,20 +256,20 @@ class Session(EncoderSession[Config]):
         self.run.finish(result)
         log.info("run %s: mean error %.2f km", self.run.name, result["within_regions"]["mean_km"])
 
-    def _train_encoder(self, part: RegionalFold, fold: int, name: str) -> None:
-        """Train a region's encoder; a failure is written down and does not stop the others."""
-        part.forget_failure(name)
+    def _train_encoder(self, regional_fold: RegionalFold, fold: int, name: str) -> None:
+        """Train a region's encoder; a failure is recorded and does not stop the others."""
+        regional_fold.clear_failure(name)
         try:
             if self.devices > 1:
                 self.launch(fold, "--region", name)
             else:
-                part.train_encoder(name, 1, self.hours_left, self._logger(fold, name))
+                regional_fold.train_encoder(name, 1, self.hours_left, self._logger(fold, name))
         except (KitError, RuntimeError, ValueError, OSError) as error:
             log.warning("run %s, fold %d, region %s: %s", self.run.name, fold, name, error)
-            part.note_failure(name, str(error).splitlines()[0])
+            regional_fold.record_failure(name, str(error).splitlines()[0])
 
     def _logger(self, fold: int, name: str) -> Any:
-        """A logger of Weights & Biases for one fit, where a project was named."""
+        """A Weights & Biases logger for one fit, None without a project."""
         if not (project := self.options.get("wandb_project")):
             return None
         return wandb_logger.tracker(project, f"{self.run.name}-fold{fold}-{name}", self.run.dir / "wandb")

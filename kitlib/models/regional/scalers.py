@@ -1,10 +1,10 @@
-"""A region's own coordinates: kilometres from its middle, scaled by scikit-learn, and back to degrees.
+"""Scaled coordinates of a region: kilometres from its geometric median, scaled by scikit-learn, and back to degrees.
 
     scaler = RegionScaler.fit(points, "robust")
-    scaled = scaler.transform(points)             # (N, 2), what a regressor learns
+    scaled = scaler.transform(points)             # (N, 2), the targets of a regressor
     scaler.inverse(scaled)                        # the points again, to within a centimetre
 
-Both axes get the same unit, so that an error of 0.1 is as far to the east as to the north.
+Both axes have the same unit, so that an error of 0.1 is the same distance to the east and to the north.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KINDS = ("robust", "standard", "minmax")
 
 @dataclass(frozen=True, eq=False)
 class RegionScaler:
-    """How a region's points become numbers around 0 (minmax: between 0 and 1), and back."""
+    """Converts points of a region to numbers around 0 (minmax: between 0 and 1) and back."""
 
     kind: str
     centre: np.ndarray  # (2,) [lat, lon], the geometric median of the region's places
@@ -39,45 +39,40 @@ class RegionScaler:
         """A scaler for a region with places at points (N, 2), N at least 1.
 
         robust: median and interquartile range. standard: mean and standard deviation. minmax: the bounding box. The
-        larger spread of the two directions is the unit of both; it is 1 km where all places are one.
+        larger spread of the two axes is the unit of both; it is 1 km where all points are equal.
         """
         from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
-        if kind not in KINDS:
-            raise KitError(f"scaler {kind!r}: allowed are {', '.join(KINDS)}")
-        points = geo.check_points(points, "places of a region")
-        if points.ndim != 2 or not len(points):
-            raise KitError(f"places of a region have shape {points.shape}: wanted is (N, 2) with N at least 1")
         centre = geo.geometric_median(points)
         local = projection.to_local_km(points, centre)
         scaler = {"robust": RobustScaler, "standard": StandardScaler, "minmax": MinMaxScaler}[kind]().fit(local)
-        if kind == "minmax":  # whose scale_ multiplies, where the others' divides
+        if kind == "minmax":  # its scale_ multiplies, that of the others divides
             scaler.scale_ = np.full(2, scaler.scale_[scaler.data_range_ == scaler.data_range_.max()][0])
             scaler.min_ = -scaler.data_min_ * scaler.scale_
         else:
             quartiles = np.percentile(local, [25, 75], axis=0)
             spread = local.std(axis=0) if kind == "standard" else quartiles[1] - quartiles[0]
-            # most places in one spot have no interquartile range; scikit-learn would take 1 km for it
+            # with most places in one spot the interquartile range is 0; scikit-learn would use 1 km
             unit = spread.max() if spread.max() > 1e-6 else local.std(axis=0).max()
             scaler.scale_ = np.full(2, unit if unit > 1e-6 else 1.0)
         return cls(kind, centre, scaler)
 
     @property
     def unit_km(self) -> float:
-        """How many kilometres a scaled 1 is."""
+        """The length of the scaled unit in kilometres."""
         return float(np.ptp(self.scaler.inverse_transform([[0.0, 0.0], [1.0, 0.0]])[:, 0]))
 
     @property
     def offset_km(self) -> np.ndarray:
-        """Where the scaled origin is, [east, north] (2,) in km from `centre`."""
+        """The scaled origin, [east, north] (2,) in km from `centre`."""
         return self.scaler.inverse_transform([[0.0, 0.0]])[0]
 
     def transform(self, points: ArrayLike) -> Array:
-        """Points (N, 2) as scaled coordinates (N, 2), the first to the east."""
+        """Scaled coordinates (N, 2), [east, north], of points (N, 2)."""
         return self.scaler.transform(projection.to_local_km(points, self.centre))
 
     def inverse(self, scaled: ArrayLike) -> Array:
-        """Scaled coordinates (N, 2) as points (N, 2)."""
+        """Points (N, 2) of scaled coordinates (N, 2)."""
         return projection.from_local_km(self.scaler.inverse_transform(np.asarray(scaled, float)), self.centre)
 
     def save(self, folder: Path, region: str) -> Path:
@@ -91,17 +86,17 @@ class RegionScaler:
 
     @classmethod
     def load(cls, folder: Path, region: str) -> RegionScaler:
-        """Read what `save` wrote; only from folders that you trust, as joblib runs what a file tells it to."""
+        """Read what `save` wrote; only from trusted folders, because joblib executes code in a file."""
         import joblib
 
         path = folder / f"scaler_region_{file_id(region)}.joblib"
         if not path.is_file():
-            raise KitError(f"region {region!r} has no scaler {path.name} in {folder.name}")
+            raise KitError(f"scaler of region {region!r}: expected {path.name} in {folder.name}; got none")
         return cls(**joblib.load(path))
 
 
 def file_id(region: str) -> str:
-    """A region's name as part of a file's: different names stay different, and no separator is left in them.
+    """A region's name as part of a file name: without separators, and different for different names.
 
     >>> file_id("New York"), file_id("a/b"), file_id("3")
     ('New York', 'a%2Fb', '3')

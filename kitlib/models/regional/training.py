@@ -1,4 +1,4 @@
-"""The training of a region's own encoder, with early stopping, on scaled coordinates."""
+"""Training of a region's own encoder on scaled coordinates, with early stopping."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOSSES = ("mse", "haversine")
 
 @dataclass(frozen=True)
 class RegressorOptions(EncoderOptions):
-    """How a region's encoder is trained; learning rates and so on are the published ones."""
+    """How a region's encoder is trained; the defaults are the published ones."""
 
     encoder: str = "timm:convnext_small"  # see vision/encoders.py
     loss: str = "mse"  # of scaled coordinates; or haversine
@@ -32,10 +32,10 @@ class RegressorOptions(EncoderOptions):
     rate: float = 1e-5  # learning rate
     weight_decay: float = 1e-4
     epochs: int = 60
-    patience: int = 10  # epochs without a lower validation loss after which a region stops; 0: never
-    t_0: int = 10  # epochs until the learning rate starts again
-    t_mult: int = 1  # how many times longer each next cycle is
-    val_share: float = 0.1  # of training places that stop the training; a region table brings its own
+    patience: int = 10  # epochs without a lower validation loss before the training stops; 0: it never does
+    t_0: int = 10  # epochs until the learning rate restarts
+    t_mult: int = 1  # factor of each next cycle's length
+    val_share: float = 0.1  # of training places, for early stopping; a region table has its own
 
     CHOICES: ClassVar = {"loss": LOSSES}
     POSITIVE: ClassVar[Names] = ("batch", "epochs", "t_0", "t_mult", "val_share")
@@ -43,7 +43,7 @@ class RegressorOptions(EncoderOptions):
 
 
 class Frames(nn.Module):
-    """The frames of R regions in torch: from scaled coordinates to unit vectors, in float32."""
+    """The scalers of R regions in torch: scaled coordinates to unit vectors, in float32."""
 
     axes: Tensor
     offset: Tensor
@@ -57,16 +57,16 @@ class Frames(nn.Module):
         self.register_buffer("unit", _tensor([scaler.unit_km for scaler in scalers]), persistent=False)
 
     def vectors(self, scaled: Tensor, region: Tensor) -> Tensor:
-        """Unit vectors (B, 3) of scaled coordinates (B, 2) in regions (B,); `projection.from_local_km`."""
+        """Unit vectors (B, 3) of scaled coordinates (B, 2) in regions (B,), as by `projection.from_local_km`."""
         flat = (scaled.float() * self.unit[region, None] + self.offset[region]) / EARTH_RADIUS_KM
         angle_rad = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
         along = torch.cat([flat * torch.sinc(angle_rad / torch.pi), angle_rad.cos()], 1)
         return F.normalize(torch.einsum("ba,bad->bd", along, self.axes[region]), dim=1)
 
     def loss(self, kind: str, scaled: Tensor, batch: Batch) -> Tensor:
-        """Loss (B,) of scaled coordinates (B, 2) for places with `region`, `scaled` and `place` in the batch.
+        """Losses (B,) of scaled coordinates (B, 2) against `region`, `scaled` and `place` in the batch.
 
-        mse: the mean of both squared differences. haversine: the distance, in units of the region's scale.
+        mse: the mean squared difference. haversine: the distance in the scaled unit of the region.
         """
         if kind == "mse":
             return (scaled.float() - batch["scaled"]).square().mean(1)
@@ -75,9 +75,9 @@ class Frames(nn.Module):
 
 
 class EncoderTraining(pl.LightningModule):
-    """One region's own encoder with a linear head on the mean of its views; batches hold `views`, not `features`.
+    """Trains the encoder of a region with a linear head on the mean of its views; batches hold `views`.
 
-    start: (2,) what it predicts before it has learned anything, in scaled coordinates.
+    start: (2,) the first prediction, in scaled coordinates.
     """
 
     def __init__(
@@ -100,18 +100,18 @@ class EncoderTraining(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss over the batch."""
-        seen = varied(batch, self.encoder, self.config.mirror, self.config.vary)["views"]
-        loss = self.frames.loss(self.config.loss, self(seen), batch).mean()
+        views = varied(batch, self.encoder, self.config.mirror, self.config.vary)["views"]
+        loss = self.frames.loss(self.config.loss, self(views), batch).mean()
         self.log("train_loss", loss)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss on held-out places."""
-        each = self.frames.loss(self.config.loss, self(batch["views"]), batch)
-        self.log("val_loss", each.mean(), batch_size=len(each), sync_dist=True)
+        losses = self.frames.loss(self.config.loss, self(batch["views"]), batch)
+        self.log("val_loss", losses.mean(), batch_size=len(losses), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW; the rate falls along a cosine and starts again after t_0 epochs, then after t_mult times as many."""
+        """AdamW with a cosine that restarts after t_0 epochs, and then after t_mult times as many."""
         config, weights = self.config, [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             weights, lr=config.rate, weight_decay=config.weight_decay, fused=fit.may_fuse(self)

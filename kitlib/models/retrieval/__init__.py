@@ -1,4 +1,4 @@
-"""Retrieval: a place is where its neighbours in embedding space are."""
+"""Retrieval: a place is located by its nearest neighbours in embedding space."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from kitlib.core import lazy
 if TYPE_CHECKING:
     from kitlib.models.retrieval import analysis as analysis
     from kitlib.models.retrieval import figures as figures
+    from kitlib.models.retrieval import similarity as similarity
     from kitlib.models.retrieval.run import Config as Config
     from kitlib.models.retrieval.run import predict as predict
     from kitlib.models.retrieval.run import train as train

@@ -1,31 +1,31 @@
-"""How retrieval sees places: frozen features standardised, projected by metric learning, or matched with coordinates.
+"""The embedders of retrieval: standardised frozen features, a metric-learning projection, or image-to-GPS matching.
 
-Each of the three turns features (N, M, V, D) of places, M being plain and mirrored, into what `search` takes
-for queries, and for the gallery either the same of other places or, of the third, coordinates.
+Each embeds features (N, M, V, D) of places, M being plain and mirrored, as queries for `search`. Its gallery holds the
+same embeddings of other places or, with image-to-GPS matching, embeddings of coordinates.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 
 from kitlib.core.errors import KitError
+from kitlib.core.settings import Names
 from kitlib.data.loader import Batches
 from kitlib.data.places import Places
-from kitlib.models.retrieval import gps_training, metric_learning, search
+from kitlib.models.retrieval import metric_learning, search
 from kitlib.models.retrieval.geoclip import embed_points
-from kitlib.models.retrieval.gps_network import SIGMAS, GpsMatch, embed_images
-from kitlib.models.retrieval.gps_training import MatchTraining
-from kitlib.models.retrieval.metric_learning import MetricTraining, Projection
+from kitlib.models.retrieval.gps_network import GpsMatch, embed_images
+from kitlib.models.retrieval.gps_training import MatchOptions, MatchTraining
+from kitlib.models.retrieval.metric_learning import LOSSES, MetricOptions, MetricTraining, Projection
 from kitlib.training import fit
-from kitlib.training.learner import Batch, Learner
+from kitlib.training.learner import Batch, Learner, TrainingOptions
 from kitlib.training.sphere import unit_vectors
 from kitlib.vision import weights
 from kitlib.vision.device import precision_of
@@ -36,8 +36,31 @@ METHODS = ("knn", "metric", "gps")
 ROWS = 4096  # places that are converted to float32 at once
 
 
+@dataclass(frozen=True)
+class EmbedderOptions(TrainingOptions):
+    """The method of a retriever, and how its embedder is trained."""
+
+    method: str = "knn"  # knn, metric or gps
+    loss: str = "infonce"  # of metric: cosent, infonce or both
+    near_km: float = 100.0  # km at which the target of infonce falls to 1/e
+    dim: int = 512  # of the learned embeddings; metric has no more than the features
+    hidden: int = 512  # units of gps between features and embedding, and in its location encoder
+    sigmas: str = "2,4,8"  # scales of the location encoder of gps, commas between; finer ones take more places
+    geoclip: str = ""  # GeoCLIP's published location_encoder_weights.pth to start from; sets its sizes and scales
+    dropout: float = 0.3  # share of features left out in training
+    epochs: int = 60  # passes over the cached features
+    batch: int = 128  # places a step and device; more are more pairs, which several devices are not
+    rate: float = 3e-4  # learning rate
+    finetune_epochs: int = 0  # passes over the pictures, the encoder learning too
+    finetune_batch: int = 32  # places a step and device
+
+    CHOICES: ClassVar = {"method": METHODS, "loss": LOSSES}
+    POSITIVE: ClassVar[Names] = ("near_km", "dim", "hidden", "epochs", "batch", "rate", "finetune_batch")
+    SHARES: ClassVar[Names] = ("dropout",)
+
+
 class Frozen:
-    """Features as they are, each standardised by the training places; `by` says how views are compared."""
+    """Features standardised by the training places; `by` is how views are compared (`search.features_for`)."""
 
     def __init__(self, mean: torch.Tensor, scale: torch.Tensor, by: str) -> None:
         self.mean, self.scale, self.by = mean, scale, by
@@ -45,7 +68,6 @@ class Frozen:
     @classmethod
     def fit(cls, features: torch.Tensor, by: str) -> Frozen:
         """Take mean and spread of each of the D features (N, M, V, D) of the training places."""
-        check(features, features.shape[-1])
         flat, n = features.flatten(0, 2), features[..., 0].numel()
         mean = sum(part.double().sum(0) for part in flat.split(ROWS)) / n
         spread = (sum(((part - mean) ** 2).sum(0) for part in flat.split(ROWS)) / n).sqrt()
@@ -67,13 +89,14 @@ class Frozen:
         """(N, V, D) float32, the mean over sides."""
         check(features, len(self.mean))
         out = np.empty((len(features), *features.shape[2:]), np.float32)
-        for rows in _slices(len(features)):
+        for start in range(0, len(features), ROWS):
+            rows = slice(start, start + ROWS)
             out[rows] = ((features[rows].float().mean(1) - self.mean) * self.scale).numpy()
         return out
 
 
 class Projected:
-    """Features through a `Projection`, which makes what is near on the globe alike."""
+    """Features through a `Projection`, in which places near on the globe are similar."""
 
     def __init__(self, projection: Projection) -> None:
         self.projection = projection.eval().cpu()
@@ -81,13 +104,12 @@ class Projected:
     @torch.inference_mode()
     def queries(self, features: torch.Tensor) -> np.ndarray:
         """(N, dim), the mean over sides."""
-        n_features = self.projection.settings["n_features"]
-        check(features, n_features)
-        out = np.empty((len(features), self.projection.settings["dim"]), np.float32)
-        for rows in _slices(len(features)):
-            sides = features[rows].unbind(1)
-            out[rows] = torch.stack([self.projection(metric_learning.pool(side)) for side in sides]).mean(0).numpy()
-        return out
+        check(features, self.projection.settings["n_features"])
+        sides = [
+            torch.stack([self.projection(metric_learning.pool(side)) for side in part.unbind(1)]).mean(0)
+            for part in features.split(ROWS)
+        ]
+        return torch.cat(sides).numpy()
 
     def entries(self, features: torch.Tensor, points: np.ndarray) -> np.ndarray:
         """(M, dim) of places with features."""
@@ -99,18 +121,17 @@ class Projected:
 
 
 class Matched:
-    """Features through the image side of a `GpsMatch`, and coordinates through the other."""
+    """Features through the image side of a `GpsMatch`, and coordinates through its location encoder."""
 
     def __init__(self, match: GpsMatch) -> None:
         self.match = match.eval().cpu()
 
     def queries(self, features: torch.Tensor) -> np.ndarray:
         """(N, dim), the mean over sides."""
-        check(features, self.match.settings["n_features"])
         return embed_images(self.match, features.numpy())
 
     def entries(self, features: torch.Tensor, points: np.ndarray) -> np.ndarray:
-        """(M, dim) of points (M, 2); what the places look like does not matter."""
+        """(M, dim) of points (M, 2); features are ignored."""
         return embed_points(self.match.location, points)
 
     def save(self, folder: Path) -> None:
@@ -118,17 +139,11 @@ class Matched:
         self.match.save(folder / "match.safetensors")
 
 
-def frozen_embedding(places: Places, encoder: str, image_size: int = 0) -> np.ndarray:
-    """The training places (N, E) as a frozen encoder embeds them, standardised, the mean of their views."""
-    features = Inputs(places, encoder, image_size).features["train"]
-    return Frozen.fit(features, "mean").queries(features)
-
-
 Embedder = Frozen | Projected | Matched
 
 
 def load(folder: Path, method: str, by: str) -> Embedder:
-    """What an embedder's `save` wrote to `folder`."""
+    """Read what an embedder's `save` wrote to `folder`."""
     if method == "knn":
         return Frozen(**weights.read(folder / "frozen.safetensors")[0], by=by)
     if method == "metric":
@@ -136,21 +151,23 @@ def load(folder: Path, method: str, by: str) -> Embedder:
     return Matched(GpsMatch.load(folder / "match.safetensors"))
 
 
+def frozen_embedding(places: Places, encoder: str, image_size: int = 0) -> np.ndarray:
+    """Embeddings (N, E) of the training places by a frozen encoder: standardised, the mean of the views."""
+    features = Inputs(places, encoder, image_size).features["train"]
+    return Frozen.fit(features, "mean").queries(features)
+
+
 def check(features: torch.Tensor, n_features: int) -> None:
-    """Raises KitError for features that are not (N, M, V, n_features), or not finite."""
+    """Raises KitError unless features are (N, M, V, n_features)."""
     if features.ndim != 4 or features.shape[-1] != n_features:
         raise KitError(
-            f"features of shape {tuple(features.shape)} for a gallery made of {n_features} features a picture: both "
-            "must come from the same encoder"
+            f"features: expected shape (N, M, V, {n_features}), as the gallery's, from the same encoder; "
+            f"got {tuple(features.shape)}"
         )
-    for rows in _slices(len(features)):
-        if not (fine := features[rows].isfinite().flatten(1).all(1)).all():
-            first = (rows.start or 0) + int((~fine).nonzero()[0])
-            raise KitError(f"features of place {first} of {len(features)} are not finite: embed it again")
 
 
 def scales(sigmas: str) -> tuple[float, ...]:
-    """The numbers in a text. Raises KitError where they are none.
+    """The numbers in a text with commas. Raises KitError where they are none.
 
     >>> scales("2,4,8")
     (2.0, 4.0, 8.0)
@@ -160,19 +177,15 @@ def scales(sigmas: str) -> tuple[float, ...]:
     except ValueError:
         numbers = ()
     if not numbers or not all(0 < scale < math.inf for scale in numbers):
-        raise KitError(f"sigmas={sigmas!r}: allowed are numbers above 0 with commas between, such as 2,4,8")
+        raise KitError(f"sigmas: expected numbers above 0 with commas between, such as 2,4,8; got {sigmas!r}")
     return numbers
 
 
-def _slices(n: int) -> Iterator[slice]:
-    return (slice(start, start + ROWS) for start in range(0, n, ROWS))
+T = TypeVar("T", MetricOptions, MatchOptions)
 
 
-T = TypeVar("T", metric_learning.MetricOptions, gps_training.MatchOptions)
-
-
-def learn(
-    settings: Mapping[str, Any],
+def train(
+    options: EmbedderOptions,
     inputs: Inputs,
     group: np.ndarray,
     rows: np.ndarray,
@@ -181,67 +194,65 @@ def learn(
     devices: int = 1,
     max_hours: float | None = None,
 ) -> tuple[Projected | Matched, Encoder | None] | None:
-    """Train the embedder of settings["method"], metric or gps; with it the encoder, where that learned too.
+    """Train the embedder of the method metric or gps; returns it with its fine-tuned encoder, if there is one.
 
-    settings: those of `retrieval.Config`. group (N,): of near-duplicates. rows: the training places that are learned
-    from; val: those that the fit is validated on, which decides nothing. folder: of the fits, which go on there. None
-    when max_hours are over.
+    group (N,): the groups of near-duplicates. rows: the training places. val: places on which the fit is monitored,
+    without influence on it. folder: of the fits, which resume there. Returns None when max_hours are over.
     """
     began, features, points = time.monotonic(), inputs.features["train"], inputs.places.points("train")
-    check(features[rows], features.shape[-1])
-    torch.manual_seed(settings["seed"])
+    torch.manual_seed(options.seed)
     labels = {"place": unit_vectors(points), "group": torch.tensor(group), "point": torch.tensor(points)}
-    network = _network(settings, features, rows)
+    network = _network(options, features, rows)
 
     def phase(name: str, encoder: Encoder | None, batch: int, epochs: int, **rates: Any) -> bool:
-        def load(r: np.ndarray) -> Batch:
+        def load_batch(r: np.ndarray) -> Batch:
             return inputs.inputs_for("train", encoder, r) | {name: label[r] for name, label in labels.items()}
 
         size, prefetch = min(batch, math.ceil(len(rows) / devices)), encoder is not None
-        batches = Batches(rows, size, settings["seed"], load, prefetch=prefetch)
-        if settings["method"] == "metric":
-            batches = metric_learning.near_batches(points, size, settings["seed"], load, rows=rows, prefetch=prefetch)
+        if options.method == "metric":
+            batches = metric_learning.near_batches(points, size, options.seed, load_batch, rows=rows, prefetch=prefetch)
+        else:
+            batches = Batches(rows, size, options.seed, load_batch, prefetch=prefetch)
         steps = fit.total_steps(len(rows), size, 1, epochs, devices)
         return fit.fit(
-            _training(network, encoder, settings, steps, points[rows], rates),
+            _training(network, encoder, options, steps, points[rows], **rates),
             batches,
             folder / name,
             epochs=epochs,
-            config=dict(settings),
-            val_batches=Batches(val, size, 0, load, shuffle=False, prefetch=prefetch),
+            config=asdict(options),
+            val_batches=Batches(val, size, 0, load_batch, shuffle=False, prefetch=prefetch),
             devices=devices,
             max_hours=max_hours and max_hours - (time.monotonic() - began) / 3600,
             precision=precision_of(inputs.dtype),
-            seed=settings["seed"],
+            seed=options.seed,
         ).finished
 
-    if not phase(settings["method"], None, settings["batch"], settings["epochs"], rate=settings["rate"]):
+    if not phase(options.method, None, options.batch, options.epochs, rate=options.rate):
         return None
-    encoder = inputs.encoder() if settings["finetune_epochs"] else None
+    encoder = inputs.encoder() if options.finetune_epochs else None
     if encoder:
-        if settings["gradient_checkpointing"]:
+        if options.gradient_checkpointing:
             encoder.enable_checkpointing()
-        rates = {"rate": settings["rate"], "encoder_rate": settings["finetune_rate"]}
-        rates |= {"n_blocks": settings["finetune_blocks"], "lora_rank": settings["lora_rank"]}
-        if not phase("finetune", encoder, settings["finetune_batch"], settings["finetune_epochs"], **rates):
+        rates = {"rate": options.rate, "encoder_rate": options.finetune_rate}
+        rates |= {"n_blocks": options.finetune_blocks, "lora_rank": options.lora_rank}
+        if not phase("finetune", encoder, options.finetune_batch, options.finetune_epochs, **rates):
             return None
     return (Projected(network) if isinstance(network, Projection) else Matched(network)), encoder
 
 
-def _network(settings: Mapping[str, Any], features: torch.Tensor, rows: np.ndarray) -> Projection | GpsMatch:
-    """The network before it learns, with the scale of the features (N, M, V, D) in `rows`."""
-    n_features, dim, hidden, dropout = features.shape[-1], settings["dim"], settings["hidden"], settings["dropout"]
-    if settings["method"] == "metric":
-        projection = Projection(n_features, min(dim, n_features), dropout=dropout)
+def _network(options: EmbedderOptions, features: torch.Tensor, rows: np.ndarray) -> Projection | GpsMatch:
+    """The untrained network, scaled by the features (N, M, V, D) in `rows`."""
+    n_features = features.shape[-1]
+    if options.method == "metric":
+        projection = Projection(n_features, min(options.dim, n_features), dropout=options.dropout)
         projection.fit_scale(metric_learning.pool(features[rows].flatten(0, 1)))
         return projection
-    if settings["geoclip"]:
-        match = GpsMatch(n_features, hidden=hidden, dropout=dropout, sigmas=SIGMAS)
-        match.load_published(settings["geoclip"])
+    if options.geoclip:
+        match = GpsMatch(n_features, hidden=options.hidden, dropout=options.dropout)
+        match.load_published(options.geoclip)
     else:
-        sigmas = scales(settings["sigmas"])
-        sizes = {"dim": dim, "hidden": hidden, "location_hidden": hidden}
-        match = GpsMatch(n_features, dropout=dropout, sigmas=sigmas, **sizes)
+        sizes = {"dim": options.dim, "hidden": options.hidden, "location_hidden": options.hidden}
+        match = GpsMatch(n_features, dropout=options.dropout, sigmas=scales(options.sigmas), **sizes)
     match.fit_scale(features[rows].float().mean(2))
     return match
 
@@ -249,20 +260,19 @@ def _network(settings: Mapping[str, Any], features: torch.Tensor, rows: np.ndarr
 def _training(
     network: Projection | GpsMatch,
     encoder: Encoder | None,
-    settings: Mapping[str, Any],
+    options: EmbedderOptions,
     steps: int,
     points: np.ndarray,
-    rates: Mapping[str, Any],
+    **rates: Any,
 ) -> Learner:
-    """The network with its losses and optimizer; points (R, 2) are where the places are that it learns from."""
+    """The network with its losses and optimizer; points (R, 2) are those of the places that it is trained on."""
     if isinstance(network, Projection):
-        return MetricTraining(network, encoder, _options(metric_learning.MetricOptions, settings), steps, **rates)
-    options = _options(gps_training.MatchOptions, settings)
-    options = replace(options, queue=min(options.queue, len(points)))  # places that come twice teach nothing more
-    return MatchTraining(network, encoder, options, steps, gallery_points=points, **rates)
+        return MetricTraining(network, encoder, _part(MetricOptions, options), steps, **rates)
+    part = _part(MatchOptions, options)
+    part = replace(part, queue=min(part.queue, len(points)))  # places that come twice teach nothing more
+    return MatchTraining(network, encoder, part, steps, gallery_points=points, **rates)
 
 
-def _options(kind: type[T], settings: Mapping[str, Any]) -> T:
-    """The options among the settings of a run."""
-    names = {field.name for field in fields(kind)}
-    return kind(**{name: value for name, value in settings.items() if name in names})
+def _part(kind: type[T], options: EmbedderOptions) -> T:
+    """The settings of a training among all."""
+    return kind(**{name: value for name, value in asdict(options).items() if name in kind.defaults()})

@@ -1,7 +1,7 @@
-"""Figures of embeddings beside each other: similarity against distance, its spread near and far, and dimensions used.
+"""Figures that compare embeddings: similarity against distance, distributions of similarity, and dimensions used.
 
-Every function takes {"frozen": ..., "trained": ...}, as made by `analysis`, and gives a Figure; an embedding has the
-same colour in all of them. As in `figures`, `note` is printed small below.
+Every function takes {"frozen": ..., "trained": ...}, as made by `similarity`, and returns a Figure; an embedding has
+the same colour in all of them. As in `figures`, `note` is printed small below.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike
 
 from kitlib.core.errors import KitError
 from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, new, plain_numbers
-from kitlib.models.retrieval import analysis
-from kitlib.models.retrieval.analysis import Pairs, Summary
+from kitlib.models.retrieval import similarity
+from kitlib.models.retrieval.similarity import Pairs, Summary
 
 FLOOR_KM = 0.5  # shorter distances are drawn here: a logarithmic axis has no 0
-FEW = 30  # pairs; the mean of fewer is no curve
+FEW = 30  # pairs; bins with fewer are not drawn
 COLUMNS = 3  # panels in a row
 
 
@@ -29,13 +29,14 @@ COLUMNS = 3  # panels in a row
 def against_distance(
     pairs: Mapping[str, Pairs], summaries: Mapping[str, Summary], most: int = 3000, title: str = "", note: str = ""
 ) -> Figure:
-    """Cosine similarity against distance, a panel an embedding: some pairs, the mean and the band of the middle half.
+    """Cosine similarity against distance, a panel an embedding: dots for pairs, a line for the mean, a band for the
+    middle half.
 
     At most `most` pairs are drawn in a panel, about as many from each bin of distance; mean and band are of all. Raises
-    KitError where an embedding has no summary.
+    KitError for an embedding without a summary.
     """
-    if set(pairs) - set(summaries):
-        raise KitError(f"against_distance: no summary of {', '.join(sorted(set(pairs) - set(summaries)))}")
+    if missing := sorted(set(pairs) - set(summaries)):
+        raise KitError(f"summaries: expected one of each embedding; got none of {', '.join(missing)}")
     figure, panels = _panels(pairs, 3.3)
     drawn = 0
     for (name, sample), axes, colour in zip(pairs.items(), panels, PALETTE * len(pairs), strict=False):
@@ -43,18 +44,21 @@ def against_distance(
         drawn = max(drawn, len(rows))
         axes.scatter(np.maximum(sample.km[rows], FLOOR_KM), sample.cosine[rows], s=4, c=GREY, alpha=0.35, lw=0,
                      rasterized=True)  # fmt: skip
-        table, km = _bins(analysis.curve(sample))
+        table, km = _bins(similarity.curve(sample))
         axes.fill_between(km, table["q25"], table["q75"], color=colour, alpha=0.3, lw=0)
         axes.plot(km, table["mean"], color=colour)
-        numbers = summaries[name]
-        axes.set_title(f"{name}\nSpearman {numbers.spearman:+.2f}, violations {numbers.violations:.0%}")
+        summary = summaries[name]
+        axes.set_title(f"{name}\nSpearman {summary.spearman:+.2f}, violations {summary.violations:.0%}")
         axes.set_xlabel("distance (km)")
-    _similarity_label(panels)
-    _log_km(panels[0], *(sample.km for sample in pairs.values()))
+    for axes in panels[::COLUMNS]:
+        axes.set_ylabel("cosine similarity")
+    km = np.maximum([(sample.km.min(), sample.km.max()) for sample in pairs.values()], FLOOR_KM)
+    panels[0].set(xscale="log", xlim=(0.85 * km.min(), 1.15 * km.max()))
+    plain_numbers(panels[0].xaxis)
     most_pairs = max(len(sample.km) for sample in pairs.values())
-    dots_note = f"dots: {drawn:,} of {most_pairs:,} pairs" if drawn < most_pairs else f"dots: all {drawn:,} pairs"
-    line_note = f"line: mean, band: middle half of the bins with {FEW} pairs and more"
-    return finish(figure, title, join_notes(line_note, dots_note, note))
+    dots = f"dots: {drawn:,} of {most_pairs:,} pairs" if drawn < most_pairs else f"dots: all {drawn:,} pairs"
+    line = f"line: mean, band: middle half of the bins with {FEW} pairs and more"
+    return finish(figure, title, join_notes(line, dots, note))
 
 
 @house
@@ -62,19 +66,19 @@ def distributions(
     pairs: Mapping[str, Pairs], near_km: Sequence[float] = (100.0, 50.0), bins: int = 40, title: str = "",
     note: str = "",
 ) -> Figure:  # fmt: skip
-    """How alike any two places are, and those within each of near_km, a panel an embedding; the areas are equal.
+    """Densities of the similarity of all pairs, and of those within each of near_km, a panel an embedding.
 
-    The farther the near ones lie to the right of the others, the more an embedding knows of where places are.
+    The farther near pairs lie to the right of all, the better the embedding encodes location.
     """
     figure, panels = _panels(pairs, 3.0, sharey=False)
     low = min(float(sample.cosine.min()) for sample in pairs.values())
     high = max(float(sample.cosine.max()) for sample in pairs.values())
     edges = np.linspace(low, max(high, low + 1e-3), bins + 1)
     for (name, sample), axes, colour in zip(pairs.items(), panels, PALETTE * len(pairs), strict=False):
-        _spread(axes, sample, sample.km >= 0, edges, "any two", color=GREY, alpha=0.35, lw=0, fill=True)
+        _density(axes, sample, sample.km >= 0, edges, "any two", color=GREY, alpha=0.35, lw=0, fill=True)
         for i, km in enumerate(near_km):
             line = ("-", "--", ":", "-.")[(len(near_km) - 1 - i) % 4]
-            _spread(axes, sample, sample.km <= km, edges, f"within {km:g} km", color=colour, lw=1.5, ls=line)
+            _density(axes, sample, sample.km <= km, edges, f"within {km:g} km", color=colour, lw=1.5, ls=line)
         axes.set(title=name, xlabel="cosine similarity", yticks=[])
         axes.legend(title="median", alignment="left", loc="upper left", borderaxespad=0)
         axes.set_ylim(0, (1.3 + 0.11 * len(near_km)) * axes.get_ylim()[1])  # room for the legend
@@ -84,9 +88,9 @@ def distributions(
 
 @house
 def spectra(variances: Mapping[str, ArrayLike], title: str = "", note: str = "") -> Figure:
-    """Cumulative share of the variance over components, a line an embedding, its effective dimension marked.
+    """Cumulative share of the variance over components, a line an embedding, with its effective dimension as a dot.
 
-    `variances` (K,) are those of `analysis.spectrum`; the mark is at their participation ratio.
+    The variances (K,) are those of `similarity.spectrum`; the effective dimension is their participation ratio.
     """
     _check(variances)
     figure = new(3.6)
@@ -98,7 +102,7 @@ def spectra(variances: Mapping[str, ArrayLike], title: str = "", note: str = "")
             axes.plot([], [], color=colour, label=f"{name}: nothing varies")
             continue
         component, share = np.arange(1, len(values) + 1), np.cumsum(values) / values.sum()
-        used = analysis.participation(values)
+        used = similarity.participation(values)
         longest = max(longest, len(values))
         axes.plot(component, share, color=colour, label=f"{name}: effective dimension {used:.3g}")
         at = float(np.interp(used, component, share))
@@ -114,11 +118,11 @@ def spectra(variances: Mapping[str, ArrayLike], title: str = "", note: str = "")
 
 def _check(embeddings: Mapping[str, Any]) -> None:
     if not embeddings:
-        raise KitError("figures of embeddings: none was given, wanted is at least one by name")
+        raise KitError("embeddings: expected at least one by name; got none")
 
 
 def _panels(embeddings: Mapping[str, Any], height: float, sharey: bool = True) -> tuple[Figure, list[Axes]]:
-    """A panel for each embedding, with shared axes, and labels on all of them."""
+    """A panel for each embedding, with shared axes and labels on each."""
     _check(embeddings)
     columns = min(len(embeddings), COLUMNS)
     rows = -(-len(embeddings) // columns)
@@ -131,22 +135,17 @@ def _panels(embeddings: Mapping[str, Any], height: float, sharey: bool = True) -
     return figure, list(grid[: len(embeddings)])
 
 
-def _similarity_label(panels: list[Axes]) -> None:
-    for axes in panels[::COLUMNS]:
-        axes.set_ylabel("cosine similarity")
-
-
 def _bins(table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """The bins of a curve that have enough pairs, or all where none has, and where on the axis they are."""
+    """The bins of a curve with enough pairs, all where none has, and their positions on the axis."""
     enough = table["count"] >= FEW
     table = table[enough] if enough.any() else table
     return table, np.maximum(table["km"].to_numpy(), FLOOR_KM)
 
 
 def _thinned(km: np.ndarray, most: int) -> np.ndarray:
-    """Rows of at most `most` pairs, in random order, about as many from each bin of distance as there are."""
+    """Rows of at most `most` pairs in random order, about as many from each bin of distance."""
     order = np.random.default_rng(0).permutation(len(km))
-    bin_of = np.searchsorted(analysis.EDGES_KM, km[order])
+    bin_of = np.searchsorted(similarity.EDGES_KM, km[order])
     by_bin = np.argsort(bin_of, kind="stable")
     count = np.bincount(bin_of)
     turn = np.empty(len(km), int)
@@ -154,18 +153,11 @@ def _thinned(km: np.ndarray, most: int) -> np.ndarray:
     return np.random.default_rng(1).permutation(order[np.argsort(turn, kind="stable")[:most]])
 
 
-def _spread(axes: Axes, sample: Pairs, some: np.ndarray, edges: np.ndarray, label: str, **style) -> None:
-    """The distribution of some pairs' similarity as a density, its median told in the legend."""
-    cosine, weight = sample.cosine[some].astype(float), sample.weight[some]
+def _density(axes: Axes, pairs: Pairs, mask: np.ndarray, edges: np.ndarray, label: str, **style) -> None:
+    """Draw the density of the similarity of some pairs, with the median in the legend."""
+    cosine, weight = pairs.cosine[mask].astype(float), pairs.weight[mask]
     if not len(cosine):
         axes.stairs([], [0], label=f"{label}: no pair", **style)
         return
     density, _ = np.histogram(cosine, edges, weights=weight, density=True)
-    axes.stairs(density, edges, label=f"{label}: {analysis.quantiles(cosine, weight, 0.5)[0]:.2f}", **style)
-
-
-def _log_km(axes: Axes, *km: np.ndarray) -> None:
-    """A logarithmic axis over some distances, with plain numbers."""
-    low, high = min(float(a.min()) for a in km), max(float(a.max()) for a in km)
-    axes.set(xscale="log", xlim=(0.85 * max(low, FLOOR_KM), 1.15 * max(high, FLOOR_KM)))
-    plain_numbers(axes.xaxis)
+    axes.stairs(density, edges, label=f"{label}: {similarity.quantiles(cosine, weight, 0.5)[0]:.2f}", **style)

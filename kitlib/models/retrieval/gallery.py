@@ -1,7 +1,7 @@
-"""Build reference galleries: select places that represent the land, read points, compute the best possible score.
+"""Build reference galleries: select a representative subset of places, read points, compute the best possible score.
 
-A random gallery holds cities a thousand times and deserts never. `choose` takes places in turn: from every cell of the
-land, within a cell from every cluster of similar embeddings, within a cluster from every label.
+A random gallery holds cities a thousand times and deserts never. `choose` takes places in turn from every cell of the
+land, within a cell from every cluster of similar embeddings, and within a cluster from every label.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kitlib.evaluation import metrics
 from kitlib.geo import grid
 from kitlib.geo.grid import land_grid, world_grid
 
-LATITUDE, LONGITUDE = ("latitude", "lat"), ("longitude", "lon", "lng", "long")  # in the order they are looked for
+LATITUDE, LONGITUDE = ("latitude", "lat"), ("longitude", "lon", "lng", "long")  # in order of preference
 
 
 def choose(
@@ -33,61 +33,56 @@ def choose(
     clusters: int = 8,
     seed: int = 0,
 ) -> np.ndarray:
-    """The rows (budget,) of the places that represent all others, in the order in which they were chosen.
+    """Rows (budget,) of a representative subset of places, in the order of their selection.
 
-    Every turn takes one place of each cell that has any left: of its clusters the one whose turn it is, there of the
-    labels the one whose turn it is, there first the place nearest to the cluster's centre, then any. Larger clusters
-    and labels have their turn first, cells in random order.
+    Every round takes one place from each cell that has any left, in random order of cells. Within a cell the clusters
+    take turns, and within a cluster the labels, larger ones first; a label's first place is the one nearest to the
+    cluster's centre, the others are random. The idea is that of the gallery of the project Geosolver.
 
     Args:
         points: (N, 2) [lat, lon].
-        budget: how many to choose, at most N.
-        embeddings: (N, D), what the places look like; they are normalised and clustered by k-means in every cell.
+        budget: number of places to select, at most N.
+        embeddings: (N, D) of the places' appearance; they are normalised and clustered by k-means in every cell.
         labels: (N,), or (N, L) columns or a table, whose combinations are the labels.
-        cell_km: height and width of a cell (`folds.blocks`).
-        clusters: in a cell at most; no more than the cell gets turns.
-        seed: of the clusters and of all that is left to chance.
-
-    The idea is that of the gallery of the project Geosolver.
+        cell_km: height and width of a cell (`grid.blocks`).
+        clusters: maximum in a cell; at most one for each of the cell's rounds.
+        seed: of the clusters and the random order.
     """
     points = _points(points, "places for a gallery")
     n = len(points)
     _check_budget(n, budget, seed)
     if cell_km <= 0 or clusters < 1:
-        raise KitError(f"expected cell_km above 0 and clusters from 1; got cell_km={cell_km:g}, clusters={clusters}")
+        raise KitError(f"cell_km, clusters: expected cell_km above 0 and clusters from 1; got {cell_km:g}, {clusters}")
     rng = np.random.default_rng(seed)
     cell = grid.blocks(points, cell_km)
     cluster, away = np.zeros(n, np.int64), np.zeros(n)
     if embeddings is not None:
+        if embeddings.ndim != 2 or len(embeddings) != n:
+            raise KitError(f"embeddings: expected shape ({n}, D), views averaged; got {embeddings.shape}")
         size = np.bincount(cell)
-        turns = next(turns for turns in range(1, n + 1) if np.minimum(size, turns).sum() >= budget)
-        cluster, away = _clusters(_checked_embeddings(embeddings, n), cell, min(clusters, turns), seed)
+        rounds = next(rounds for rounds in range(1, n + 1) if np.minimum(size, rounds).sum() >= budget)
+        cluster, away = _clusters(embeddings, cell, min(clusters, rounds), seed)
     cluster = _codes(cell, cluster)
     leaf = _codes(cluster, _label_codes(labels, n))
 
-    # Only one stands for its cluster: all that come next to it would be alike.
+    # Only the most central place goes first: those next to it would look the same.
     turn = _rank(leaf, _rank(leaf, away) > 0, rng.permutation(n))
     turn = _rank(cluster, turn, -np.bincount(leaf)[leaf], leaf)
     turn = _rank(cell, turn, -np.bincount(cluster)[cluster], cluster)
     return np.lexsort((rng.permutation(cell.max() + 1)[cell], turn))[:budget]
 
 
-def uniformly(points: ArrayLike, budget: int, seed: int = 0, cell_km: float = 100.0) -> np.ndarray:
-    """Rows (budget,) of points (N, 2) dealt in turn from cells of equal area, at random within each."""
-    return choose(points, budget, cell_km=cell_km, seed=seed)
-
-
 def at_random(n: int, budget: int, seed: int = 0) -> np.ndarray:
-    """Rows (budget,) of n, each as likely as any other."""
+    """Random rows (budget,) of n, all equally likely."""
     _check_budget(n, budget, seed)
     return np.random.default_rng(seed).choice(n, budget, replace=False)
 
 
 def read_csv(path: str | Path) -> tuple[np.ndarray, pd.DataFrame]:
-    """Points (N, 2) of any CSV with columns latitude or lat, and longitude, lon, lng or long; and its other columns.
+    """Points (N, 2) of a CSV with columns latitude or lat, and longitude, lon, lng or long; and its other columns.
 
-    Letters' case does not matter. The other columns are text, "" where empty, fit to be labels for `choose`. Raises
-    KitError for a missing or doubtful column, and for coordinates that are no place on Earth, naming the line.
+    The case of the names does not matter. The other columns are text, "" where empty, and may be labels for `choose`.
+    Raises KitError for a missing or ambiguous column, and for coordinates that are not on Earth, with the line.
     """
     path = Path(path)
     table, _ = Files(path.parent).read_csv(path.name)
@@ -96,11 +91,11 @@ def read_csv(path: str | Path) -> tuple[np.ndarray, pd.DataFrame]:
     bad = np.flatnonzero(np.isnan(numbers).any(axis=1))
     if len(bad):
         raise KitError(
-            f"{path.name}: {len(bad)} of {len(table)} rows have no numbers in {' and '.join(columns)}, "
+            f"{path.name}: expected numbers in {' and '.join(columns)}; got {len(bad)} of {len(table)} rows without, "
             f"first {table[columns].iloc[bad[0]].tolist()} in line {bad[0] + 2}"
         )
     if not len(table):
-        raise KitError(f"{path.name} has no rows")
+        raise KitError(f"{path.name}: expected at least one row; got none")
     return geo.check_points(numbers, f"{path.name} (row 0 is line 2)"), table.drop(columns=columns)
 
 
@@ -117,18 +112,18 @@ def named(name: str) -> np.ndarray:
 
 
 def expected_scores(gallery_points: ArrayLike, truth_points: ArrayLike) -> dict[str, float]:
-    """The best scores that retrieval can have with this gallery: `metrics.report` on distances to the nearest entry.
+    """The best possible scores with gallery points (M, 2) for queries at truth points (N, 2).
 
-    gallery_points: (M, 2). truth_points: (N, 2), where the pictures that are asked about were taken.
+    They are `metrics.report` on the distances to the nearest entry.
     """
     gallery, truth = _points(gallery_points, "gallery"), _points(truth_points, "truth")
     return metrics.report(geo.nearest(truth, gallery)[0][:, 0]).as_dict()
 
 
-def _points(points: ArrayLike, what: str) -> np.ndarray:
-    points = geo.check_points(points, what)
+def _points(points: ArrayLike, name: str) -> np.ndarray:
+    points = geo.check_points(points, name)
     if points.ndim != 2 or len(points) == 0:
-        raise KitError(f"{what}: expected points (N, 2) with N at least 1; got shape {points.shape}")
+        raise KitError(f"{name}: expected points (N, 2) with N at least 1; got shape {points.shape}")
     return points
 
 
@@ -137,17 +132,8 @@ def _check_budget(n: int, budget: int, seed: int) -> None:
         raise KitError(f"budget, seed: expected 1..{n} of {n} places and a seed from 0; got {budget}, {seed}")
 
 
-def _checked_embeddings(embeddings: np.ndarray, n: int) -> np.ndarray:
-    if embeddings.ndim != 2 or len(embeddings) != n:
-        raise KitError(f"embeddings: expected shape ({n}, D), views averaged; got {embeddings.shape}")
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if len(bad):
-        raise KitError(f"embeddings for a gallery: row {bad[0]} is not finite")
-    return embeddings
-
-
 def _label_codes(labels: ArrayLike | pd.DataFrame | None, n: int) -> np.ndarray:
-    """Each row's combination of labels as a number (N,)."""
+    """A number (N,) for each combination of labels."""
     if labels is None:
         return np.zeros(n, np.int64)
     table = labels if isinstance(labels, pd.DataFrame) else pd.DataFrame(np.asarray(labels))
@@ -156,31 +142,31 @@ def _label_codes(labels: ArrayLike | pd.DataFrame | None, n: int) -> np.ndarray:
     return table.groupby(list(table.columns), dropna=False).ngroup().to_numpy()
 
 
-def _clusters(embeddings: np.ndarray, cell: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _clusters(embeddings: np.ndarray, cell: np.ndarray, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Clusters (N,) of the normalised embeddings in each cell, from 0 in each, and distances (N,) to the centres."""
     from sklearn.cluster import KMeans
 
     cluster, away = np.zeros(len(cell), np.int64), np.zeros(len(cell))
     order = np.argsort(cell, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(cell[order])) + 1):
-        looks = np.asarray(embeddings[rows], np.float32)
-        looks = looks / np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), np.float32(1e-30))
-        k = min(most, len(np.unique(looks, axis=0)))
-        centres = looks.mean(axis=0, keepdims=True)
+        unit = np.asarray(embeddings[rows], np.float32)
+        unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), np.float32(1e-30))
+        k = min(limit, len(np.unique(unit, axis=0)))
+        centres = unit.mean(axis=0, keepdims=True)
         if k > 1:
-            fitted = KMeans(k, n_init=1, random_state=seed).fit(looks)
+            fitted = KMeans(k, n_init=1, random_state=seed).fit(unit)
             cluster[rows], centres = fitted.labels_, fitted.cluster_centers_
-        away[rows] = np.linalg.norm(looks - centres[cluster[rows]], axis=1)
+        away[rows] = np.linalg.norm(unit - centres[cluster[rows]], axis=1)
     return cluster, away
 
 
-def _codes(group: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """One number (N,) for each pair of a group (N,) and what divides it (N,), both from 0."""
-    return np.unique(group * (within.max() + 1) + within, return_inverse=True)[1].reshape(-1)
+def _codes(group: np.ndarray, subgroup: np.ndarray) -> np.ndarray:
+    """A number (N,) for each pair of a group (N,) and a subgroup (N,), both from 0."""
+    return np.unique(group * (subgroup.max() + 1) + subgroup, return_inverse=True)[1].reshape(-1)
 
 
 def _rank(group: np.ndarray, *keys: np.ndarray) -> np.ndarray:
-    """Each row's place (N,) from 0 within its group (N,), ordered by the first key, then the second, and so on."""
+    """The rank (N,) from 0 of each row within its group (N,), by the first key, then the second, and so on."""
     order = np.lexsort(keys[::-1])
     rank = np.empty(len(order), np.int64)
     rank[order] = pd.Series(group[order]).groupby(group[order]).cumcount()
@@ -188,11 +174,11 @@ def _rank(group: np.ndarray, *keys: np.ndarray) -> np.ndarray:
 
 
 def _column(table: pd.DataFrame, names: Sequence[str], file: str) -> str:
-    """The one column with one of these names, whatever the letters' case; the first name counts most."""
+    """The column with one of these names in any case; earlier names are preferred."""
     for name in names:
         matches = [column for column in table.columns if column.lower() == name]
         if len(matches) > 1:
-            raise KitError(f"{file}: {' and '.join(matches)} are both {name}; leave only one of them")
+            raise KitError(f"{file}: expected one column {name}; got {' and '.join(matches)}")
         if matches:
             return matches[0]
-    raise KitError(f"{file} has no column {' or '.join(names)}; its columns are {shorten(table.columns, 20)}")
+    raise KitError(f"{file}: expected a column {' or '.join(names)}; got {shorten(table.columns, 20)}")

@@ -1,14 +1,14 @@
-"""A place as an embedding: GeoCLIP's location encoder (Vivanco Cepeda et al. 2023, arXiv:2309.16020) and its weights.
+"""GeoCLIP's location encoder (Vivanco Cepeda et al. 2023, arXiv:2309.16020), which embeds coordinates, and its weights.
 
-Degrees -> equal earth projection -> random Fourier features at several scales -> one MLP a scale -> their sum. Trained
-so that a place's embedding lies close to those of the pictures taken there, it is the GPS side of a retrieval gallery.
+Degrees -> equal earth projection -> random Fourier features at several scales -> one MLP a scale -> their sum. It is
+trained so that the embedding of a place is close to those of the pictures taken there.
 
     encoder = load_geoclip("location_encoder_weights.pth")
     gallery = embed_points(encoder, points)  # (N, 512), rows of length 1: cosine similarity is a dot product
 
 The published weights are in the wheel of the `geoclip` package, under geoclip/model/weights. At the finest scale a
-phase reaches thousands of radians, so a rounding of the projection's last bit moves an embedding by some 1e-5: order
-and form of the arithmetic below are those that the weights were trained with.
+phase reaches thousands of radians, so that rounding the projection's last bit moves an embedding by 1e-5: the
+arithmetic below has the order and form that the weights were trained with.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ SCALE = 66.50336  # / 180: x runs from -1 to 1 along the equator, y from -0.487 
 
 
 def equal_earth(points: torch.Tensor) -> torch.Tensor:
-    """Points (..., 2) [lat, lon] in degrees as [x, y] (..., 2) on the equal earth map, in the points' own precision.
+    """Points (..., 2) [lat, lon] in degrees as [x, y] (..., 2) on the equal earth map, in the points' precision.
 
     The two sides of the date line are opposite edges of the map. Source: Šavrič et al. 2018,
     doi:10.1080/13658816.2018.1504949, scaled as in GeoCLIP.
@@ -49,14 +50,17 @@ def equal_earth(points: torch.Tensor) -> torch.Tensor:
     return torch.stack([x, y], dim=-1) * SCALE / 180
 
 
+N = TypeVar("N", bound=nn.Module)
+
+
 class FourierFeatures(nn.Module):
     """Random Fourier features (Tancik et al. 2020, arXiv:2006.10739) of points on a plane, at one scale.
 
-    The frequencies are drawn once, with standard deviation `sigma`, and do not learn. Phases come from two products
-    and a sum, not from a matrix product, which TF32 or autocast would round to three digits.
+    The frequencies are random, with standard deviation `sigma`, and not trained. Phases are computed by two products
+    and a sum, because TF32 or autocast would round a matrix product to three digits.
     """
 
-    b: torch.Tensor  # (n_frequencies, 2) waves in a unit of the map; b as in the published weights
+    b: torch.Tensor  # (n_frequencies, 2) waves in a unit of the map; named b in the published weights
 
     def __init__(self, sigma: float, n_frequencies: int) -> None:
         super().__init__()
@@ -72,20 +76,15 @@ class FourierFeatures(nn.Module):
 class LocationEncoder(nn.Module):
     """Points (..., 2) [lat, lon] in degrees to embeddings (..., dim), not normalised.
 
-    sigmas: the scales; a wave of standard deviation 1, 16, 256 is some 20,000, 1,250, 80 km long at the equator.
-    n_frequencies: random waves a scale. hidden: width of the MLPs. The projection and the waves are always computed in
-    float32. The defaults are GeoCLIP's, and what `load_geoclip` needs.
+    sigmas: the scales; at 1, 16, 256 a wave is some 20,000, 1,250, 80 km long at the equator. n_frequencies: random
+    waves a scale. hidden: width of the MLPs. The projection and the waves are always in float32. The defaults are those
+    of GeoCLIP's published weights.
     """
 
     def __init__(
         self, dim: int = 512, sigmas: Sequence[float] = (1, 16, 256), n_frequencies: int = 256, hidden: int = 1024
     ) -> None:
         super().__init__()
-        if not sigmas or min(*sigmas, dim, n_frequencies, hidden) <= 0:
-            raise KitError(
-                f"location encoder of dim {dim}, sigmas {tuple(sigmas)}, {n_frequencies} frequencies, hidden {hidden}: "
-                "allowed are numbers above 0, and at least one sigma"
-            )
         self.dim = dim
         self.scales = nn.ModuleList(
             nn.Sequential(
@@ -103,14 +102,12 @@ class LocationEncoder(nn.Module):
 
     def forward(self, points: torch.Tensor) -> torch.Tensor:
         """Embed points (..., 2), float32 or float64, as float32 (..., dim)."""
-        if points.shape[-1:] != (2,):
-            raise KitError(f"location encoder: points have shape {tuple(points.shape)}, wanted is (..., 2), [lat, lon]")
         plane = equal_earth(points.float())
         return torch.stack([scale(plane).float() for scale in self.scales]).sum(0)
 
 
 class ImageProjection(nn.Sequential):
-    """GeoCLIP's image side: features (..., 768) of CLIP ViT-L/14, projected, not normalised, to (..., 512)."""
+    """GeoCLIP's image side: features (..., 768) of CLIP ViT-L/14 to embeddings (..., 512), not normalised."""
 
     def __init__(self, n_features: int = 768, dim: int = 512) -> None:
         super().__init__(nn.Linear(n_features, n_features), nn.ReLU(), nn.Linear(n_features, dim))
@@ -119,21 +116,21 @@ class ImageProjection(nn.Sequential):
 def embed_points(
     encoder: LocationEncoder, points: ArrayLike, batch: int = 8192, device: torch.device | str | None = None
 ) -> np.ndarray:
-    """Embeddings float32 (N, dim) with rows of length 1 of points (N, 2), `batch` at once, in float32.
+    """Embeddings (N, dim) float32 of points (N, 2), normalised to length 1, `batch` points at once.
 
-    device: where to compute; the encoder moves there and stays (default: where it is). Raises KitError for points that
-    are not on Earth.
+    device: where to compute; the encoder is moved there (default: where it is). Raises KitError for points that are not
+    on Earth.
     """
     points = geo.check_points(points, "points to embed")
     if points.ndim != 2 or batch < 1:
-        raise KitError(f"points of shape {points.shape} in batches of {batch}: wanted are (N, 2) and at least 1")
+        raise KitError(f"points, batch: expected shape (N, 2) and a batch from 1; got {points.shape}, {batch}")
     encoder = encoder.to(device) if device is not None else encoder
-    there = next(encoder.parameters()).device
+    device = next(encoder.parameters()).device
     embeddings = np.empty((len(points), encoder.dim), np.float32)
-    with torch.inference_mode(), torch.autocast(there.type, enabled=False):
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         for start in range(0, len(points), batch):
-            some = torch.tensor(points[start : start + batch], dtype=torch.float32, device=there)
-            embeddings[start : start + batch] = F.normalize(encoder(some), dim=-1).cpu().numpy()
+            part = torch.tensor(points[start : start + batch], dtype=torch.float32, device=device)
+            embeddings[start : start + batch] = F.normalize(encoder(part), dim=-1).cpu().numpy()
     return embeddings
 
 
@@ -143,11 +140,7 @@ def load_geoclip(path_to_weights: str | Path) -> LocationEncoder:
     path_to_weights: location_encoder_weights.pth of the `geoclip` package, or a .safetensors file with the same names,
     alone or as `location_encoder.*`. Raises KitError if a weight is missing, unknown, of another shape, not finite.
     """
-    state = _read(path_to_weights, "location_encoder.")
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: a loader leaves the seed alone
-        encoder = LocationEncoder()
-    _fill(encoder, state, f"{path_to_weights} does not fit GeoCLIP's location encoder", _published_name)
-    return encoder.eval()
+    return _load(LocationEncoder, "location encoder", path_to_weights, "location_encoder.", _published_name)
 
 
 def load_image_projection(path_to_weights: str | Path) -> ImageProjection:
@@ -156,15 +149,11 @@ def load_image_projection(path_to_weights: str | Path) -> ImageProjection:
     path_to_weights: image_encoder_mlp_weights.pth of the `geoclip` package, or a .safetensors file with the same names
     (0.* and 2.*), alone or as `image_encoder.mlp.*`. Raises KitError as `load_geoclip` does.
     """
-    state = _read(path_to_weights, "image_encoder.mlp.")
-    with torch.random.fork_rng(devices=[]):
-        projection = ImageProjection()
-    _fill(projection, state, f"{path_to_weights} does not fit GeoCLIP's image projection")
-    return projection.eval()
+    return _load(ImageProjection, "image projection", path_to_weights, "image_encoder.mlp.")
 
 
 def load_logit_scale(path_to_weights: str | Path) -> float:
-    """What GeoCLIP multiplies cosine similarities by before the softmax: e to the published number, 39.7.
+    """GeoCLIP's logit scale, the factor of cosine similarities before the softmax: e to the published number, 39.7.
 
     path_to_weights: logit_scale_weights.pth of the `geoclip` package, or a .safetensors file with `logit_scale`.
     """
@@ -176,7 +165,7 @@ def load_logit_scale(path_to_weights: str | Path) -> float:
 
 
 def _published_name(name: str) -> str:
-    """What the package calls a weight of the location encoder; it keeps the last layer of each MLP apart as its head.
+    """The package's name of a weight of the location encoder; it calls the last layer of each MLP its head.
 
     >>> _published_name("scales.2.0.b"), _published_name("scales.0.7.bias")
     ('LocEnc2.capsule.0.b', 'LocEnc0.head.0.bias')
@@ -185,17 +174,14 @@ def _published_name(name: str) -> str:
     return f"LocEnc{scale}.head.0.{kind}" if layer == "7" else f"LocEnc{scale}.capsule.{layer}.{kind}"
 
 
-def _read(path: str | Path, prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors of a weights file; if the names of any begin with `prefix`, only those."""
+def _load(kind: type[N], name: str, path: str | Path, prefix: str, published_name: Callable[[str], str] = str) -> N:
+    """A network with the weights of a file, by their published names; if any begin with `prefix`, only those."""
     state, _ = weights.read_file(Path(path).expanduser())
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)} or state
-
-
-def _fill(
-    net: nn.Module, state: dict[str, torch.Tensor], error: str, published_name: Callable[[str], str] = str
-) -> None:
-    """Give `net` the weights of `state`, by their published names; KitError beginning with `error` if they misfit."""
-    expected = {published_name(name): tensor for name, tensor in net.state_dict().items()}
+    state = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)} or state
+    with torch.random.fork_rng(devices=[]):  # the random weights are overwritten: a loader leaves the seed alone
+        network = kind()
+    expected = {published_name(key): tensor for key, tensor in network.state_dict().items()}
     if fault := weights.misfit(expected, state):
-        raise KitError(f"{error} of {len(expected)} weights: {fault}")
-    net.load_state_dict({name: state[published_name(name)] for name in net.state_dict()})
+        raise KitError(f"{path} does not fit GeoCLIP's {name}: expected {len(expected)} weights; got {fault}")
+    network.load_state_dict({key: state[published_name(key)] for key in network.state_dict()})
+    return network.eval()

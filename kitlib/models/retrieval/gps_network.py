@@ -1,4 +1,4 @@
-"""The network that matches images and places: an image side on features, GeoCLIP's location encoder, a logit scale."""
+"""The network of image-to-GPS matching: an image side on features, GeoCLIP's location encoder, and a logit scale."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SIGMAS = (1.0, 16.0, 256.0)  # GeoCLIP's
 
 
 class GpsMatch(Standardised):
-    """Images and places as embeddings of length 1, whose dot product says how well they go together.
+    """Embeddings of images and places of length 1, whose dot product is their similarity.
 
-    image: "mlp", a hidden layer on standardised features (`fit_scale`); or "geoclip", the published projection's form,
-    for the 768 projected features of CLIP ViT-L/14 as they are. dim, sigmas, n_frequencies and location_hidden are
-    those of `LocationEncoder`; the defaults fit the published weights (`load_published`).
+    image: "mlp", a hidden layer on standardised features (`fit_scale`), or "geoclip", the published projection of the
+    768 projected features of CLIP ViT-L/14. dim, sigmas, n_frequencies and location_hidden are passed to
+    `LocationEncoder`; the defaults fit the published weights (`load_published`).
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class GpsMatch(Standardised):
         super().__init__(n_features)
         if image not in IMAGES or min(n_features, hidden) < 1 or not 0 <= dropout < 1:
             raise KitError(
-                f"image side {image!r} of {n_features} features, hidden {hidden}, dropout {dropout}: allowed are "
-                f"{' or '.join(IMAGES)}, whole numbers from 1, and a dropout from 0 to below 1"
+                f"image, n_features, hidden, dropout: expected {' or '.join(IMAGES)}, whole numbers from 1, and a "
+                f"dropout from 0 to below 1; got {image!r}, {n_features}, {hidden}, {dropout}"
             )
         self.settings: dict[str, Any] = {"n_features": n_features, "dim": dim, "hidden": hidden, "dropout": dropout}
         self.settings |= {"image": image, "sigmas": [float(sigma) for sigma in sigmas]}
@@ -65,22 +65,22 @@ class GpsMatch(Standardised):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def fit_scale(self, features: torch.Tensor) -> None:
-        """As `Standardised`, for an image side "mlp" only."""
+        """As `Standardised`; only for the image side "mlp"."""
         if self.settings["image"] != "mlp":
-            raise KitError(f"scale of features: expected the image side 'mlp'; got {self.settings['image']!r}")
+            raise KitError(f"image: expected 'mlp', which has a scale; got {self.settings['image']!r}")
         super().fit_scale(features)
 
     def load_published(
         self, location: str | Path, image: str | Path | None = None, logit_scale: str | Path | None = None
     ) -> None:
-        """Take GeoCLIP's published weights, from the files that `location`'s loaders read; image: if it is "geoclip".
+        """Load GeoCLIP's published weights from files of the `geoclip` package; image: for the image side "geoclip".
 
-        Raises KitError if this network is not made like the published one.
+        Raises KitError if this network has other settings than the published one.
         """
-        published, wanted = load_geoclip(location), {"dim": 512, "sigmas": list(SIGMAS), "n_frequencies": 256}
-        wanted |= {"location_hidden": 1024} | ({"image": "geoclip", "n_features": 768} if image else {})
-        if other := {name: self.settings[name] for name in wanted if self.settings[name] != wanted[name]}:
-            raise KitError(f"GeoCLIP's published weights do not fit {other}: allowed are {wanted}")
+        published, expected = load_geoclip(location), {"dim": 512, "sigmas": list(SIGMAS), "n_frequencies": 256}
+        expected |= {"location_hidden": 1024} | ({"image": "geoclip", "n_features": 768} if image else {})
+        if other := {name: self.settings[name] for name in expected if self.settings[name] != expected[name]}:
+            raise KitError(f"GeoCLIP's published weights: expected {expected}; got {other}")
         self.location.load_state_dict(published.state_dict())
         if image:
             self.image.load_state_dict(load_image_projection(image).state_dict())
@@ -89,17 +89,17 @@ class GpsMatch(Standardised):
                 self.log_scale.fill_(math.log(load_logit_scale(logit_scale)))
 
     def images(self, features: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Embeddings (B, dim) float32 of features (B, V, D), of the views that keep (B, V) bool says, at least one."""
+        """Embeddings (B, dim) float32 of features (B, V, D), of the views in keep (B, V) bool, at least one a row."""
         keep = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device) if keep is None else keep
         return F.normalize(self.image(self.standardise(self.fusion(features, keep))).float(), dim=1)
 
     def places(self, points: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, dim) float32 of points (B, 2), under any autocast: bfloat16 would mix up neighbours."""
+        """Embeddings (B, dim) of points (B, 2), float32 under any autocast: bfloat16 would mix up neighbours."""
         with torch.autocast(points.device.type, enabled=False):
             return F.normalize(self.location(points), dim=1)
 
     def logits(self, images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Logits (B, M) float32 of images (B, dim) and places (M, dim): similarity times the logit scale."""
+        """Logits (B, M) float32 of images (B, dim) and places (M, dim): their similarity times the logit scale."""
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(MAX_SCALE))  # in place: a clamp of its value would end its gradient
         with torch.autocast(images.device.type, enabled=False):
@@ -109,26 +109,26 @@ class GpsMatch(Standardised):
 def embed_images(
     match: GpsMatch, features: np.ndarray, batch: int = 4096, device: torch.device | str | None = None
 ) -> np.ndarray:
-    """Embeddings float32 (N, dim) of features (N, V, D), or (N, M, V, D): the mean over sides, plain and mirrored.
+    """Embeddings (N, dim) float32 of features (N, V, D), or (N, M, V, D): the mean over sides, plain and mirrored.
 
-    In float32 and without dropout, `batch` places at once; device: where to, as for `location.embed_points`.
+    They are computed in float32 without dropout, `batch` places at once; device as for `geoclip.embed_points`.
     """
     features = np.asarray(features)
     features = features[:, None] if features.ndim == 3 else features
     n_features = match.settings["n_features"]
     if features.ndim != 4 or features.shape[-1] != n_features or 0 in features.shape[1:] or batch < 1:
         raise KitError(
-            f"features of shape {features.shape} in batches of {batch}: wanted are (N, V, {n_features}) or "
-            f"(N, M, V, {n_features}), and at least 1"
+            f"features, batch: expected shape (N, V, {n_features}) or (N, M, V, {n_features}) and a batch from 1; "
+            f"got {features.shape}, {batch}"
         )
     match = match.to(device) if device is not None else match
-    there, was_training = match.log_scale.device, match.training
+    device, was_training = match.log_scale.device, match.training
     embeddings = np.empty((len(features), match.settings["dim"]), np.float32)
     match.eval()
-    with torch.inference_mode(), torch.autocast(there.type, enabled=False):
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         for start in range(0, len(features), batch):
-            some = torch.from_numpy(np.array(features[start : start + batch])).to(there)
-            sides = match.images(some.flatten(0, 1)).unflatten(0, some.shape[:2])
+            part = torch.from_numpy(np.array(features[start : start + batch])).to(device)
+            sides = match.images(part.flatten(0, 1)).unflatten(0, part.shape[:2])
             embeddings[start : start + batch] = sides.mean(1).cpu().numpy()
     match.train(was_training)
     return embeddings

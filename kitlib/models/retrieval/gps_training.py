@@ -1,17 +1,17 @@
-"""Train image-to-GPS matching as GeoCLIP does: images and places share one embedding, the nearest place is the guess.
+"""Train image-to-GPS matching as in GeoCLIP: images and places share one embedding, the nearest place is the guess.
 
     match = GpsMatch(n_features, sigmas=(2, 4, 8))
     match.fit_scale(features)                                  # (N, V, D) of the training places
     module = MatchTraining(match, None, MatchOptions(), steps, gallery_points=points, rate=3e-4)
     fit(module, batches, folder, epochs=60, config=..., val_batches=..., monitor="val_km")
 
-Vivanco Cepeda et al. 2023, arXiv:2309.16020. As there, an image's negatives are the places of its batch and a queue of
-earlier ones, which is kept as coordinates and encoded anew each step, with its gradient. Not as there: noise on
-coordinates is in metres, not in degrees; the queue starts empty; and a place that is all but the image's own is no
-negative. The finer the scales of the location encoder, the more places it takes before it learns more than a list.
+The method is that of Vivanco Cepeda et al. 2023, arXiv:2309.16020: an image's negatives are the places of its batch and
+a queue of earlier ones, which holds coordinates and is encoded anew in each step, with its gradient. Three things
+differ: noise on coordinates is in metres, not in degrees; the queue starts empty; and places close to the image's own
+are no negatives. The finer the scales of the location encoder, the more places it needs to learn more than a list.
 
-Points are tensors (..., 2) [lat, lon] in degrees. In float32, which a GPU works with, a degree of longitude is good to
-a metre; noise and distances are in the points' own precision.
+Points are tensors (..., 2) [lat, lon] in degrees. In float32, the type on a GPU, longitudes are exact to a metre; noise
+and distances are in the points' own precision.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from kitlib.vision.encoders import Encoder
 
 @dataclass(frozen=True)
 class MatchOptions(TrainingOptions):
-    """What a `GpsMatch` is taught, and how."""
+    """How a `GpsMatch` is trained."""
 
     queue: int = 4096  # earlier places that are negatives too; more than there are places only repeat them
-    noise_m: float = 150.0  # metres by which a place is moved to the east and to the north, standard deviation
+    noise_m: float = 150.0  # standard deviation of the noise on places, in metres to the east and to the north
     queue_noise_m: float = 1000.0  # the same for the queue
-    same_km: float = 1.0  # places closer to the image's own are no negatives; 0: all are, the same place again too
-    symmetric: bool = False  # tell the batch's images apart by place as well, as CLIP does; GeoCLIP does not
-    freeze: float = 0.0  # share of the steps in which the location encoder does not learn yet
+    same_km: float = 1.0  # places closer to the image's own are no negatives; 0: all are, even the same place
+    symmetric: bool = False  # also contrast places against images, as CLIP does; GeoCLIP does not
+    freeze: float = 0.0  # share of the steps in which the location encoder is not trained yet
 
     SHARES: ClassVar[Names] = ("freeze",)
 
 
 def jitter(points: torch.Tensor, noise_m: float) -> torch.Tensor:
-    """Points (..., 2) moved at random: east and north by normal noise of standard deviation `noise_m` metres each.
+    """Points (..., 2) with normal noise of standard deviation `noise_m` metres to the east and to the north.
 
     >>> jitter(torch.tensor([[10.0, 20.0]]), 0.0).tolist()
     [[10.0, 20.0]]
@@ -58,10 +58,9 @@ def jitter(points: torch.Tensor, noise_m: float) -> torch.Tensor:
 
 
 class GpsQueue(nn.Module):
-    """The last `size` points (n, 2) that were pushed; in the state_dict, so that a fit resumes exactly.
+    """The last `size` points (n, 2) that were pushed, saved in the state_dict so that a fit resumes exactly.
 
-    It starts empty: until it is full only real places are in it. With several processes each pushes its own points,
-    and DDP broadcasts those of the first.
+    It starts empty. With several processes each pushes its own points, and DDP broadcasts those of the first.
     """
 
     points: torch.Tensor
@@ -69,18 +68,16 @@ class GpsQueue(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        if size < 0:
-            raise KitError(f"size of the queue: expected a whole number from 0; got {size}")
         self.register_buffer("points", torch.zeros(size, 2))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # points ever pushed
 
     def forward(self) -> torch.Tensor:
-        """A copy (n, 2) of what is in the queue, in no particular order."""
+        """A copy of the points (n, 2) in the queue, in no particular order."""
         return self.points[: int(self.count)].clone()
 
     @torch.no_grad()
     def push(self, points: torch.Tensor) -> None:
-        """Add points (B, 2), each in the place of the oldest one where the queue is full."""
+        """Add points (B, 2), which replace the oldest ones when the queue is full."""
         size = len(self.points)
         if size:
             newest = points[-size:]
@@ -91,15 +88,15 @@ class GpsQueue(nn.Module):
 
 
 def too_near(points: torch.Tensor, others: torch.Tensor, same_km: float) -> torch.Tensor:
-    """Which of others (M, 2) lie closer than `same_km` to each of points (B, 2): (B, M) bool."""
+    """Mask (B, M) of others (M, 2) that are closer than `same_km` to points (B, 2)."""
     return sphere.haversine_km(sphere.unit_vectors(points)[:, None], sphere.unit_vectors(others)) < same_km
 
 
 def contrast(logits: torch.Tensor, left_out: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean cross-entropy of images against places, and the share of images whose own place leads the batch.
+    """The mean cross-entropy of images against places, and the share of images whose own place ranks first.
 
     logits (B, B + Q) of images and places: image i belongs to place i, the last Q are from the queue. left_out
-    (B, B + Q) bool: places that are no negatives of an image; its own place always counts. symmetric: the mean with the
+    (B, B + Q) bool: places that are no negatives of an image; its own place always counts. symmetric: average with the
     cross-entropy of the batch's places against its images, as in CLIP.
 
     >>> contrast(torch.zeros(1, 2), torch.tensor([[True, False]]), False)[0].exp().round().item()
@@ -117,11 +114,11 @@ def contrast(logits: torch.Tensor, left_out: torch.Tensor, symmetric: bool) -> t
 
 
 class MatchTraining(Learner):
-    """A `GpsMatch`, and the encoder below it when it learns too, with loss and queue.
+    """Trains a `GpsMatch`, and the encoder below it if there is one.
 
-    Batches hold `point` (B, 2), each place in degrees. gallery_points: (M, 2), the training places say, among which
-    validation looks for the held-out ones. rate: of the image side and the logit scale; location_rate: of the location
-    encoder, the same when None. rates: the keyword arguments of `Learner`.
+    Batches hold `point` (B, 2) in degrees. gallery_points: (M, 2), the gallery of the validation, such as the training
+    places. rate: of the image side and the logit scale; location_rate: of the location encoder, the same when None.
+    rates: the keyword arguments of `Learner`.
     """
 
     gallery_points: torch.Tensor
@@ -143,14 +140,14 @@ class MatchTraining(Learner):
         self.match, self.queue = match, GpsQueue(options.queue)
         self.location_rate = rate if location_rate is None else location_rate
         self.freeze_steps = round(options.freeze * total_steps)
-        gallery = geo.check_points(np.empty((0, 2)) if gallery_points is None else gallery_points, "the gallery")
+        gallery = geo.check_points(np.empty((0, 2)) if gallery_points is None else gallery_points, "gallery_points")
         if gallery.ndim != 2:
             raise KitError(f"gallery_points: expected shape (M, 2), [lat, lon]; got {gallery.shape}")
         self.register_buffer("gallery_points", torch.from_numpy(gallery).float(), persistent=False)
         self.gallery_places = torch.empty(0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """The mean loss over the batch; the logit scale and the share that find their place in it are logged."""
+        """The mean loss over the batch; logs the logit scale and the share of images whose own place ranks first."""
         options, points = self.options, batch["point"].float()
         features, keep = self.seen(batch)
         queued = self.queue()
@@ -163,7 +160,7 @@ class MatchTraining(Learner):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave the location encoder as it is in the first steps; here, as DDP wants a gradient for every weight."""
+        """Freeze the location encoder in the first steps; here, because DDP needs a gradient for every weight."""
         if self.trainer.global_step < self.freeze_steps:
             for parameter in self.match.location.parameters():
                 parameter.grad = None
@@ -172,17 +169,17 @@ class MatchTraining(Learner):
     def on_validation_epoch_start(self) -> None:
         """Embed the gallery."""
         if not len(self.gallery_points):
-            raise KitError("validation looks for held-out places in a gallery: give gallery_points")
-        self.gallery_places = torch.cat([self.match.places(some) for some in self.gallery_points.split(8192)])
+            raise KitError("gallery_points: expected the gallery of the validation; got none")
+        self.gallery_places = torch.cat([self.match.places(part) for part in self.gallery_points.split(8192)])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log how far the gallery's best place lies from a held-out place, on average: val_km."""
+        """Log val_km, the mean distance from a held-out place to the gallery point of its best match."""
         images = self.match.images(encode(batch, self.encoder))
         best = self.gallery_points[self.match.logits(images, self.gallery_places).argmax(1)]
         km = sphere.haversine_km(sphere.unit_vectors(best), sphere.unit_vectors(batch["point"].float()))
         self.log("val_km", km.mean(), batch_size=len(km), sync_dist=True)
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
-        """The location encoder by a rate of its own."""
-        own = [p for name, p in self.match.named_parameters() if not name.startswith("location.")]
-        return [(own, self.rate), (list(self.match.location.parameters()), self.location_rate)]
+        """All parameters but the encoder's; the location encoder has its own rate."""
+        others = [p for name, p in self.match.named_parameters() if not name.startswith("location.")]
+        return [(others, self.rate), (list(self.match.location.parameters()), self.location_rate)]

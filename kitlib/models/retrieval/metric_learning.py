@@ -1,4 +1,4 @@
-"""Metric learning on embeddings of places: what is near on the globe becomes near in the embedding.
+"""Metric learning on embeddings of places: places near on the globe become similar in the embedding.
 
     projection = Projection(n_features, dim=512)
     projection.fit_scale(pool(features))                      # (N, V, D) of the training places
@@ -6,14 +6,14 @@
     fit(module, near_batches(points, 128, seed, load), folder, epochs=30, config=...)
     projection(pool(features))                                # (N, dim), whose dot products are similarities
 
-A batch is learned from as a whole, so a larger one has more pairs: gathering gradients over several does not add any
-between them, and neither do several devices.
+The losses compare all places of a batch, so a larger batch has more pairs; accumulating gradients over several batches,
+or several devices, adds none.
 
-Two pairs of places, one of them clearly nearer on the globe, should be in that order by similarity too; where they are
-not, they violate it. Distances fall into buckets, and pairs compare when `GAP` buckets lie between their numbers: as
-edges double, the far pair's distance is more than twice the near one's. The losses are CoSENT (Su 2022,
-kexue.fm/archives/8847) over such pairs, and InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) with targets that fade
-with the distance. Throughout, similarity, km and mask are (B, B) and symmetric, and mask says which pairs may be used.
+Of two pairs of places, the clearly nearer one on the globe should be the more similar one; otherwise they are a
+violation. Distances fall into buckets, and two pairs are compared when their buckets are at least `GAP` apart: as edges
+double, the far pair's distance is more than twice the near pair's. The losses are CoSENT (Su 2022,
+kexue.fm/archives/8847) over such pairs, and InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) with targets that
+decay with the distance. Throughout, similarity, km and mask are (B, B) and symmetric; mask selects the usable pairs.
 """
 
 from __future__ import annotations
@@ -30,49 +30,49 @@ from torch import nn
 
 from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.core.settings import Names
 from kitlib.data.loader import Batches
 from kitlib.training import sphere
 from kitlib.training.learner import Batch, Learner, TrainingOptions, encode
 from kitlib.vision.encoders import Encoder
-from kitlib.vision.weights import Saved
+from kitlib.vision.fusion import Standardised
 
 LOSSES = ("cosent", "infonce", "both")
 KM_EDGES = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0, 2560.0, 5120.0)  # between 11 buckets
-GAP = 2  # from a pair's bucket to that of a clearly farther one
-REACH = 3.0  # in near_km, where a target's weight is 5 % of the highest: a place farther off is not near
+GAP = 2  # buckets from a pair to a clearly farther one
+REACH = 3.0  # in near_km, where a target's weight is 5 % of the highest; places within it are near
 
 
 @dataclass(frozen=True)
 class MetricOptions(TrainingOptions):
-    """The losses of a projection and their settings."""
+    """How a projection is trained: its losses and their settings."""
 
     loss: str = "both"  # cosent, infonce, or both: their sum
-    scale: float = 5.0  # of similarities in CoSENT; at 20 it learns from the worst outliers of a batch only
+    scale: float = 5.0  # of similarities in CoSENT; at 20 only the worst outliers of a batch count
     temperature: float = 0.07  # of similarities in InfoNCE
     near_km: float = 100.0  # km at which an InfoNCE target falls to 1/e
     min_km: float = 0.0  # closer pairs are left out
 
     CHOICES: ClassVar = {"loss": LOSSES}
+    POSITIVE: ClassVar[Names] = ("scale", "temperature", "near_km")
 
 
-class Projection(Saved):
-    """Pooled features (B, D) to embeddings (B, dim) of length 1; give it the training features with `fit_scale`.
+class Projection(Standardised):
+    """Pooled features (B, D) to embeddings (B, dim) of length 1; call `fit_scale` with the training features first.
 
     It starts from the standardised features along their `dim` principal directions, so that similarities begin as
-    those of the frozen features as far as `dim` allows, and learns a linear change of that. hidden: units of one
-    hidden layer that adds to it, 0 for none.
+    those of the frozen features as far as `dim` allows, and learns a linear change. hidden: units of an additional
+    hidden layer, 0 for none.
     """
 
-    mean: torch.Tensor
-    scale: torch.Tensor
     start: torch.Tensor
 
     def __init__(self, n_features: int, dim: int = 512, hidden: int = 0, dropout: float = 0.3) -> None:
-        super().__init__()
+        super().__init__(n_features)
         if not 1 <= dim <= n_features or hidden < 0 or not 0 <= dropout < 1:
             raise KitError(
-                f"for {n_features} features: expected dim 1..{n_features}, hidden from 0, dropout from 0 to below 1; "
-                f"got dim {dim}, hidden {hidden}, dropout {dropout}"
+                f"dim, hidden, dropout: expected dim 1..{n_features} for {n_features} features, hidden from 0, dropout "
+                f"from 0 to below 1; got {dim}, {hidden}, {dropout}"
             )
         self.settings: dict[str, Any] = {"n_features": n_features, "dim": dim, "hidden": hidden, "dropout": dropout}
         self.dropout = nn.Dropout(dropout)
@@ -83,28 +83,19 @@ class Projection(Saved):
         if hidden:
             self.out = nn.Linear(hidden, dim, bias=False)
             nn.init.zeros_(self.out.weight)
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("scale", torch.ones(n_features))
         self.register_buffer("start", torch.eye(dim, n_features))
 
     @torch.no_grad()
     def fit_scale(self, features: torch.Tensor) -> None:
         """Take mean, spread and principal directions from the training places' pooled features (..., D)."""
-        flat = features.detach().float().reshape(-1, features.shape[-1])
-        if flat.shape[1] != len(self.mean) or len(flat) < 2 or not flat.isfinite().all():
-            raise KitError(
-                f"features for the scale: expected at least 2 rows of {len(self.mean)} finite numbers; got shape "
-                f"{tuple(features.shape)}"
-            )
-        self.mean.copy_(flat.mean(0))
-        self.scale.copy_(1 / (flat.std(0) + 1e-3 * flat.std() + 1e-12))
-        standard = (flat - flat.mean(0)) * self.scale.to(flat)
+        super().fit_scale(features)
+        standard = self.standardise(features.float().reshape(-1, features.shape[-1]))
         directions = torch.linalg.eigh((standard.T @ standard).double()).eigenvectors.T.flip(0)  # largest first
         self.start.copy_(directions[: len(self.start)])
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, dim) float32 of pooled features (B, D)."""
-        standard = self.dropout((features.float() - self.mean) * self.scale)
+        standard = self.dropout(self.standardise(features.float()))
         out = F.linear(standard, self.start + self.change.weight, self.change.bias)
         if self.hidden is not None:
             out = out + self.out(F.gelu(self.hidden(standard)))
@@ -112,14 +103,14 @@ class Projection(Saved):
 
 
 def pool(features: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-    """The mean (B, D) float32 of views (B, V, D), or of those that keep (B, V) bool says, at least one a place."""
+    """The mean (B, D) float32 of views (B, V, D), or of those in keep (B, V) bool, at least one a place."""
     if keep is None:
         return features.float().mean(1)
     return (features.float() * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
 
 
 def pair_mask(km: torch.Tensor, group: torch.Tensor | None = None, min_km: float = 0.0) -> torch.Tensor:
-    """Mask (B, B) of usable pairs: no place with itself, none of one group (B,), none closer than min_km.
+    """Mask (B, B) of usable pairs: two places of different groups (B,), not closer than min_km.
 
     >>> pair_mask(torch.tensor([[0.0, 3.0], [3.0, 0.0]]), min_km=5.0).any().item()
     False
@@ -137,9 +128,9 @@ def _pairs(similarity: torch.Tensor, km: torch.Tensor, mask: torch.Tensor) -> tu
 
 @torch.no_grad()
 def violations(similarity: torch.Tensor, km: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many of the clearly ordered pairs of pairs violate their order, and how many there are: two scalars, exact.
+    """The number of violations, and of compared pairs of pairs: two scalars, exact.
 
-    The near pair's similarity is below the far pair's in a violation; equal ones are none.
+    In a violation the near pair's similarity is below the far pair's.
     """
     similarity, bucket = _pairs(similarity, km, mask)
     similarity, order = similarity.sort()
@@ -153,10 +144,10 @@ def violations(similarity: torch.Tensor, km: torch.Tensor, mask: torch.Tensor) -
 
 
 def cosent(similarity: torch.Tensor, km: torch.Tensor, mask: torch.Tensor, scale: float = 5.0) -> torch.Tensor:
-    """log(1 + sum over buckets of mean exp(scale * (s_far - s_near))), float32; each bucket of near pairs counts alike.
+    """log(1 + sum over buckets of mean exp(scale * (s_far - s_near))), float32; each near bucket has the same weight.
 
-    The mean is over all pairs of the bucket with all clearly farther ones, each farther bucket counting alike too: it
-    is a product of means, so that no pair of pairs has to be drawn. Without two such buckets the loss is 0.
+    The mean is over all pairs of the bucket with all clearly farther ones, each farther bucket with the same weight. It
+    is a product of means, so that no pairs of pairs have to be sampled. Without two such buckets the loss is 0.
 
     >>> km = torch.tensor([[0.0, 5.0, 900.0], [5.0, 0.0, 900.0], [900.0, 900.0, 0.0]])
     >>> round(cosent(torch.zeros(3, 3), km, km > 0).item(), 4)
@@ -171,7 +162,7 @@ def cosent(similarity: torch.Tensor, km: torch.Tensor, mask: torch.Tensor, scale
 
 
 def has_near(km: torch.Tensor, mask: torch.Tensor, near_km: float) -> torch.Tensor:
-    """Which rows (B,) have a near place among the batch: one that may be used, within REACH times near_km."""
+    """Mask (B,) of places with a usable near place in the batch, within REACH times near_km."""
     return (mask & (km <= REACH * near_km)).any(1)
 
 
@@ -180,11 +171,9 @@ def info_nce(
 ) -> torch.Tensor:
     """Mean cross-entropy, float32, of softmax(similarity / temperature) over the other places against soft targets.
 
-    A row's targets are proportional to exp(-km / near_km); what the mask leaves out is no other place. Rows without a
-    near place (see `has_near`) have nothing to be drawn to and do not count; without any row the loss is 0.
+    A row's targets are proportional to exp(-km / near_km) over the places in the mask. Rows without a near place (see
+    `has_near`) do not count; without any row the loss is 0.
     """
-    if not (temperature > 0 and near_km > 0):
-        raise KitError(f"temperature, near_km: expected numbers above 0; got {temperature}, {near_km}")
     rows = has_near(km, mask, near_km)
     with torch.autocast(similarity.device.type, enabled=False):
         others, mask = similarity.float()[rows] / temperature, mask[rows]
@@ -194,10 +183,10 @@ def info_nce(
 
 
 class MetricTraining(Learner):
-    """A projection, and the encoder below it when it learns too, with the losses.
+    """Trains a projection, and the encoder below it if there is one.
 
-    Batches hold of each place `place` (B, 3), its unit vector, and `group` (B,), its group of near-duplicates.
-    rates: the keyword arguments of `Learner`.
+    Batches hold `place` (B, 3), unit vectors, and `group` (B,), the groups of near-duplicates. rates: the keyword
+    arguments of `Learner`.
     """
 
     options: MetricOptions
@@ -209,7 +198,7 @@ class MetricTraining(Learner):
         self.projection = projection
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """The loss of the batch; its parts, the share of violations and of places without a near one are logged."""
+        """The loss; logs its parts, the share of violations, and the share of places without a near one."""
         options = self.options
         similarity, km, mask = self._compare(self.projection(pool(*self.seen(batch))), batch)
         parts = {}
@@ -218,22 +207,22 @@ class MetricTraining(Learner):
         if options.loss in ("infonce", "both"):
             parts["infonce"] = info_nce(similarity, km, mask, options.temperature, options.near_km)
         wrong, compared = violations(similarity, km, mask)
-        alone = ~has_near(km, mask, options.near_km)
-        self.log_dict(parts | {"violations": wrong / compared.clamp(min=1), "without_near": alone.float().mean()})
+        without_near = 1 - has_near(km, mask, options.near_km).float().mean()
+        self.log_dict(parts | {"violations": wrong / compared.clamp(min=1), "without_near": without_near})
         return torch.stack(list(parts.values())).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log how held-out places fare within their batch: the share of violations, and how far the most alike is.
+        """Log the share of violations among held-out places of a batch, and the mean km to the most similar one.
 
-        Each is a mean over all batches: over pairs of pairs, and over places that have another to be compared with.
+        The means over all batches are weighted by pairs of pairs, and by places with a usable other.
         """
         similarity, km, mask = self._compare(self.projection(pool(encode(batch, self.encoder))), batch)
         wrong, compared = (int(number) for number in violations(similarity, km, mask))
         self.log("val_violations", wrong / max(1, compared), batch_size=compared, sync_dist=True)
-        has = mask.any(1)
+        usable = mask.any(1)
         nearest = similarity.masked_fill(~mask, -torch.inf).argmax(1, keepdim=True)
-        nearest_km = (km.gather(1, nearest)[:, 0] * has).sum() / has.sum().clamp(min=1)
-        self.log("val_nearest_km", nearest_km, batch_size=int(has.sum()), sync_dist=True)
+        nearest_km = (km.gather(1, nearest)[:, 0] * usable).sum() / usable.sum().clamp(min=1)
+        self.log("val_nearest_km", nearest_km, batch_size=int(usable.sum()), sync_dist=True)
 
     def _compare(self, embeddings: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Similarity, km and mask (B, B) of a batch's places."""
@@ -244,13 +233,13 @@ class MetricTraining(Learner):
 
 
 class _NearBatches(Batches):
-    """Batches whose order lets neighbours on the globe follow each other."""
+    """Batches in an order in which neighbours on the globe follow each other."""
 
     together: int
     vectors: np.ndarray  # (N, 3) of the rows
 
     def order(self, epoch: int) -> np.ndarray:
-        """The rows by the nearest of some random ones among them, these in random order."""
+        """The rows, grouped by the nearest of random seed rows, in random order of the seeds."""
         shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
         seeds = shuffled[: max(1, len(shuffled) // self.together)]
         cell = cKDTree(self.vectors[seeds]).query(self.vectors[shuffled])[1]
@@ -267,17 +256,15 @@ def near_batches(
     together: int = 4,
     prefetch: bool = False,
 ) -> Batches:
-    """`Batches` in which a place comes with neighbours on the globe: some `together` places at a time, on average.
+    """`Batches` in which neighbours on the globe come together, in groups of `together` places on average.
 
-    points (N, 2) of all places; rows: those to go through, all when None. In each epoch one row in `together` becomes
-    a seed, and every row goes with the seed nearest to it; seeds come in random order, as does what goes with them.
-    All else is as for `Batches`: each row once an epoch, whose order depends on (seed, epoch) alone. Several processes
-    share such a group among them, which makes it smaller by their number.
+    points (N, 2) of all places; rows: those of the batches, all when None. In each epoch one row in `together` is a
+    seed, and every row joins the nearest seed; seeds and their groups are in random order. As in `Batches`, each row
+    comes once an epoch, in an order that depends on (seed, epoch) alone. Several processes divide the groups among
+    them.
     """
-    if together < 1:
-        raise KitError(f"together: expected a whole number from 1; got {together}")
     rows = np.arange(len(points)) if rows is None else rows
     batches = _NearBatches(rows, batch_size, seed, load, prefetch=prefetch)
     batches.together = together
-    batches.vectors = geo.unit_vectors(geo.check_points(np.asarray(points)[batches.rows], "near_batches"))
+    batches.vectors = geo.unit_vectors(points[batches.rows])
     return batches

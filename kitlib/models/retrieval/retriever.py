@@ -1,16 +1,16 @@
-"""One fold of retrieval: an embedder, a gallery and a vote; how they are made of training places, kept, and asked.
+"""The trained retriever of one fold: embedder, gallery and voting rule.
 
-    lookup, tried = known.lookup(embedder)                    # `known`: the fold's training places
-    lookup.guess(sample_id, features)                         # of places that are not among them
+    retriever, scores = builder.build(embedder)           # builder: a RetrieverBuilder of the fold's training places
+    guesses = retriever.guess(sample_id, features)        # of other places
 
-An entry that is a training place has its own state. One of a grid or a file has those of the training places around it,
-as its point is all that is known of it.
+A gallery entry that is a training place has the state of that place. Of an entry from a grid or a file only the point
+is known, so it has the states of the training places around it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,15 +25,15 @@ from kitlib.evaluation import metrics
 from kitlib.evaluation.guesses import Guesses
 from kitlib.models.retrieval import embedders, gallery, search
 from kitlib.models.retrieval.embedders import Embedder, Matched
-from kitlib.models.retrieval.voting import KS, Entries, Vote, choose, commonness, states_nearby
+from kitlib.models.retrieval.voting import KS, Entries, Vote, choose, state_frequencies, states_nearby
 
-TOLD = ("geoscore", "mean_km", "within_200_km")  # of each gallery, see `by_size`
-CHOSEN = ("land", "uniformly", "at random")  # how entries are chosen, see `Known.members`
+METRICS = ("geoscore", "mean_km", "within_200_km")  # of each gallery in `by_size`
+STRATEGIES = ("land", "uniformly", "at random")  # of `RetrieverBuilder.select_members`
 
 
 @dataclass(frozen=True, eq=False)
-class Lookup:
-    """What a fold's model is: a place is embedded, the most similar entries (M) are found, and these vote."""
+class Retriever:
+    """Embeds a place, finds the most similar of M gallery entries, and lets them vote."""
 
     embedder: Embedder
     entries: Entries
@@ -43,8 +43,8 @@ class Lookup:
     def guess(self, sample_id: np.ndarray, features: torch.Tensor, device: torch.device | None = None) -> Guesses:
         """Guesses for places (N,) with features (N, M, V, D)."""
         queries = self.embedder.queries(features)
-        found = search.search(queries, self.embeddings, self.vote.k, device=device)
-        return self.vote.guess(sample_id, *found, self.entries)
+        matches = search.search(queries, self.embeddings, self.vote.k, device=device)
+        return self.vote.guess(sample_id, *matches, self.entries)
 
     def save(self, folder: Path) -> None:
         """Write embedder, gallery.npz and vote.json."""
@@ -53,20 +53,21 @@ class Lookup:
         storage.write_json(folder / "vote.json", asdict(self.vote))
 
     @classmethod
-    def load(cls, folder: Path, method: str, by: str) -> Lookup:
-        """What `save` wrote."""
+    def load(cls, folder: Path, method: str, by: str) -> Retriever:
+        """Read what `save` wrote."""
         vote = Vote(**json.loads((folder / "vote.json").read_text()))
         return cls(embedders.load(folder, method, by), *Entries.load(folder / "gallery.npz"), vote)
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """The training places of a fold, which a gallery is made of, and by which k and temperature are chosen.
+class RetrieverBuilder:
+    """Builds retrievers from the training places of one fold.
 
-    features (N, M, V, D), points (N, 2), state (N,) as positions in state_idx (S,): of all places of the data set, as
-    are the arrays (N,) in `apart`: an asking place meets no entry with an equal number in any of them. rows: the fold's
-    training places; asking: those of them that choose. learned: nothing was learned from those that ask, but from the
-    others, so that only these are the gallery while k and temperature are chosen.
+    features (N, M, V, D), points (N, 2), state (N,), which are positions in state_idx (S,), and the arrays (N,) in
+    exclusion_groups cover all places of the data set. rows: the fold's training places. calibration_rows: those of them
+    on which k and temperature are chosen; a calibration query never matches an entry of its own group in any of
+    exclusion_groups. embedder_is_trained: calibration queries were excluded from the embedder's training, and only the
+    places it was trained on serve as gallery during calibration.
     """
 
     features: torch.Tensor
@@ -74,111 +75,106 @@ class Known:
     state: np.ndarray
     state_idx: np.ndarray
     rows: np.ndarray
-    asking: np.ndarray
-    apart: Sequence[np.ndarray]
-    learned: bool
+    calibration_rows: np.ndarray
+    exclusion_groups: Sequence[np.ndarray]
+    embedder_is_trained: bool
     smoothing: float = 0.02
     seed: int = 0
     device: torch.device | None = None
 
-    def lookup(
-        self, embedder: Embedder, points: np.ndarray | None = None, size: int = 0, how: str = "land"
-    ) -> tuple[Lookup, pd.DataFrame]:
-        """A gallery of training places, or of points (M, 2), with its vote; and what each k and temperature came to.
+    def build(
+        self, embedder: Embedder, points: np.ndarray | None = None, size: int = 0, strategy: str = "land"
+    ) -> tuple[Retriever, pd.DataFrame]:
+        """A retriever on a gallery of training places, or of points (M, 2), and the score of each k and temperature.
 
-        size, how: as for `members`. Raises KitError when no entry is left to choose by.
+        size and strategy are passed to `select_members`. Raises KitError if the calibration split leaves the gallery
+        empty.
         """
-        members = np.empty(0, np.int64) if points is not None else self.members(embedder, size, how)
-        entries, embeddings = self._entries(embedder, points, members, self.rows)
-        asked, compared, at = entries, embeddings, members
-        if self.learned and points is not None:
-            asked, _ = self._entries(embedder, points, members, np.setdiff1d(self.rows, self.asking), embeddings)
-        elif self.learned:
-            kept = ~np.isin(members, self.asking)
-            if not kept.any():
-                raise KitError(f"a gallery of {len(members)} places leaves no entry to choose k and temperature by")
-            asked, compared, at = entries.take(kept), embeddings[kept], members[kept]
-        apart = [] if points is not None else self.apart
+        members = np.empty(0, np.int64) if points is not None else self.select_members(embedder, size, strategy)
+        entries = self._entries(points, members, self.rows)
+        embeddings = embedder.entries(self.features[members], entries.points)
+        mask: slice | np.ndarray = slice(None)  # of the entries that serve during calibration
+        calibration_entries = entries
+        if self.embedder_is_trained and points is not None:
+            calibration_entries = self._entries(points, members, np.setdiff1d(self.rows, self.calibration_rows))
+        elif self.embedder_is_trained:
+            mask = ~np.isin(members, self.calibration_rows)
+            if not mask.any():
+                raise KitError(f"gallery: expected places outside the calibration split; got none of {len(members)}")
+            calibration_entries = entries.take(mask)
+        groups = [] if points is not None else self.exclusion_groups
         similarity, index = search.search(
-            embedder.queries(self.features[self.asking]),
-            compared,
-            min(max(KS), len(compared)),
-            query_group=[of[self.asking] for of in apart] or None,
-            gallery_group=[of[at] for of in apart] or None,
+            embedder.queries(self.features[self.calibration_rows]),
+            embeddings[mask],
+            min(max(KS), len(calibration_entries.points)),
+            query_group=[group[self.calibration_rows] for group in groups] or None,
+            gallery_group=[group[members[mask]] for group in groups] or None,
             device=self.device,
         )
-        truth = self.state_idx[self.state[self.asking]], self.points[self.asking]
-        vote, tried = choose(similarity, index, asked, *truth, smoothing=self.smoothing, seed=self.seed)
-        return Lookup(embedder, entries, embeddings, vote), tried
+        truth = self.state_idx[self.state[self.calibration_rows]], self.points[self.calibration_rows]
+        options = {"smoothing": self.smoothing, "seed": self.seed}
+        vote, scores = choose(similarity, index, calibration_entries, *truth, **options)
+        return Retriever(embedder, entries, embeddings, vote), scores
 
-    def members(self, embedder: Embedder, size: int = 0, how: str = "land") -> np.ndarray:
-        """The training places that make a gallery: all of them, or `size` chosen so that they represent the land.
+    def select_members(self, embedder: Embedder, size: int = 0, strategy: str = "land") -> np.ndarray:
+        """The training places in the gallery: `size` of them, or all for 0.
 
-        how: land (`gallery.choose`: by cell, then by clusters of embeddings and by state), uniformly (by cell alone) or
-        at random.
+        strategy: land (`gallery.choose` by cell, then by clusters of embeddings and by state), uniformly (by cell
+        alone) or at random.
         """
         if not 0 < size < len(self.rows):
             return self.rows
+        if strategy not in STRATEGIES:
+            raise KitError(f"strategy: expected one of {', '.join(STRATEGIES)}; got {strategy!r}")
         points, features = self.points[self.rows], self.features[self.rows]
-        ways: dict[str, Callable[[], np.ndarray]] = {
-            "land": lambda: gallery.choose(
-                points, size, embeddings=looks(embedder, features, points), labels=self.state[self.rows],
-                seed=self.seed,
-            ),
-            "uniformly": lambda: gallery.uniformly(points, size, self.seed),
-            "at random": lambda: gallery.at_random(len(points), size, self.seed),
-        }  # fmt: skip
-        if how not in ways:
-            raise KitError(f"entries chosen {how!r}: allowed are {', '.join(ways)}")
-        return self.rows[np.sort(ways[how]())]
+        if strategy == "land":
+            embeddings, labels = appearance(embedder, features, points), self.state[self.rows]
+            chosen = gallery.choose(points, size, embeddings=embeddings, labels=labels, seed=self.seed)
+        elif strategy == "uniformly":
+            chosen = gallery.choose(points, size, seed=self.seed)
+        else:
+            chosen = gallery.at_random(len(points), size, self.seed)
+        return self.rows[np.sort(chosen)]
 
-    def _entries(
-        self,
-        embedder: Embedder,
-        points: np.ndarray | None,
-        members: np.ndarray,
-        labelled: np.ndarray,
-        embeddings: np.ndarray | None = None,
-    ) -> tuple[Entries, np.ndarray]:
-        """Entries and their embeddings, of members, or of points that have the states of the places `labelled`."""
+    def _entries(self, points: np.ndarray | None, members: np.ndarray, labelled: np.ndarray) -> Entries:
+        """Entries at the members, or at points with the states of the places in `labelled` around them."""
         n_states = len(self.state_idx)
-        common = commonness(self.state[self.rows], n_states)
-        middle = geo.geometric_median(self.points[self.rows])
         if points is None:
             states = np.eye(n_states, dtype=np.float32)[self.state[members]]
         else:
             states = states_nearby(points, self.points[labelled], self.state[labelled], n_states)
-        entries = Entries(self.points[members] if points is None else points, states, self.state_idx, common, middle)
-        return entries, embedder.entries(self.features[members], entries.points) if embeddings is None else embeddings
+        return Entries(
+            self.points[members] if points is None else points,
+            states,
+            self.state_idx,
+            state_frequencies(self.state[self.rows], n_states),
+            geo.geometric_median(self.points[self.rows]),
+        )
 
 
 def by_size(
-    known: Known,
-    embedder: Embedder,
-    sizes: Sequence[int],
-    features: torch.Tensor,
-    truth: np.ndarray,
+    builder: RetrieverBuilder, embedder: Embedder, sizes: Sequence[int], features: torch.Tensor, truth: np.ndarray
 ) -> pd.DataFrame:
-    """What galleries of some sizes earn with places (N,) at `truth` (N, 2), chosen in each way, and what they could.
+    """Scores of galleries of several sizes on places with features (N, M, V, D) at truth (N, 2).
 
-    One row for each way of `CHOSEN` and size below that of all training places, and one for all of these: chosen, size,
-    and what is in `TOLD` of the model, and of a perfect one that always finds the nearest entry (possible_…).
-    features (N, M, V, D).
+    One row for each of `STRATEGIES` and each size below the number of training places, and one for all of these. The
+    columns are chosen (the strategy), size, and each of `METRICS` for the retriever and, as possible_…, for a perfect
+    one that always finds the nearest entry.
     """
-    asked = [(how, size) for how in CHOSEN for size in sizes if 0 < size < len(known.rows)] + [("all", 0)]
-    lines = []
-    for how, size in asked:
-        lookup, _ = known.lookup(embedder, size=size, how=how)
-        said = lookup.guess(np.arange(len(truth)).astype(str), features, known.device).point()
-        found = metrics.report(geo.distance_km(truth, said)).as_dict()
-        possible = gallery.expected_scores(lookup.entries.points, truth)
-        line = {"chosen": how, "size": len(lookup.entries.points)}
-        for name in TOLD:
-            line |= {name: found[name], f"possible_{name}": possible[name]}
-        lines.append(line)
-    return pd.DataFrame(lines)
+    galleries = [(name, size) for name in STRATEGIES for size in sizes if 0 < size < len(builder.rows)]
+    rows = []
+    for strategy, size in [*galleries, ("all", 0)]:
+        retriever, _ = builder.build(embedder, size=size, strategy=strategy)
+        guesses = retriever.guess(np.arange(len(truth)).astype(str), features, builder.device)
+        scores = metrics.report(geo.distance_km(truth, guesses.point())).as_dict()
+        possible = gallery.expected_scores(retriever.entries.points, truth)
+        row = {"chosen": strategy, "size": len(retriever.entries.points)}
+        for name in METRICS:
+            row |= {name: scores[name], f"possible_{name}": possible[name]}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def looks(embedder: Embedder, features: torch.Tensor, points: np.ndarray) -> np.ndarray:
-    """What places look like (N, E), as a gallery; a `Matched` embedder's entries only tell where they are."""
+def appearance(embedder: Embedder, features: torch.Tensor, points: np.ndarray) -> np.ndarray:
+    """Embeddings (N, E) of what places look like; the entries of a `Matched` embedder only encode where they are."""
     return embedder.queries(features) if isinstance(embedder, Matched) else embedder.entries(features, points)

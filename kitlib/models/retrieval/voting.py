@@ -1,8 +1,8 @@
-"""From neighbours to guesses: how the k entries most like a place vote, and how k and temperature are chosen.
+"""Turn the k nearest gallery entries into state probabilities and weighted points; choose k and temperature.
 
 similarity, index = search.search(...)
-vote = choose(similarity, index, entries, state_position, points)[0]   # on places whose truth may be used
-guesses = vote.guess(sample_id, similarity, index, entries)            # for those whose truth may not
+vote, scores = choose(similarity, index, entries, state_idx, points)   # on the calibration split
+guesses = vote.guess(sample_id, similarity, index, entries)
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from kitlib.evaluation.guesses import Guesses
 
 KS = (5, 10, 20, 40, 80)
 TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-MOST = 5000  # places on which k and temperature are chosen: more cost minutes and change nothing
+MAX_QUERIES = 5000  # on which k and temperature are chosen: more cost minutes and change nothing
 KERNEL_KM = 100.0  # km at which a labelled place counts 1/e for the states of an entry without a label
-KERNEL_PLACES = 16  # labelled places that an entry asks at most
+KERNEL_PLACES = 16  # nearest labelled places that give an entry its states
 
 
 @dataclass(frozen=True)
 class Entries:
-    """What the M entries of a gallery say of a place that looks like them.
+    """The M entries of a gallery: their locations and states, and the fallback for places without a picture.
 
-    points (M, 2) [lat, lon]; states (M, S), how likely each state is at an entry, rows sum to 1; state_idx (S,), the
-    order of the states; common (S,), how common each is among the training places, all above 0; middle (2,), where
-    the training places have their geometric median.
+    points (M, 2) [lat, lon]; states (M, S), the state probabilities of each entry; state_idx (S,), the order of the
+    states; common (S,), the frequency of each state among the training places, above 0; middle (2,), their geometric
+    median.
     """
 
     points: np.ndarray
@@ -42,22 +42,12 @@ class Entries:
     common: np.ndarray
     middle: np.ndarray
 
-    def __post_init__(self) -> None:
-        """Raises KitError for no entries, arrays that do not fit together, and points that are no place on Earth."""
-        shape = (len(self.points), len(self.state_idx))
-        if not len(self.points) or self.states.shape != shape or self.common.shape != shape[1:]:
-            raise KitError(
-                f"a gallery of {len(self.points)} entries with states {self.states.shape} and common "
-                f"{self.common.shape}: wanted is at least one entry, {shape} and {shape[1:]}"
-            )
-        geo.check_points(self.points, "the gallery")
-
     def take(self, rows: np.ndarray) -> Entries:
-        """The entries at row numbers, or where a mask (M,) is true."""
+        """The entries at row numbers or under a mask (M,)."""
         return replace(self, points=self.points[rows], states=self.states[rows])
 
-    def commonest(self, sample_id: np.ndarray) -> Guesses:
-        """Guesses for places (N,) without a usable picture: states by how common they are, one constant point."""
+    def fallback(self, sample_id: np.ndarray) -> Guesses:
+        """Guesses for places (N,) without a usable picture: the states' frequencies and one constant point."""
         return baselines.constant(sample_id, self.state_idx, self.common, self.middle)
 
     def save(self, path: Path, embeddings: np.ndarray) -> None:
@@ -66,7 +56,7 @@ class Entries:
 
     @classmethod
     def load(cls, path: Path) -> tuple[Entries, np.ndarray]:
-        """What `save` wrote: the entries and their embeddings."""
+        """Read the entries and their embeddings that `save` wrote."""
         arrays = storage.read_npz(path)
         embeddings = arrays.pop("embeddings")
         return cls(**arrays), embeddings
@@ -74,25 +64,17 @@ class Entries:
 
 @dataclass(frozen=True)
 class Vote:
-    """The k most similar entries vote with weights softmax(similarity / temperature).
+    """The voting rule: the k most similar entries vote with weights softmax(similarity / temperature).
 
-    smoothing: the share of the state probabilities that goes by how common the states are, whatever the neighbours say.
+    smoothing: the share of the state probabilities that follows the states' frequencies instead.
     """
 
     k: int
     temperature: float
     smoothing: float = 0.02
 
-    def __post_init__(self) -> None:
-        """Raises KitError for a value out of range."""
-        if self.k < 1 or not self.temperature > 0 or not 0 < self.smoothing <= 1:
-            raise KitError(
-                f"k {self.k}, temperature {self.temperature}, smoothing {self.smoothing}: allowed are k from 1, a "
-                "temperature above 0, and a smoothing above 0 up to 1"
-            )
-
     def weights(self, similarity: np.ndarray) -> np.ndarray:
-        """Weights (N, min(k, K)), rows sum to 1, of the best of similarities (N, K), best first; -inf gets 0.
+        """Weights (N, min(k, K)) of the best of similarities (N, K), sorted; rows sum to 1, and -inf gets 0.
 
         >>> Vote(2, 1.0).weights(np.array([[0.5, 0.5, 0.5], [0.5, -np.inf, -np.inf]])).tolist()
         [[0.5, 0.5], [1.0, 0.0]]
@@ -100,19 +82,19 @@ class Vote:
         best = similarity[:, : self.k].astype(np.float64)
         if not np.isfinite(best[:, :1]).all():
             row = int(np.argmin(np.isfinite(best[:, 0])))
-            raise KitError(f"place {row} of {len(best)} has no neighbour in the gallery: a larger one is needed")
+            raise KitError(f"gallery: expected an entry for each place; got none for place {row} of {len(best)}")
         weights = np.exp((best - best[:, :1]) / self.temperature)
         return weights / weights.sum(axis=1, keepdims=True)
 
     def guess(self, sample_id: np.ndarray, similarity: np.ndarray, index: np.ndarray, entries: Entries) -> Guesses:
-        """Guesses for places (N,) from what `search` found: similarities and rows (N, K) of entries."""
+        """Guesses for places (N,) from the results of `search`: similarities and rows (N, K) of entries."""
         weights, index = self.weights(similarity), index[:, : self.k].clip(min=0)
         probs = self.state_probs(weights, index, entries)
         points, answered = entries.points[index], np.ones(len(index), bool)
         return Guesses(sample_id, entries.state_idx, probs, points, weights, answered)
 
     def state_probs(self, weights: np.ndarray, index: np.ndarray, entries: Entries) -> np.ndarray:
-        """State probabilities (N, S), none of them 0, from weights and rows (N, k) of entries."""
+        """State probabilities (N, S), all above 0, from weights and rows (N, k) of entries."""
         n, k = index.shape
         votes = csr_array((weights.ravel(), index.ravel(), np.arange(n + 1) * k), shape=(n, len(entries.points)))
         return (1 - self.smoothing) * (votes @ entries.states) + self.smoothing * entries.common
@@ -130,48 +112,48 @@ def choose(
     smoothing: float = 0.02,
     seed: int = 0,
 ) -> tuple[Vote, pd.DataFrame]:
-    """The vote that earns places of known state_idx (N,) and points (N, 2) the highest final score, and all scores.
+    """The vote with the highest final score on places of true state_idx (N,) and points (N, 2), and all scores.
 
-    similarity, index: (N, K), what one search with the largest of `ks` found; places that found nothing are left out,
-    and at most MOST, drawn at random, are looked at. A k beyond K is not tried. The table has a row for each pair:
-    k, temperature, final, mean_km, median_km. Of equal scores the first counts, the smaller k.
+    similarity, index: (N, K), the results of a search with the largest of `ks`. Places without a match are left out,
+    and at most MAX_QUERIES random ones are used. A k above K is not tried. The table has a row for each pair: k,
+    temperature, final, mean_km, median_km. Of equal scores the first wins, with the smaller k.
     """
     rows = np.flatnonzero(np.isfinite(similarity[:, 0]))
     if not len(rows):
         raise KitError(
-            f"none of {len(similarity)} places has a neighbour outside its own fold and near-duplicates: k and "
-            "temperature cannot be chosen; more training places are needed"
+            "calibration places: expected a match outside their own fold and near-duplicates; "
+            f"got none for all {len(similarity)}, so k and temperature cannot be chosen"
         )
-    if len(rows) > MOST:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, MOST, replace=False))
+    if len(rows) > MAX_QUERIES:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_QUERIES, replace=False))
     similarity, index, state_idx, points = similarity[rows], index[rows], state_idx[rows], points[rows]
-    lines = []
+    scores = []
     for k in [k for k in ks if k <= similarity.shape[1]] or [similarity.shape[1]]:
         nearest = index[:, :k].clip(min=0)
         for temperature in temperatures:
             vote = Vote(k, temperature, smoothing)
             weights = vote.weights(similarity)
             best = np.argsort(-vote.state_probs(weights, nearest, entries), axis=1, kind="stable")[:, :5]
-            point = geo.geometric_median(entries.points[nearest], weights)
-            score = metrics.score_arrays(state_idx, points, entries.state_idx[best], point)
-            lines.append((k, temperature, score.final, score.mean_km, score.median_km))
-    table = pd.DataFrame(lines, columns=["k", "temperature", "final", "mean_km", "median_km"])
+            predicted = geo.geometric_median(entries.points[nearest], weights)
+            score = metrics.score_arrays(state_idx, points, entries.state_idx[best], predicted)
+            scores.append((k, temperature, score.final, score.mean_km, score.median_km))
+    table = pd.DataFrame(scores, columns=["k", "temperature", "final", "mean_km", "median_km"])
     first = table.iloc[int(table["final"].argmax())]
     return Vote(int(first["k"]), float(first["temperature"]), smoothing), table
 
 
-def commonness(state_position: np.ndarray, n_states: int) -> np.ndarray:
-    """How common each of S states is (S,) among places (N,), as if each had one place more, so that none is at 0."""
+def state_frequencies(state_position: np.ndarray, n_states: int) -> np.ndarray:
+    """Frequency (S,) of each state among places (N,), with one place added to each so that none is 0."""
     count = np.bincount(state_position, minlength=n_states) + 1.0
     return count / count.sum()
 
 
-def states_nearby(points: np.ndarray, of: np.ndarray, state_position: np.ndarray, n_states: int) -> np.ndarray:
-    """State probabilities (M, S) at points (M, 2) without a label, from the labelled places `of` (N, 2) around them.
+def states_nearby(points: np.ndarray, labelled: np.ndarray, state_position: np.ndarray, n_states: int) -> np.ndarray:
+    """State probabilities (M, S) at unlabelled points (M, 2), from labelled ones (N, 2) with states (N,) around them.
 
     The KERNEL_PLACES nearest count exp(-km / KERNEL_KM) each: on the border of two states both are likely.
     """
-    km, index = geo.nearest(points, of, min(KERNEL_PLACES, len(of)))
+    km, index = geo.nearest(points, labelled, min(KERNEL_PLACES, len(labelled)))
     weights = np.exp((km[:, :1] - km) / KERNEL_KM)
     weights /= weights.sum(axis=1, keepdims=True)
     probs = np.zeros((len(points), n_states), np.float32)

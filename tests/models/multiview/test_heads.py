@@ -7,7 +7,7 @@ import torch
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.models.multiview import heads
-from kitlib.models.multiview.heads import Answer, Classes, Heads
+from kitlib.models.multiview.heads import Classes, HeadOutputs, Heads
 from kitlib.training import sphere
 from kitlib.vision import fusion as vision_fusion
 from kitlib.vision.fusion import Fusion
@@ -33,10 +33,10 @@ def features(n: int = 5) -> torch.Tensor:
     return torch.randn(n, V, D, generator=torch.Generator().manual_seed(1))
 
 
-def certain(state: int, cell: int, point: tuple[float, float]) -> Answer:
-    """An answer that is sure of a state, a cell, and a point of the GPS head."""
+def certain(state: int, cell: int, point: tuple[float, float]) -> HeadOutputs:
+    """Outputs that are certain of a state, a cell, and a point of the GPS head."""
     one_hot = [torch.full((1, n), -50.0).index_fill_(1, torch.tensor([i]), 50.0) for i, n in ((state, 3), (cell, 4))]
-    return Answer(one_hot[0], one_hot[1], torch.zeros(1, 4, 2), sphere.unit_vectors(np.array([point])))
+    return HeadOutputs(one_hot[0], one_hot[1], torch.zeros(1, 4, 2), sphere.unit_vectors(np.array([point])))
 
 
 @pytest.mark.parametrize("kind", vision_fusion.FUSIONS)
@@ -64,11 +64,11 @@ def test_fusion_refuses_an_unknown_kind():
 
 
 @pytest.mark.parametrize("tie", heads.TIES)
-def test_answer_shapes_types_and_unit_vectors(tie):
-    answer = make(tie=tie)(features())
-    assert [tuple(part.shape) for part in answer] == [(5, 3), (5, 4), (5, 4, 2), (5, 3)]
-    assert all(part.dtype == torch.float32 for part in answer)
-    assert torch.allclose(answer.gps.norm(dim=1), torch.ones(5))
+def test_shapes_types_and_unit_vectors_of_the_outputs(tie):
+    outputs = make(tie=tie)(features())
+    assert [tuple(part.shape) for part in outputs] == [(5, 3), (5, 4), (5, 4, 2), (5, 3)]
+    assert all(part.dtype == torch.float32 for part in outputs)
+    assert torch.allclose(outputs.gps.norm(dim=1), torch.ones(5))
 
 
 def test_one_view_works():
@@ -113,7 +113,7 @@ def test_scale_standardises_the_training_features_and_survives_a_constant_one():
     assert scaled.isfinite().all()
 
 
-def test_a_sure_answer_becomes_a_sure_guess():
+def test_certain_outputs_become_a_certain_guess():
     guess = make().guess(np.array([9]), [certain(1, 2, (38.0, -122.0))], n_points=3, gps_share=0.25)
     assert guess.top_states(1)[0, 0] == 7
     assert guess.state_probs[0, 1] == pytest.approx(1.0)
@@ -127,19 +127,19 @@ def test_states_average_both_heads_and_cells_follow_their_state():
     assert guess.state_probs[0] == pytest.approx([0.5, 0.5, 0.0], abs=1e-6)
 
 
-def test_mirrored_answers_are_averaged():
+def test_mirrored_outputs_are_averaged():
     both = [certain(0, 0, (60.0, -150.0)), certain(2, 3, (60.0, -150.0))]
     guess = make().guess(np.array([9]), both, n_points=4, gps_share=0.0)
     assert guess.state_probs[0] == pytest.approx([0.5, 0.0, 0.5], abs=1e-6)
     assert sorted(guess.weights[0].round(3).tolist(), reverse=True)[:2] == pytest.approx([0.5, 0.5])
 
 
-def test_commonest_is_the_fallback_and_says_so():
-    guess = CLASSES.commonest(np.array([4, 8]))
+def test_the_fallback_is_the_commonest_states_and_not_answered():
+    guess = CLASSES.fallback(np.array([4, 8]))
     assert not guess.answered.any()
     assert guess.top_states(3)[0].tolist() == [7, 40, 3]
     assert guess.state_probs[1] == pytest.approx([1 / 6, 1 / 2, 1 / 3])
-    assert len(CLASSES.commonest(np.array([], int))) == 0
+    assert len(CLASSES.fallback(np.array([], int))) == 0
 
 
 def test_labels_name_state_and_nearest_cell_of_it():

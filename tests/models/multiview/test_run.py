@@ -103,7 +103,7 @@ def test_held_out_places_taught_nothing(world, trained):
     assert heads.classes.state_count.sum() == (~held_out).sum()
     others = world.points("train")[~held_out]
     assert geo.nearest(heads.classes.cell_points, others)[0].max() < 2000
-    alone = Classes.of(world, np.flatnonzero(~held_out), SMALL.places_per_cell)
+    alone = Classes.from_places(world, np.flatnonzero(~held_out), SMALL.places_per_cell)
     assert np.allclose(heads.classes.state_points, alone.state_points)
 
 
@@ -181,7 +181,7 @@ def test_no_time_left_means_unfinished_and_going_on_gives_the_same(world):
     assert np.allclose(run.guesses("oof").state_probs, whole.state_probs, atol=1e-6)
 
 
-def test_places_without_a_picture_get_the_commonest_and_are_told(world, tmp_path):
+def test_places_without_a_picture_get_the_fallback_and_are_counted(world, tmp_path):
     import shutil
 
     folder = tmp_path / "blind"

@@ -1,4 +1,4 @@
-"""geolocator: the parts of the loss, what soft labels mean, what validation tells; see test_learner for the rest."""
+"""Training of the heads: the parts of the loss, soft labels, and validation; see test_learner for the rest."""
 
 from __future__ import annotations
 
@@ -61,23 +61,23 @@ def test_soft_labels_are_the_named_ones(soft):
     mass = module.parts(module.heads(encode(batch, None)), batch)["true_state_mass"]
     state_vectors, rows = module.heads.state_vectors, torch.arange(8)
     km = sphere.haversine_km(state_vectors[:, None], state_vectors)
-    wanted = {
+    expected = {
         "none": torch.ones(8),
         "matrix": losses.matrix_targets(km, 500.0).diagonal()[batch["state"]],
         "place": losses.place_targets(batch["place"], state_vectors, batch["state"], 500.0)[rows, batch["state"]],
     }
-    assert mass.item() == pytest.approx(wanted.pop(soft).mean().item(), abs=1e-5)
-    assert all(abs(mass.item() - other.mean().item()) > 1e-3 for other in wanted.values())
+    assert mass.item() == pytest.approx(expected.pop(soft).mean().item(), abs=1e-5)
+    assert all(abs(mass.item() - other.mean().item()) > 1e-3 for other in expected.values())
 
 
 @torch.no_grad()
-def test_validation_tells_the_share_of_right_states_and_the_mean_distance():
+def test_validation_logs_the_share_of_right_states_and_the_mean_distance():
     module, batch, logged = module_of().eval(), batch_of(), {}
-    module.log_dict = lambda parts, **how: logged.update({name: float(value) for name, value in parts.items()} | how)
+    module.log_dict = lambda parts, **options: logged.update({k: float(v) for k, v in parts.items()} | options)
     module.validation_step(batch, 0)
-    answer = module.heads(batch["features"][:, 0])
-    assert logged["held_out_top1"] == (answer.states.argmax(1) == batch["state"]).float().mean()
-    assert logged["held_out_gps_km"] == pytest.approx(sphere.haversine_km(answer.gps, batch["place"]).mean().item())
+    outputs = module.heads(batch["features"][:, 0])
+    assert logged["held_out_top1"] == (outputs.states.argmax(1) == batch["state"]).float().mean()
+    assert logged["held_out_gps_km"] == pytest.approx(sphere.haversine_km(outputs.gps, batch["place"]).mean().item())
     assert logged["batch_size"] == 8
 
 

@@ -225,13 +225,13 @@ def test_sample_ids_row_numbers_and_digits_can_be_excluded():
 @pytest.mark.parametrize(
     ("exclude", "message"),
     [
-        (["img_007.jpg"], r"'img_007\.jpg' names no place.*close are .*img_0"),
-        ([360], r"360 names no place; allowed are sample_ids and rows 0\.\.359"),
-        ([-1], "-1 names no place"),
-        (["999"], "'999' names no place"),
-        ([True], "True names no place"),
-        ([1.0], "1.0 names no place"),
-        ("img_0007.jpg", "is one text, wanted is a list"),
+        (["img_007.jpg"], r"got 'img_007\.jpg'; close are .*img_0"),
+        ([360], r"expected sample_ids and rows 0\.\.359; got 360"),
+        ([-1], "got -1"),
+        (["999"], "got '999'"),
+        ([True], "got True"),
+        ([1.0], "got 1.0"),
+        ("img_0007.jpg", "expected a list .*; got one text"),
         (range(360), "exclude would drop all 360 places"),
     ],
 )
@@ -243,31 +243,24 @@ def test_an_entry_that_names_nothing_is_refused(exclude, message):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"mad_threshold": -1}, "mad_threshold=-1.*switches the filter off"),
-        ({"mad_threshold": float("nan")}, "mad_threshold=nan"),
-        ({"eps_km": -0.5}, r"eps_km=-0\.5"),
-        ({"eps_km": float("inf")}, "eps_km=inf"),
-        ({"min_samples": 0}, "min_samples: expected a whole number from 1.*got 0"),
-        ({"eps_km": 0.001, "mad_threshold": 0}, r"eps_km=0\.001 with min_samples=5 would drop all 360 places"),
+        (
+            {"eps_km": 0.001, "mad_threshold": 0},
+            r"eps_km=0\.001 with min_samples=5 would drop all 360 places",
+        ),
         ({"mad_threshold": 1e-9}, "mad_threshold=1e-09 would drop all"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(setting, message):
+def test_settings_that_drop_everything_are_refused(setting, message):
     with pytest.raises(KitError, match=message):
         clean(*cities(), NAMES, **setting)
 
 
-def test_arrays_that_disagree_are_refused():
+def test_points_that_are_no_places_are_refused():
     sample_id, points, group = cities()
     for arrays, message in [
-        ((sample_id[1:], points, group), "360 places have sample_ids of shape"),
-        ((sample_id, points, group[1:]), "360 places have groups of shape"),
         ((sample_id, points[:, :1], group), "places: expected points of shape"),
-        ((sample_id, points, group + 1), r"groups of places are 1\.\.6"),
-        ((sample_id, points, group - 1), r"groups of places are -1\.\.4"),
-        ((sample_id, points, group.astype(float)), "wanted are whole numbers"),
         ((sample_id, points * np.nan, group), "not on Earth"),
-        ((sample_id[:0], points[:0], group[:0]), "there are none"),
+        ((sample_id[:0], points[:0], group[:0]), "expected at least one to clean"),
     ]:
         with pytest.raises(KitError, match=message):
             clean(*arrays, NAMES)

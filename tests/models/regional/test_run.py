@@ -19,7 +19,7 @@ from kitlib.data import folds, readers
 from kitlib.evaluation import crossval, metrics, runs
 from kitlib.geo import projection
 from kitlib.models.regional import analysis
-from kitlib.models.regional import fold as regional_fold
+from kitlib.models.regional import fold as fold_module
 from kitlib.models.regional import run as regional
 from kitlib.models.regional.run import Config
 from kitlib.models.regional.scalers import RegionScaler
@@ -70,24 +70,26 @@ def test_a_run_guesses_every_place_out_of_fold_and_the_test(routed, world):
 
 def test_points_lie_in_the_regions_that_the_router_thinks_likely(routed, world):
     session = regional.Session(routed, world)
-    part = session.part(0)
-    rows = part.held[1]
+    regional_fold = session.regional_fold(0)
+    rows = regional_fold.held_out[1]
     guess = session.guess(0, "train", rows)
-    likely = part.regions.probabilities(session.router["train"].at(guess.sample_id).state_probs)
+    likely = regional_fold.regions.probabilities(session.router["train"].at(guess.sample_id).state_probs)
     assert np.allclose(guess.weights[:, 0], likely.max(1) / np.sort(likely, 1)[:, -guess.weights.shape[1] :].sum(1))
-    nearest = geo.nearest(guess.points[:, 0], part.regions.medians)[1][:, 0]
+    nearest = geo.nearest(guess.points[:, 0], regional_fold.regions.medians)[1][:, 0]
     assert (nearest == likely.argmax(1)).mean() > 0.5
 
 
-def test_what_is_said_of_a_place_comes_from_models_that_have_not_seen_it(routed, world):
+def test_guesses_are_out_of_fold(routed, world):
     table = folds.load_or_make(world, n_folds=3)
     for fold in range(3):
-        part = regional.Session(routed, world).part(fold)
+        regional_fold = regional.Session(routed, world).regional_fold(fold)
         out = np.flatnonzero(table["stratified"] == fold)
-        assert part.held[1].tolist() == out.tolist()
-        assert not set(part.rows) & set(out) and not len(part.val[1])  # heads need no validation places
+        assert regional_fold.held_out[1].tolist() == out.tolist()
+        assert not set(regional_fold.rows) & set(out) and not len(
+            regional_fold.val[1]
+        )  # heads need no validation places
         groups = table["group"].to_numpy()
-        assert not set(groups[part.rows]) & set(groups[out])
+        assert not set(groups[regional_fold.rows]) & set(groups[out])
 
 
 def test_the_evaluation_adds_up(routed):
@@ -107,8 +109,8 @@ def test_the_evaluation_adds_up(routed):
 
 
 def test_the_scalers_are_beside_the_models(routed, world):
-    part = regional.Session(routed, world).part(1)
-    for scaler, name in zip(part.scalers, part.regions.names, strict=True):
+    regional_fold = regional.Session(routed, world).regional_fold(1)
+    for scaler, name in zip(regional_fold.scalers, regional_fold.regions.names, strict=True):
         loaded = RegionScaler.load(crossval.folder(routed, 1), name)
         assert np.array_equal(loaded.transform([[40.0, -90.0]]), scaler.transform([[40.0, -90.0]]))
     assert (crossval.folder(routed, 1) / "heads.npz").is_file()
@@ -170,21 +172,21 @@ def test_regions_can_be_trained_one_after_the_other_on_any_machine(finetuned, ci
     run = regional.train(ENCODERS, cities, "spread", folds_column="given", only_regions=["1"])
     assert run.finished
     assert np.array_equal(run.guesses("test").points, finetuned.guesses("test").points)
-    with pytest.raises(KitError, match="unknown region 10; with a model of their own: 1, 2, pooled"):
+    with pytest.raises(KitError, match="only_regions: expected some of 1, 2, pooled; got 10"):
         regional.train_fold("spread", 0, str(cities.folder), only_regions="10")
-    with pytest.raises(KitError, match="unknown region 10"):
+    with pytest.raises(KitError, match="got 10"):
         regional.train(ENCODERS, cities, "other", folds_column="given", only_regions=["10"])
 
 
 def test_one_bad_region_does_not_stop_the_others(cities, monkeypatch):
-    fit = regional_fold.RegionalFold.train_encoder
+    fit = fold_module.RegionalFold.train_encoder
 
-    def train(self, name, *args, **how):
+    def train(self, name, *args, **options):
         if name == "2":
             raise RuntimeError("out of memory\nand more")
-        return fit(self, name, *args, **how)
+        return fit(self, name, *args, **options)
 
-    monkeypatch.setattr(regional_fold.RegionalFold, "train_encoder", train)
+    monkeypatch.setattr(fold_module.RegionalFold, "train_encoder", train)
     run = regional.train(ENCODERS, cities, "bad", folds_column="given")
     table = analysis.evaluation(run)
     assert table.loc["2", "model"] == "failed: out of memory" and table.loc["1", "model"] == "own"
@@ -193,26 +195,26 @@ def test_one_bad_region_does_not_stop_the_others(cities, monkeypatch):
 
 
 def test_a_failure_in_one_fold_only_is_named_too(routed, world):
-    part = regional.Session(routed, world).part(2)
-    (part.folder / "failed_Mountain.txt").write_text("no luck\n")
+    regional_fold = regional.Session(routed, world).regional_fold(2)
+    (regional_fold.folder / "failed_Mountain.txt").write_text("no luck\n")
     try:
-        assert part.model_of[part.regions.names.tolist().index("Mountain")] == "failed: no luck"
-        assert regional_fold.failures(part.folder) == {"Mountain": "failed: no luck"}
+        assert regional_fold.model_of[regional_fold.regions.names.tolist().index("Mountain")] == "failed: no luck"
+        assert fold_module.failures(regional_fold.folder) == {"Mountain": "failed: no luck"}
     finally:
-        part.forget_failure("Mountain")
+        regional_fold.clear_failure("Mountain")
 
 
 def test_a_router_that_was_trained_anew_makes_another_run(routed, world):
     config = dataclasses.replace(HEADS, router="routed")
-    how = {"n_folds": 3, "only_folds": [2]}
-    regional.train(config, world, "chained", **how)
+    options = {"n_folds": 3, "only_folds": [2]}
+    regional.train(config, world, "chained", **options)
     nested = dataclasses.replace(config, router="chained")  # a router may have a router itself
-    assert regional.train(nested, world, "nested", **how).finished
+    assert regional.train(nested, world, "nested", **options).finished
     guesses = routed.guesses("oof")
     routed.save_guesses("oof", dataclasses.replace(guesses, state_probs=guesses.state_probs[:, ::-1]))
     try:
         with pytest.raises(KitError, match="router was"):
-            regional.train(config, world, "chained", **how)
+            regional.train(config, world, "chained", **options)
     finally:
         routed.save_guesses("oof", guesses)
 
@@ -242,11 +244,11 @@ def test_clusters_as_regions(world):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({"router": "known"}, {}, "router 'known' needs folds_column 'given'"),
+        ({"router": "known"}, {}, "expected 'known' only with folds_column 'given'"),
         ({"router": "nobody"}, {}, "there is no run 'nobody'"),
-        ({}, {"folds_column": "given"}, "no second table whose coordinates are known"),
+        ({}, {"folds_column": "given"}, "expected a second table with coordinates"),
         ({}, {"folds_column": "random"}, "expected one of stratified, spatial, given; got 'random'"),
-        ({"regions": "county"}, {}, "allowed are state"),
+        ({"regions": "county"}, {}, "regions: expected state"),
         ({}, {"only_regions": ["Mountain"]}, "only_regions: expected none with finetune=False"),
         ({"exclude": "nothing.jpg"}, {}, "nothing.jpg"),
         ({"encoder": "timm:nothing_at_all"}, {}, "timm knows no model"),
@@ -259,7 +261,16 @@ def test_bad_input_is_refused_before_a_run_begins(world, change, options, messag
 
 
 def test_settings_are_checked():
-    for wrong in ({"scaler": "normal"}, {"loss": "l1"}, {"epochs": 0}, {"val_share": 2.0}, {"t_0": 0}):
+    for wrong in (
+        {"scaler": "normal"},
+        {"loss": "l1"},
+        {"min_samples": 0},
+        {"mad_threshold": -1.0},
+        {"eps_km": np.inf},
+        {"epochs": 0},
+        {"val_share": 2.0},
+        {"t_0": 0},
+    ):
         with pytest.raises(KitError, match=next(iter(wrong))):
             Config(**wrong)
     published = {"batch": 32, "rate": 1e-5, "weight_decay": 1e-4, "epochs": 60, "patience": 10, "t_0": 10, "t_mult": 1}
@@ -267,7 +278,7 @@ def test_settings_are_checked():
     assert Config().encoder == "timm:convnext_small"
 
 
-def test_a_region_without_training_places_is_told_not_dropped(cities):
+def test_a_region_without_training_places_is_reported_not_dropped(cities):
     lost = ",".join(cities.sample_id("train")[cities.rows("train")["state"] == "10"])
     config = dataclasses.replace(HEADS, regions="state", router="known", exclude=lost)
     run = regional.train(config, cities, "lost", folds_column="given")
@@ -278,8 +289,15 @@ def test_a_region_without_training_places_is_told_not_dropped(cities):
 
 
 def test_too_few_places_to_validate_on_still_train(finetuned, cities, caplog):
-    part = regional.Session(finetuned, cities).part(0)
-    rows = part.rows[:3]
-    alone = regional_fold.RegionalFold(part.inputs, part.config, part.folder, rows, ("train", rows[:0]), part.held)
+    whole = regional.Session(finetuned, cities).regional_fold(0)
+    rows = whole.rows[:3]
+    alone = fold_module.RegionalFold(
+        whole.inputs,
+        whole.config,
+        whole.folder,
+        rows,
+        ("train", rows[:0]),
+        whole.held_out,
+    )
     assert "too few places to validate on" in caplog.text
     assert alone.val[0] == "train" and alone.val[1].tolist() == rows.tolist()

@@ -68,13 +68,7 @@ def test_a_saved_scaler_is_the_same(kind, tmp_path):
 
 
 def test_bad_input_is_refused(tmp_path):
-    with pytest.raises(KitError, match="allowed are robust, standard, minmax"):
-        RegionScaler.fit(CITY, "normal")
-    with pytest.raises(KitError, match="not on Earth"):
-        RegionScaler.fit([[91.0, 0.0]])
-    with pytest.raises(KitError, match="N at least 1"):
-        RegionScaler.fit(np.empty((0, 2)))
-    with pytest.raises(KitError, match="'x' has no scaler"):
+    with pytest.raises(KitError, match="scaler of region 'x': expected"):
         RegionScaler.load(tmp_path, "x")
 
 

@@ -1,4 +1,4 @@
-"""embedders: each goes to a folder and back, and standardises with what it was given (see test_retrieval too)."""
+"""Embedders: saving and loading, standardisation, and refused scales; see test_run too."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from matplotlib.collections import PathCollection
 
 from kitlib import geo
 from kitlib.core.errors import KitError
-from kitlib.models.retrieval import analysis, figures
+from kitlib.models.retrieval import figures, similarity
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.uniform((30, -100), (48, -80), (300, 2)) + 0.0
@@ -22,10 +22,10 @@ FEATURES = {
     "trained longer": GLOBE - GLOBE.mean(0),
     "upside down": -NOISE,
 }
-PAIRS = {name: analysis.pairs(POINTS, x) for name, x in FEATURES.items()}
-SUMMARIES = {name: analysis.summary(POINTS, x, 20_000) for name, x in FEATURES.items()}
-CURVES = {name: analysis.curve(found) for name, found in PAIRS.items()}
-SPECTRA = {name: analysis.spectrum(x) for name, x in FEATURES.items()}
+PAIRS = {name: similarity.pairs(POINTS, x) for name, x in FEATURES.items()}
+SUMMARIES = {name: similarity.summary(POINTS, x, 20_000) for name, x in FEATURES.items()}
+CURVES = {name: similarity.curve(found) for name, found in PAIRS.items()}
+SPECTRA = {name: similarity.spectrum(x) for name, x in FEATURES.items()}
 COUNTS = pytest.mark.parametrize("n", [1, 3, 4])
 
 
@@ -60,8 +60,8 @@ def test_dots_are_of_all_distances():
 
 def test_the_same_spot_is_drawn_at_the_edge():
     points = np.repeat(POINTS[:40], 2, axis=0)
-    found = {"frozen": analysis.pairs(points, NOISE[:80])}
-    figure = figures.against_distance(found, {"frozen": analysis.summary(points, NOISE[:80])})
+    found = {"frozen": similarity.pairs(points, NOISE[:80])}
+    figure = figures.against_distance(found, {"frozen": similarity.summary(points, NOISE[:80])})
     (dots,) = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
     left, right = figure.axes[0].get_xlim()
     x = np.asarray(dots.get_offsets())[:, 0]
@@ -85,7 +85,7 @@ def test_distributions_tell_medians_and_have_equal_areas(n):
 
 
 def test_distributions_are_those_of_all_pairs_not_of_the_drawn_ones():
-    drawn = analysis.pairs(POINTS, FEATURES["trained"], 20_000)
+    drawn = similarity.pairs(POINTS, FEATURES["trained"], 20_000)
     (axes,) = figures.distributions({"trained": drawn}).axes
     told = float(axes.get_legend().get_texts()[0].get_text().split()[-1])
     assert told == pytest.approx(np.median(PAIRS["trained"].cosine), abs=0.03)
@@ -95,7 +95,7 @@ def test_distributions_are_those_of_all_pairs_not_of_the_drawn_ones():
 def test_distributions_without_near_pairs_say_so():
     figure = figures.distributions({"frozen": PAIRS["frozen"]}, near_km=(100, 1e-6))
     assert "within 1e-06 km: no pair" in texts(figure)
-    same = analysis.pairs(POINTS[:5], np.ones((5, 3)))
+    same = similarity.pairs(POINTS[:5], np.ones((5, 3)))
     assert figures.distributions({"collapsed": same})._repr_png_().startswith(b"\x89PNG")
 
 
@@ -105,7 +105,7 @@ def test_spectra_mark_the_effective_dimension(n):
     (axes,) = figure.axes
     curves, marks = axes.lines[::2], axes.lines[1::2]
     for (name, values), curve, mark in zip(SPECTRA.items(), curves, marks, strict=False):
-        used = analysis.participation(values)
+        used = similarity.participation(values)
         assert curve.get_label() == f"{name}: effective dimension {used:.3g}"
         assert curve.get_ydata()[-1] == pytest.approx(1) and (np.diff(curve.get_ydata()) >= 0).all()
         assert mark.get_xdata()[0] == used and 0 < mark.get_ydata()[0] <= 1
@@ -115,9 +115,9 @@ def test_spectra_mark_the_effective_dimension(n):
 
 def test_nothing_to_draw_is_refused():
     for draw in (figures.distributions, figures.spectra):
-        with pytest.raises(KitError, match="none was given"):
+        with pytest.raises(KitError, match="expected at least one by name; got none"):
             draw({})
-    with pytest.raises(KitError, match="none was given"):
+    with pytest.raises(KitError, match="expected at least one by name; got none"):
         figures.against_distance({}, {})
-    with pytest.raises(KitError, match="no summary of frozen"):
+    with pytest.raises(KitError, match="expected one of each embedding; got none of frozen"):
         figures.against_distance({"frozen": PAIRS["frozen"]}, {})

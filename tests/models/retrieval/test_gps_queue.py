@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from kitlib import geo
-from kitlib.core.errors import KitError
 from kitlib.geo import projection
 from kitlib.models.retrieval.gps_training import GpsQueue, contrast, jitter, too_near
 from kitlib.training.sphere import unit_vectors
@@ -86,11 +85,6 @@ def test_the_queue_resumes_from_its_state():
     for each in (queue, again):
         each.push(points[8:])
     assert torch.equal(queue(), again())
-
-
-def test_a_negative_size_is_refused():
-    with pytest.raises(KitError, match="size of the queue: expected a whole number from 0; got -1"):
-        GpsQueue(-1)
 
 
 def test_too_near_is_a_matter_of_kilometres():

@@ -60,22 +60,26 @@ def test_a_place_meets_neither_its_fold_nor_its_near_duplicates(knn, world):
 
 
 def test_k_and_temperature_are_chosen_without_the_held_out_fold(knn, world):
-    known, held_out = Session(knn, world).known(1)
+    session = Session(knn, world)
+    builder = session.builder(1, session.features["train"])
     table = folds.load_or_make(world, n_folds=3)
     of_fold, group = table["stratified"].to_numpy(), table["group"].to_numpy()
-    assert np.array_equal(known.rows, known.asking) and not set(known.rows) & set(held_out)
-    assert [part.tolist() for part in known.apart] == [group.tolist(), of_fold.tolist()]
-    chosen = known.lookup(embedders.load(crossval.folder(knn, 1), "knn", "mean"))[0].vote
-    assert chosen == Session(knn, world).lookup(1).vote
+    assert np.array_equal(builder.rows, builder.calibration_rows)
+    assert not set(builder.rows) & set(session.held_out_rows(1))
+    assert [groups.tolist() for groups in builder.exclusion_groups] == [group.tolist(), of_fold.tolist()]
+    chosen = builder.build(embedders.load(crossval.folder(knn, 1), "knn", "mean"))[0].vote
+    assert chosen == session.retriever(1).vote
 
 
-def test_what_learned_leaves_whole_groups_to_choose_by(world):
+def test_a_trained_embedder_leaves_whole_groups_for_calibration(world):
     run = retrieval.train(METRIC, world, "metric", n_folds=3, only_folds=[0], max_hours=1e-9)
-    known, held_out = Session(run, world).known(0)
+    session = Session(run, world)
+    builder = session.builder(0, session.features["train"])
     group = folds.load_or_make(world, n_folds=3)["group"].to_numpy()
-    learns = np.setdiff1d(known.rows, known.asking)
-    assert known.learned and len(known.asking) == round(0.2 * len(known.rows))
-    assert not set(group[learns]) & set(group[known.asking]) and not set(known.rows) & set(held_out)
+    trained_on = np.setdiff1d(builder.rows, builder.calibration_rows)
+    assert builder.embedder_is_trained and len(builder.calibration_rows) == round(0.2 * len(builder.rows))
+    assert not set(group[trained_on]) & set(group[builder.calibration_rows])
+    assert not set(builder.rows) & set(session.held_out_rows(0))
 
 
 @pytest.mark.parametrize("by", ["heading", "rotation"])
@@ -113,9 +117,9 @@ def test_the_encoder_learns_too_and_its_features_are_kept(world, config):
     tuned = dataclasses.replace(config, finetune_epochs=1, finetune_blocks=-1, finetune_batch=16, finetune_rate=1e-3)
     run = retrieval.train(tuned, world, f"tuned-{config.method}", n_folds=3, only_folds=[0])
     session = Session(run, world)
-    plain, own = session.features["train"].float(), session.features_of(0)["train"].float()
+    plain, own = session.features["train"].float(), session.fold_features(0)["train"].float()
     assert plain.shape == own.shape and not torch.allclose(plain, own, atol=1e-2)
-    again = session.guess(0, "train", session.known(0)[1])
+    again = session.guess(0, "train", session.held_out_rows(0))
     assert np.array_equal(again.state_probs, run.guesses("oof").at(again.sample_id).state_probs)
     assert set(crossval.history(run)["phase"]) == {config.method, "finetune"}
     assert (run.guesses("test").state_probs > 0).all()
@@ -138,7 +142,7 @@ def test_gps_starts_from_published_weights(world, tmp_path):
     torch.save(geoclip_reference.weights(), file)  # of the published sizes and names, drawn
     config = dataclasses.replace(GPS, geoclip=str(file), gallery="train", epochs=1, rate=1e-6)
     run = retrieval.train(config, world, "geoclip", n_folds=3, only_folds=[0])
-    ours = Session(run, world).lookup(0).embedder.match.location
+    ours = Session(run, world).retriever(0).embedder.match.location
     points = torch.from_numpy(world.points("train")[:5])
     assert torch.allclose(ours(points), geoclip.load_geoclip(file)(points), atol=0.05)
     (tmp_path / "other.pth").write_bytes(b"no weights")
@@ -162,12 +166,12 @@ def test_lora_needs_an_encoder_with_attention(world):
 
 def test_held_out_places_before_and_after(world, knn):
     run = retrieval.train(METRIC, world, "metric", n_folds=3)
-    rows, seen = analysis.before_and_after(run, world, 2)
+    rows, embeddings = analysis.before_and_after(run, world, 2)
     assert sorted(world.sample_id("train")[rows]) == sorted(Session(run, world).guess(2, "train", rows).sample_id)
-    assert list(seen) == ["frozen", "metric"] and {len(x) for x in seen.values()} == {len(rows)}
+    assert list(embeddings) == ["frozen", "metric"] and {len(x) for x in embeddings.values()} == {len(rows)}
     assert list(analysis.before_and_after(knn, world, 2)[1]) == ["frozen"]
-    asked, found = analysis.most_alike(run, world, 2, n=3, k=4)
-    assert set(asked) <= set(rows) and found.shape == (3, 4) and not set(found.ravel()) & set(rows)
+    queries, matches = analysis.most_alike(run, world, 2, n=3, k=4)
+    assert set(queries) <= set(rows) and matches.shape == (3, 4) and not set(matches.ravel()) & set(rows)
 
 
 def test_galleries_of_some_sizes(world, knn):
@@ -220,21 +224,21 @@ def test_a_folder_with_metadata_ends_with_metrics_too(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"method": "magic"}, "expected one of knn, metric, gps"),
         ({"by": "smell"}, "expected one of mean, heading, rotation"),
         ({"method": "metric", "by": "heading"}, "expected mean with method"),
         ({"gallery": "grid:50"}, "expected train with method"),
-        ({"sigmas": "2,x"}, "allowed are numbers above 0"),
+        ({"sigmas": "2,x"}, "expected numbers above 0"),
         ({"smoothing": 0.0}, "more than 0"),
         ({"finetune_epochs": 1}, "expected 0 with method"),
         ({"method": "metric", "geoclip": "a.pth"}, "it is for gps"),
         ({"method": "metric", "lora_rank": 4}, "expected 0 with finetune_epochs 0"),
     ],
 )
-def test_config_refuses(changed, told):
-    with pytest.raises(KitError, match=told):
+def test_config_refuses(changed, message):
+    with pytest.raises(KitError, match=message):
         Config(**changed)
 
 
@@ -249,7 +253,9 @@ def test_a_method_takes_what_it_reads_of_shared_settings():
     )
     with pytest.raises(KitError, match="unknown setting rates"):
         Config.for_methods(["gps"], {}, "{rates: 1}")
-    with pytest.raises(KitError, match="by: not read by metric, gps"):  # or it would be ignored in silence
+    with pytest.raises(
+        KitError, match="by: expected the default, metric, gps do not read it"
+    ):  # or it would be ignored in silence
         Config.for_methods(["metric", "gps"], {}, "{by: heading}")
 
 
@@ -263,11 +269,7 @@ def test_a_gallery_that_is_none_is_refused_before_a_run_begins(world, tmp_path, 
     assert "refused" not in runs.list_runs()
 
 
-def test_features_that_do_not_fit_or_are_not_finite_are_refused():
-    features = torch.randn(10, 1, 4, 6)
-    frozen = embedders.Frozen.fit(features, "mean")
-    with pytest.raises(KitError, match="must come from the same encoder"):
+def test_features_of_another_encoder_are_refused():
+    frozen = embedders.Frozen.fit(torch.randn(10, 1, 4, 6), "mean")
+    with pytest.raises(KitError, match=r"expected shape \(N, M, V, 6\).* from the same encoder; got \(2, 1, 4, 7\)"):
         frozen.queries(torch.randn(2, 1, 4, 7))
-    features[4, 0, 2, 1] = torch.nan
-    with pytest.raises(KitError, match="place 4 of 10 are not finite"):
-        embedders.Frozen.fit(features, "mean")

@@ -217,12 +217,12 @@ ONES = np.ones((5, 4), np.float32)
 @pytest.mark.parametrize(
     "queries, gallery, k, message",
     [
-        (ONES, ONES[:0], 1, "the gallery is empty"),
-        (ONES, ONES[:, :3], 1, "queries have 4 features and the gallery has 3.*same encoder"),
+        (ONES, ONES[:0], 1, "gallery: expected at least one entry"),
+        (ONES, ONES[:, :3], 1, "queries: expected 3 features as in the gallery.*got 4"),
         (ONES, ONES, 0, "k: expected a whole number from 1; got 0"),
         (bad_row(np.nan), ONES, 1, "queries: expected finite embeddings; got NaN or infinity in 1"),
         (ONES, bad_row(np.inf), 1, "gallery: expected finite embeddings; got NaN or infinity in 1"),
-        (ONES[0], ONES, 1, "expected queries"),
+        (ONES[0], ONES, 1, "queries, gallery: expected shapes"),
         (ONES, np.ones((5, 4, 4)), 1, "features_for"),
     ],
 )
@@ -234,7 +234,7 @@ def test_what_cannot_be_searched_is_refused(queries, gallery, k, message):
 @pytest.mark.parametrize(
     "groups, message",
     [
-        ({"query_group": np.zeros(5, int)}, "go together"),
+        ({"query_group": np.zeros(5, int)}, "expected both or neither"),
         ({"query_group": np.zeros(5, int), "gallery_group": np.zeros(4, int)}, r"expected as many of \(5,\)"),
         ({"query_group": np.zeros((2, 5), int), "gallery_group": np.zeros(5, int)}, "expected as many"),
         ({"query_group": np.zeros(5), "gallery_group": np.zeros(5, int)}, "expected integers"),
