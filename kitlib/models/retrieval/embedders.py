@@ -251,8 +251,10 @@ def _network(options: EmbedderOptions, features: torch.Tensor, rows: np.ndarray)
         match = GpsMatch(n_features, hidden=options.hidden, dropout=options.dropout)
         match.load_published(options.geoclip)
     else:
-        sizes = {"dim": options.dim, "hidden": options.hidden, "location_hidden": options.hidden}
-        match = GpsMatch(n_features, dropout=options.dropout, sigmas=scales(options.sigmas), **sizes)
+        dim, hidden, sigmas = options.dim, options.hidden, scales(options.sigmas)
+        match = GpsMatch(
+            n_features, dim=dim, hidden=hidden, location_hidden=hidden, dropout=options.dropout, sigmas=sigmas
+        )
     match.fit_scale(features[rows].float().mean(2))
     return match
 

@@ -111,9 +111,10 @@ class RetrieverBuilder:
             gallery_group=[group[members[mask]] for group in groups] or None,
             device=self.device,
         )
-        truth = self.state_idx[self.state[self.calibration_rows]], self.points[self.calibration_rows]
-        options = {"smoothing": self.smoothing, "seed": self.seed}
-        vote, scores = choose(similarity, index, calibration_entries, *truth, **options)
+        true_state, true_point = self.state_idx[self.state[self.calibration_rows]], self.points[self.calibration_rows]
+        vote, scores = choose(
+            similarity, index, calibration_entries, true_state, true_point, smoothing=self.smoothing, seed=self.seed
+        )
         return Retriever(embedder, entries, embeddings, vote), scores
 
     def select_members(self, embedder: Embedder, size: int = 0, strategy: str = "land") -> np.ndarray:
