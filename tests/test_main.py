@@ -82,7 +82,7 @@ def test_scores_validates_and_compares_submissions(kitlib, tmp_path):
 
 def test_train_makes_a_run_of_each_seed(kitlib, monkeypatch, home):
     from kitlib.data import readers
-    from kitlib.models.multiview import run as multiview
+    from kitlib.models import multiview
 
     calls = []
 

@@ -251,7 +251,7 @@ def test_clusters_as_regions(world):
         ({"regions": "county"}, {}, "regions: expected state"),
         ({}, {"only_regions": ["Mountain"]}, "only_regions: expected none with finetune=False"),
         ({"exclude": "nothing.jpg"}, {}, "nothing.jpg"),
-        ({"encoder": "timm:nothing_at_all"}, {}, "timm knows no model"),
+        ({"encoder": "timm:nothing_at_all"}, {}, "expected a model of timm"),
     ],
 )
 def test_bad_input_is_refused_before_a_run_begins(world, change, options, message):
