@@ -57,10 +57,12 @@ def evaluation(run: Run) -> pd.DataFrame:
 
 
 def penalties(run: Run) -> pd.DataFrame:
-    """The ridge penalty of each region (rows) in each fold (columns), for heads on frozen features."""
+    """The ridge penalty of each head (rows: its region, or pooled) in each fold (columns), on frozen features."""
     chosen = {}
     for fold in crossval.done_folds(run):
         folder = crossval.folder(run, fold)
         heads, names = RidgeHeads.load(folder / "heads.npz"), Regions.load(folder / "regions.npz").names
-        chosen[f"fold {fold}"] = pd.Series(heads.alphas[heads.slot], names)
-    return pd.DataFrame(chosen).round(0)
+        shared = np.bincount(heads.slot)[heads.slot] > 1
+        each = pd.Series(heads.alphas[heads.slot], np.where(shared, "pooled", names))
+        chosen[f"fold {fold}"] = each[~each.index.duplicated()]
+    return pd.DataFrame(chosen).round(0).astype("Int64")

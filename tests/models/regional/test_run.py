@@ -108,6 +108,12 @@ def test_the_evaluation_adds_up(routed):
     assert set(pd.read_csv(routed.dir / "regions.csv")["region"]) == set(table.index)
 
 
+def test_the_penalties_of_every_head_can_be_shown(routed):
+    table = analysis.penalties(routed)
+    assert table.columns.tolist() == ["fold 0", "fold 1", "fold 2"] and table.index.is_unique
+    assert (table.stack() >= 1).all() and (table.stack() <= 10**7).all()
+
+
 def test_the_scalers_are_beside_the_models(routed, world):
     regional_fold = regional.Session(routed, world).regional_fold(1)
     for scaler, name in zip(regional_fold.scalers, regional_fold.regions.names, strict=True):
