@@ -92,14 +92,13 @@ def test_an_encoder_learns_along_and_only_what_learns_is_kept(tmp_path, clip, ma
 @ALL
 def test_rates_fall_towards_the_input_and_vectors_are_spared_from_decay(make):
     encoder = encoders.load("tiny")
-    options = {"location_rate": 2e-3} if make is matching else {}
-    module = make(encoder, encoder.dim, rate=1e-3, encoder_rate=1e-4, **options)
+    module = make(encoder, encoder.dim, rate=1e-3, encoder_rate=1e-4)
     groups = module.configure_optimizers()["optimizer"].param_groups
     grouped = [parameter for group in groups for parameter in group["params"]]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(module.parameters()))
     rate = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
     own = {rate[id(p)] for name, p in module.named_parameters() if not name.startswith("encoder.")}
-    assert own == ({1e-3, 2e-3} if make is matching else {1e-3})
+    assert own == {1e-3}
     rates = [rate[id(layer[0])] for layer in encoder.layers() if layer]
     assert rates[-1] == 1e-4 and rates == [pytest.approx(1e-4 * 0.5**depth) for depth in range(len(rates))][::-1]
     assert all((group["weight_decay"] > 0) == (p.ndim > 1) for group in groups for p in group["params"])

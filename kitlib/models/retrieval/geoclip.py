@@ -14,9 +14,8 @@ arithmetic below has the order and form that the weights were trained with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -48,9 +47,6 @@ def equal_earth(points: torch.Tensor) -> torch.Tensor:
     x = x / (3 * (9 * a4 * theta**8 + 7 * a3 * theta**6 + 3 * a2 * theta**2 + a1))
     y = a4 * theta**9 + a3 * theta**7 + a2 * theta**3 + a1 * theta
     return torch.stack([x, y], dim=-1) * SCALE / 180
-
-
-N = TypeVar("N", bound=nn.Module)
 
 
 class FourierFeatures(nn.Module):
@@ -106,13 +102,6 @@ class LocationEncoder(nn.Module):
         return torch.stack([scale(plane).float() for scale in self.scales]).sum(0)
 
 
-class ImageProjection(nn.Sequential):
-    """GeoCLIP's image side: features (..., 768) of CLIP ViT-L/14 to embeddings (..., 512), not normalised."""
-
-    def __init__(self, n_features: int = 768, dim: int = 512) -> None:
-        super().__init__(nn.Linear(n_features, n_features), nn.ReLU(), nn.Linear(n_features, dim))
-
-
 def embed_points(
     encoder: LocationEncoder, points: ArrayLike, batch: int = 8192, device: torch.device | str | None = None
 ) -> np.ndarray:
@@ -140,28 +129,16 @@ def load_geoclip(path_to_weights: str | Path) -> LocationEncoder:
     path_to_weights: location_encoder_weights.pth of the `geoclip` package, or a .safetensors file with the same names,
     alone or as `location_encoder.*`. Raises KitError if a weight is missing, unknown, of another shape, not finite.
     """
-    return _load(LocationEncoder, "location encoder", path_to_weights, "location_encoder.", _published_name)
-
-
-def load_image_projection(path_to_weights: str | Path) -> ImageProjection:
-    """GeoCLIP's image projection with its published weights, on the CPU, in eval mode.
-
-    path_to_weights: image_encoder_mlp_weights.pth of the `geoclip` package, or a .safetensors file with the same names
-    (0.* and 2.*), alone or as `image_encoder.mlp.*`. Raises KitError as `load_geoclip` does.
-    """
-    return _load(ImageProjection, "image projection", path_to_weights, "image_encoder.mlp.")
-
-
-def load_logit_scale(path_to_weights: str | Path) -> float:
-    """GeoCLIP's logit scale, the factor of cosine similarities before the softmax: e to the published number, 39.7.
-
-    path_to_weights: logit_scale_weights.pth of the `geoclip` package, or a .safetensors file with `logit_scale`.
-    """
-    state, _ = weights.read_file(Path(path_to_weights).expanduser())
-    stored = state.get("logit_scale", state.get(""))
-    if stored is None or stored.numel() != 1 or not bool(torch.isfinite(stored.double().exp())):
-        raise KitError(f"{path_to_weights}: expected one finite number, alone or as logit_scale; got {list(state)}")
-    return math.exp(stored.item())
+    path, prefix = Path(path_to_weights).expanduser(), "location_encoder."
+    state, _ = weights.read_file(path)
+    state = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)} or state
+    with torch.random.fork_rng(devices=[]):  # the random weights are overwritten: a loader leaves the seed alone
+        encoder = LocationEncoder()
+    expected = {_published_name(key): tensor for key, tensor in encoder.state_dict().items()}
+    if fault := weights.misfit(expected, state):
+        raise KitError(f"{path} does not fit GeoCLIP's location encoder: expected {len(expected)} weights; got {fault}")
+    encoder.load_state_dict({key: state[_published_name(key)] for key in encoder.state_dict()})
+    return encoder.eval()
 
 
 def _published_name(name: str) -> str:
@@ -172,16 +149,3 @@ def _published_name(name: str) -> str:
     """
     _, scale, layer, kind = name.split(".")
     return f"LocEnc{scale}.head.0.{kind}" if layer == "7" else f"LocEnc{scale}.capsule.{layer}.{kind}"
-
-
-def _load(kind: type[N], name: str, path: str | Path, prefix: str, published_name: Callable[[str], str] = str) -> N:
-    """A network with the weights of a file, by their published names; if any begin with `prefix`, only those."""
-    state, _ = weights.read_file(Path(path).expanduser())
-    state = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)} or state
-    with torch.random.fork_rng(devices=[]):  # the random weights are overwritten: a loader leaves the seed alone
-        network = kind()
-    expected = {published_name(key): tensor for key, tensor in network.state_dict().items()}
-    if fault := weights.misfit(expected, state):
-        raise KitError(f"{path} does not fit GeoCLIP's {name}: expected {len(expected)} weights; got {fault}")
-    network.load_state_dict({key: state[published_name(key)] for key in network.state_dict()})
-    return network.eval()

@@ -13,16 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from kitlib.core.errors import KitError
-from kitlib.models.retrieval.geoclip import (
-    ImageProjection,
-    LocationEncoder,
-    load_geoclip,
-    load_image_projection,
-    load_logit_scale,
-)
+from kitlib.models.retrieval.geoclip import LocationEncoder, load_geoclip
 from kitlib.vision.fusion import Fusion, Standardised
 
-IMAGES = ("mlp", "geoclip")
 MAX_SCALE = 100.0  # of similarities, as in CLIP (Radford et al. 2021): beyond it training is unstable
 SIGMAS = (1.0, 16.0, 256.0)  # GeoCLIP's
 
@@ -30,9 +23,8 @@ SIGMAS = (1.0, 16.0, 256.0)  # GeoCLIP's
 class GpsMatch(Standardised):
     """Embeddings of images and places of length 1, whose dot product is their similarity.
 
-    image: "mlp", a hidden layer on standardised features (`fit_scale`), or "geoclip", the published projection of the
-    768 projected features of CLIP ViT-L/14. dim, sigmas, n_frequencies and location_hidden are passed to
-    `LocationEncoder`; the defaults fit the published weights (`load_published`).
+    The image side has one hidden layer on standardised features (`fit_scale`). dim, sigmas, n_frequencies and
+    location_hidden are passed to `LocationEncoder`; the defaults fit the published weights (`load_published`).
     """
 
     def __init__(
@@ -42,51 +34,35 @@ class GpsMatch(Standardised):
         dim: int = 512,
         hidden: int = 512,
         dropout: float = 0.3,
-        image: str = "mlp",
         sigmas: Sequence[float] = SIGMAS,
         n_frequencies: int = 256,
         location_hidden: int = 1024,
     ) -> None:
         super().__init__(n_features)
-        if image not in IMAGES or min(n_features, hidden) < 1 or not 0 <= dropout < 1:
-            raise KitError(
-                f"image, n_features, hidden, dropout: expected {' or '.join(IMAGES)}, whole numbers from 1, and a "
-                f"dropout from 0 to below 1; got {image!r}, {n_features}, {hidden}, {dropout}"
-            )
         self.settings: dict[str, Any] = {"n_features": n_features, "dim": dim, "hidden": hidden, "dropout": dropout}
-        self.settings |= {"image": image, "sigmas": [float(sigma) for sigma in sigmas]}
-        self.settings |= {"n_frequencies": n_frequencies, "location_hidden": location_hidden}
+        self.settings |= {"sigmas": [float(sigma) for sigma in sigmas], "n_frequencies": n_frequencies}
+        self.settings |= {"location_hidden": location_hidden}
         self.location = LocationEncoder(dim, sigmas, n_frequencies, location_hidden)
         self.fusion = Fusion("average", 1, n_features)  # of any number of views
-        self.image: nn.Module = ImageProjection(n_features, dim)
-        if image == "mlp":
-            first, last = nn.Linear(n_features, hidden), nn.Linear(hidden, dim)
-            self.image = nn.Sequential(nn.Dropout(dropout), first, nn.GELU(), nn.Dropout(dropout), last)
+        first, last = nn.Linear(n_features, hidden), nn.Linear(hidden, dim)
+        self.image = nn.Sequential(nn.Dropout(dropout), first, nn.GELU(), nn.Dropout(dropout), last)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def fit_scale(self, features: torch.Tensor) -> None:
-        """As `Standardised`; only for the image side "mlp"."""
-        if self.settings["image"] != "mlp":
-            raise KitError(f"image: expected 'mlp', which has a scale; got {self.settings['image']!r}")
-        super().fit_scale(features)
+    @classmethod
+    def built(cls, tensors: dict[str, torch.Tensor], settings: dict[str, Any]) -> GpsMatch:
+        """Build the network of a file; earlier ones also name the image side, which has always been this one."""
+        return cls(**{name: value for name, value in settings.items() if name != "image"})
 
-    def load_published(
-        self, location: str | Path, image: str | Path | None = None, logit_scale: str | Path | None = None
-    ) -> None:
-        """Load GeoCLIP's published weights from files of the `geoclip` package; image: for the image side "geoclip".
+    def load_published(self, location: str | Path) -> None:
+        """Load GeoCLIP's published location encoder (`load_geoclip`).
 
         Raises KitError if this network has other settings than the published one.
         """
         published, expected = load_geoclip(location), {"dim": 512, "sigmas": list(SIGMAS), "n_frequencies": 256}
-        expected |= {"location_hidden": 1024} | ({"image": "geoclip", "n_features": 768} if image else {})
+        expected |= {"location_hidden": 1024}
         if other := {name: self.settings[name] for name in expected if self.settings[name] != expected[name]}:
             raise KitError(f"GeoCLIP's published weights: expected {expected}; got {other}")
         self.location.load_state_dict(published.state_dict())
-        if image:
-            self.image.load_state_dict(load_image_projection(image).state_dict())
-        if logit_scale:
-            with torch.no_grad():
-                self.log_scale.fill_(math.log(load_logit_scale(logit_scale)))
 
     def images(self, features: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Embeddings (B, dim) float32 of features (B, V, D), of the views in keep (B, V) bool, at least one a row."""

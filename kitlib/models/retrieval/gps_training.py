@@ -17,7 +17,7 @@ and distances are in the points' own precision.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from torch import nn
 
 from kitlib import geo
 from kitlib.core.errors import KitError
-from kitlib.core.settings import Names
 from kitlib.models.retrieval.gps_network import GpsMatch
 from kitlib.training import sphere
 from kitlib.training.learner import Batch, Learner, TrainingOptions, encode
@@ -42,10 +41,6 @@ class MatchOptions(TrainingOptions):
     noise_m: float = 150.0  # standard deviation of the noise on places, in metres to the east and to the north
     queue_noise_m: float = 1000.0  # the same for the queue
     same_km: float = 1.0  # places closer to the image's own are no negatives; 0: all are, even the same place
-    symmetric: bool = False  # also contrast places against images, as CLIP does; GeoCLIP does not
-    freeze: float = 0.0  # share of the steps in which the location encoder is not trained yet
-
-    SHARES: ClassVar[Names] = ("freeze",)
 
 
 def jitter(points: torch.Tensor, noise_m: float) -> torch.Tensor:
@@ -92,33 +87,27 @@ def too_near(points: torch.Tensor, others: torch.Tensor, same_km: float) -> torc
     return sphere.haversine_km(sphere.unit_vectors(points)[:, None], sphere.unit_vectors(others)) < same_km
 
 
-def contrast(logits: torch.Tensor, left_out: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def contrast(logits: torch.Tensor, left_out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean cross-entropy of images against places, and the share of images whose own place ranks first.
 
     logits (B, B + Q) of images and places: image i belongs to place i, the last Q are from the queue. left_out
-    (B, B + Q) bool: places that are no negatives of an image; its own place always counts. symmetric: average with the
-    cross-entropy of the batch's places against its images, as in CLIP.
+    (B, B + Q) bool: places that are no negatives of an image; its own place always counts.
 
-    >>> contrast(torch.zeros(1, 2), torch.tensor([[True, False]]), False)[0].exp().round().item()
+    >>> contrast(torch.zeros(1, 2), torch.tensor([[True, False]]))[0].exp().round().item()
     2.0
     """
     n = len(logits)
     own = torch.arange(n, device=logits.device)
     left_out = left_out & (own[:, None] != torch.arange(logits.shape[1], device=logits.device))
     logits = logits.float().masked_fill(left_out, -torch.inf)
-    among = logits[:, :n]
-    loss = F.cross_entropy(logits, own)
-    if symmetric:
-        loss = (loss + F.cross_entropy(among.T, own)) / 2
-    return loss, (among.argmax(1) == own).float().mean()
+    return F.cross_entropy(logits, own), (logits[:, :n].argmax(1) == own).float().mean()
 
 
 class MatchTraining(Learner):
     """Trains a `GpsMatch`, and the encoder below it if there is one.
 
     Batches hold `point` (B, 2) in degrees. gallery_points: (M, 2), the gallery of the validation, such as the training
-    places. rate: of the image side and the logit scale; location_rate: of the location encoder, the same when None.
-    rates: the keyword arguments of `Learner`.
+    places. rates: the keyword arguments of `Learner`.
     """
 
     gallery_points: torch.Tensor
@@ -131,15 +120,11 @@ class MatchTraining(Learner):
         options: MatchOptions,
         total_steps: int,
         *,
-        rate: float,
         gallery_points: ArrayLike | None = None,
-        location_rate: float | None = None,
         **rates: Any,
     ) -> None:
-        super().__init__(encoder, options, total_steps, rate=rate, **rates)
+        super().__init__(encoder, options, total_steps, **rates)
         self.match, self.queue = match, GpsQueue(options.queue)
-        self.location_rate = rate if location_rate is None else location_rate
-        self.freeze_steps = round(options.freeze * total_steps)
         gallery = geo.check_points(np.empty((0, 2)) if gallery_points is None else gallery_points, "gallery_points")
         if gallery.ndim != 2:
             raise KitError(f"gallery_points: expected shape (M, 2), [lat, lon]; got {gallery.shape}")
@@ -154,16 +139,10 @@ class MatchTraining(Learner):
         moved = torch.cat([jitter(points, options.noise_m), jitter(queued, options.queue_noise_m)])
         logits = self.match.logits(self.match.images(features, keep), self.match.places(moved))
         left_out = too_near(points, torch.cat([points, queued]), options.same_km)
-        loss, top1 = contrast(logits, left_out, options.symmetric)
+        loss, top1 = contrast(logits, left_out)
         self.queue.push(points)
         self.log_dict({"logit_scale": self.match.log_scale.detach().exp(), "top1": top1})
         return loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Freeze the location encoder in the first steps; here, because DDP needs a gradient for every weight."""
-        if self.trainer.global_step < self.freeze_steps:
-            for parameter in self.match.location.parameters():
-                parameter.grad = None
 
     @torch.no_grad()
     def on_validation_epoch_start(self) -> None:
@@ -178,8 +157,3 @@ class MatchTraining(Learner):
         best = self.gallery_points[self.match.logits(images, self.gallery_places).argmax(1)]
         km = sphere.haversine_km(sphere.unit_vectors(best), sphere.unit_vectors(batch["point"].float()))
         self.log("val_km", km.mean(), batch_size=len(km), sync_dist=True)
-
-    def rates(self) -> list[tuple[list[nn.Parameter], float]]:
-        """All parameters but the encoder's; the location encoder has its own rate."""
-        others = [p for name, p in self.match.named_parameters() if not name.startswith("location.")]
-        return [(others, self.rate), (list(self.match.location.parameters()), self.location_rate)]

@@ -77,6 +77,8 @@ class Config(EmbedderOptions):
             raise KitError(f"lora_rank: expected 0 with finetune_epochs 0; got {self.lora_rank}")
         if self.val_share == 1:
             raise KitError("val_share: expected below 1, which leaves places to train on; got 1")
+        if self.dropout == 1:
+            raise KitError("dropout: expected below 1, which leaves features to train on; got 1")
         embedders.scales(self.sigmas)
 
     @classmethod

@@ -100,17 +100,14 @@ def test_the_loss_by_hand():
     none = torch.zeros(2, 3, dtype=torch.bool)
     e = np.e
     images = -(np.log(e**2 / (e**2 + e + 1)) + np.log(e / (1 + e + e))) / 2
-    places = -(np.log(e**2 / (e**2 + 1)) + np.log(e / (e + e))) / 2
-    loss, top1 = contrast(logits, none, symmetric=False)
+    loss, top1 = contrast(logits, none)
     assert loss.item() == pytest.approx(images) and top1.item() == 1
-    assert contrast(logits, none, symmetric=True)[0].item() == pytest.approx((images + places) / 2)
 
 
 def test_what_is_left_out_is_no_negative_and_the_own_place_always_counts():
     logits = torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
     left_out = torch.tensor([[True, True, False], [True, True, True]])
-    loss, top1 = contrast(logits, left_out, symmetric=False)
+    loss, top1 = contrast(logits, left_out)
     assert loss.item() == pytest.approx(np.log(2) / 2)  # one negative as good as the own place, then none
     assert top1.item() == 1
-    assert contrast(logits, torch.zeros_like(left_out), symmetric=False)[1].item() == 0.5
-    assert contrast(logits, left_out, symmetric=True)[0].item() == pytest.approx(np.log(2) / 4)
+    assert contrast(logits, torch.zeros_like(left_out))[1].item() == 0.5

@@ -235,6 +235,7 @@ def test_a_folder_with_metadata_ends_with_metrics_too(world, tmp_path):
         ({"finetune_epochs": 1}, "expected 0 with method"),
         ({"method": "metric", "geoclip": "a.pth"}, "it is for gps"),
         ({"method": "metric", "lora_rank": 4}, "expected 0 with finetune_epochs 0"),
+        ({"method": "gps", "dropout": 1.0}, "dropout: expected below 1"),
     ],
 )
 def test_config_refuses(changed, message):
