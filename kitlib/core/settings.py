@@ -36,10 +36,10 @@ class Settings:
         for name in ("POSITIVE", "SHARES", "MINUS_ONE"):
             setattr(cls, name, {field for base in bases for field in base.get(name, ())})
         cls.CHOICES = {field: choices for base in bases for field, choices in base.get("CHOICES", {}).items()}
-        presets = [item for base in bases for item in base.get("PRESETS", {}).items()]
-        cls.PRESETS = {
-            name: {k: v for key, some in presets if key == name for k, v in some.items()} for name, _ in presets
-        }
+        presets: dict[str, dict[str, Any]] = {}
+        for name, values in (item for base in bases for item in base.get("PRESETS", {}).items()):
+            presets[name] = presets.get(name, {}) | values
+        cls.PRESETS = presets
 
     def __post_init__(self) -> None:
         """Check every field. Raises KitError naming the first wrong one and the allowed values."""
