@@ -64,7 +64,7 @@ class Config(GeolocatorOptions):
                                  "finetune_batch", "device_batch")  # fmt: skip
     SHARES: ClassVar[Names] = ("dropout", "gps_share")
     PRESETS: ClassVar = {
-        "sample": {"encoder": "tiny", "places_per_cell": 8, "dropout": 0.3},
+        "sample": {"encoder": "tiny", "places_per_cell": 8, "dropout": 0.3, "heads_epochs": 40, "heads_rate": 3e-3},
         "sample tiny": {"finetune_epochs": 4, "finetune_blocks": -1, "finetune_rate": 1e-3, "finetune_batch": 16,
                         "layer_decay": 1.0, "vary": 0.0},
     }  # fmt: skip

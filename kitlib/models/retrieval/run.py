@@ -57,7 +57,7 @@ class Config(EmbedderOptions):
     CHOICES: ClassVar = {"by": search.BY}
     POSITIVE: ClassVar[Names] = ("smoothing", "val_share")
     SHARES: ClassVar[Names] = ("smoothing", "val_share")
-    PRESETS: ClassVar = {"sample": {"encoder": "tiny", "dim": 256, "hidden": 128}}
+    PRESETS: ClassVar = {"sample": {"encoder": "tiny", "dim": 256, "hidden": 128, "epochs": 20, "rate": 4e-3}}
 
     def __post_init__(self) -> None:
         """Check each field and their combination. Raises KitError."""
