@@ -62,11 +62,17 @@ def runs_dir() -> Path:
     return home() / "data" / "runs"
 
 
+def file_name(name: str, what: str) -> str:
+    """Check a name that becomes part of a file's name, such as a run's. Raises KitError, beginning with `what`."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        allowed = "1 to 100 letters, digits, '.', '-' and '_', a letter or digit first"
+        raise KitError(f"{what}: expected {allowed}; got {name[:120]!r}")
+    return name
+
+
 def run_dir(run: str) -> Path:
-    """The folder of one run. Raises KitError for a name that is not a plain file name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
-        raise KitError(f"run name: expected letters, digits, '.', '-' and '_', a letter or digit first; got {run!r}")
-    return runs_dir() / run
+    """The folder of one run. Raises KitError for a name that `file_name` refuses."""
+    return runs_dir() / file_name(run, "run name")
 
 
 def submissions_dir() -> Path:

@@ -11,13 +11,12 @@ replaced by black silently.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
@@ -149,7 +148,7 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
     stamps = "\n".join(files.stamps(names.flat))
     signature = storage.digest(f"{FORMAT} {split} {places.checksum}", "\n".join(names.flat), stamps)
     blob, table = out_dir / f"{split}.bin", out_dir / f"{split}.npz"
-    with _alone(out_dir / f".{split}.lock"):
+    with storage.lock(out_dir / f".{split}.lock"):
         saved = storage.read_npz(table) if table.is_file() and blob.is_file() else None
         if saved is None or saved["signature"] != signature or saved["records"]["length"].sum() != blob.stat().st_size:
             work = out_dir / f".{split}-{signature}"
@@ -262,15 +261,6 @@ def _square(picture: np.ndarray, size: int) -> np.ndarray:
     side = min(H, W)
     box = ((W - side) / 2, (H - side) / 2, (W + side) / 2, (H + side) / 2)
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC, box=box))
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold a lock file, as two notebooks may make the same pack."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @cache

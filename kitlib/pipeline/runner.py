@@ -7,7 +7,6 @@ checksums of all their inputs, so that a failed or stopped plan resumes there.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import importlib.metadata
 import json
@@ -16,7 +15,7 @@ import os
 import re
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,8 @@ def run_plan(
         raise KitError(f"--from: expected one of the plan's steps {', '.join(names)}; got {start_from!r}")
     rerun_from = 0 if force else names.index(start_from) if start_from else len(steps)
     folder = paths.run_dir(file.stem)
-    with _locked(folder):
+    busy = f"plan {folder.name} is being run by another process; wait for it to end"
+    with storage.lock(folder / ".lock", busy):
         began = time.perf_counter()
         before = _read_state(folder)
         records = {record["name"]: record for record in before.get("steps", [])}
@@ -285,15 +285,3 @@ def _versions() -> dict[str, str]:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 versions[name] = importlib.metadata.version(name)
     return versions
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock the plan's folder; the system releases the lock however the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise KitError(f"plan {folder.name} is being run by another process; wait for it to end") from None
-        yield
