@@ -73,7 +73,7 @@ def test_data_under_raw_is_found_by_name(home):
         (put(3, "sample_id", " "), "an empty sample_id"),
         (put(3, "image_west", "img_000002_west.jpg"), r"picture named twice: sample_id 2 \(.*\), 3 \("),
         (put(3, "image_west", "img_000003_east.jpg"), r"picture named twice: sample_id 3 \("),
-        (put(4, "latitude", "91"), r"expected latitudes in \[-90, 90\].*sample_id 4 \(91.0, -92.0\)"),
+        (put(4, "latitude", "91"), r"expected latitudes in \[-90, 90\].*sample_id 4 \(91, -92.0\)"),
         (put(4, "longitude", "-190.5"), r"longitudes in \[-180, 180\].*sample_id 4"),
         (put(4, "longitude", ""), "sample_id 4"),
         (put(4, "latitude", "north"), "sample_id 4"),
@@ -201,7 +201,7 @@ def test_region_table(tmp_path, home):
 def test_coordinates_of_a_test_split_are_known_or_hidden_but_not_broken(tmp_path, home):
     folder = region_table(tmp_path)
     edit(folder, put(1, "latitude", "ten"), "labels_val.csv")
-    with pytest.raises(KitError, match=r"labels_val.csv: expected latitudes .*img_1.jpg \(nan, 20.0\)"):
+    with pytest.raises(KitError, match=r"labels_val.csv: expected latitudes .*img_1.jpg \(ten, 20\)"):
         readers.read(folder)
     edit(folder, lambda table: table.assign(latitude="", longitude=""), "labels_val.csv")
     assert np.isnan(readers.read(folder).points("test")).all()
@@ -329,11 +329,18 @@ def test_metadata_labels_default_to_the_first_column_that_is_filled(tmp_path, ho
         readers.read(folder, region_column="county")
 
 
-def test_metadata_without_a_filled_label_column_lists_what_there_is(tmp_path, home):
+def test_metadata_rows_without_a_label_are_left_out(tmp_path, home):
     folder = metadata(tmp_path, state=["a", "", "b", "c"], note=["x", "y", "z", "w"])
-    with pytest.raises(
-        KitError, match=r"region_column: expected one of state, note in .*; got none with a value in every row"
-    ):
+    read = readers.read(folder)
+    assert read.sample_id("train").tolist() == [0, 2, 3]
+    assert found(read, "place without a label")["examples"] == ["1"]
+    edit(folder, lambda table: table.assign(state=""), "metadata.csv")
+    with pytest.raises(KitError, match=r"region_column: expected one of state, note in .*; got none of state, .* with"):
+        readers.read(folder)
+    with pytest.raises(KitError, match=r"no row of metadata.csv is for training with a label"):
+        readers.read(folder, region_column="state")
+    edit(folder, lambda table: table.assign(state="a", split="test"), "metadata.csv")
+    with pytest.raises(KitError, match=r"^no row of metadata.csv is for training$"):
         readers.read(folder)
 
 
@@ -344,11 +351,10 @@ def test_metadata_splits_ids_and_views(tmp_path, home):
         split=["train", "val", "Test", "train"],
         state=["s", "t", "", "s"],
         image_west=["0.png", "1.png", "2.png", "3.png"],
-        image_up=["", "", "", ""],
+        image_up=["", "", "up.jpg", ""],
+        image_down=["", "", "", ""],
     )
-    with pytest.raises(KitError, match="got none with a value in every row"):
-        readers.read(folder)
-    read = readers.read(folder, region_column="state")
+    read = readers.read(folder)
     assert read.views == ("west", "up") and read.sample_id("test").tolist() == ["b", "c"]
     assert read.state_position("test").tolist() == [1, -1]
     assert found(read, "state without training places")["examples"] == ["t"]

@@ -90,9 +90,9 @@ def test_a_file_that_is_no_table_is_an_error(tmp_path):
     template = make_template(2)
     for content, message in {
         "": "not a CSV table",
-        "sample_id;a\n1;2\n": "missing: sample_id",
+        "sample_id;a\n1;2\n": "got by semicolons sample_id, a; missing: predicted_state_idx_1",
         ",".join(template.columns) + "\n" + "1," * 12 + "1\n": "more fields than the header",
-        ",".join(template.columns) + "\n": "has 0 of 2 rows",
+        ",".join(template.columns) + "\n": "expected at least one row; got none",
     }.items():
         (tmp_path / "x.csv").write_text(content)
         with pytest.raises(KitError, match=message):

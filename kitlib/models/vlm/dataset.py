@@ -164,7 +164,7 @@ def streamed(
             for number, row in enumerate(data.shuffle(seed=seed + epoch, buffer_size=max(1, buffer))):
                 try:
                     point = float(row[columns.latitude]), float(row[columns.longitude])
-                    shown = [_opened(row[column], max_side) for column in columns.views]
+                    shown = [_opened(row[column], max_side, source) for column in columns.views]
                 except (TypeError, ValueError, OSError):
                     continue
                 if not (-90 <= point[0] <= 90 and -180 <= point[1] <= 180):
@@ -184,9 +184,9 @@ def stream_views(source: str, split: str = "train") -> tuple[str, ...]:
     return tuple(huggingface.find_columns(features, f"{Path(source).name} ({split})").views.values())
 
 
-def _opened(picture: dict | None, max_side: int) -> Image.Image:
+def _opened(picture: dict | None, max_side: int, source: str) -> Image.Image:
     """Decode a picture of `datasets`. Raises OSError for a missing or broken one."""
-    return capped(Image.open(io.BytesIO(huggingface.content(picture))), max_side)
+    return capped(Image.open(io.BytesIO(huggingface.content(picture, source))), max_side)
 
 
 def _named(value: Any, names: list[str] | None) -> str | None:
