@@ -35,40 +35,36 @@ class Files:
 
     def __init__(self, root: Path):
         self.root = Path(root)
-        self._base = self.root  # the folder that names are relative to
-        self._folders: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
+        self.wrapped = ""  # "outer/inner/" that names are relative to
         self.links: set[str] = set()  # files that lead outside `root`
+        self._folders: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
         self._zip: zipfile.ZipFile | None = None
         if self.root.suffix.lower() == ".zip" and not _is_dir(self.root):
             try:
                 self._zip = zipfile.ZipFile(self.root)
             except Exception as error:  # a damaged archive fails in any of a dozen ways
                 raise KitError(f"{self.root}: not a readable .zip ({error}); download it again") from error
-            self._entries = _entries(self._zip)
-            inside: dict[str, tuple[list[str], set[str]]] = {"": ([], set())}
-            for path in self._entries:
-                folder, name = posixpath.split(path)
-                inside.setdefault(folder, ([], set()))[0].append(name)
-            for folder in [folder for folder in inside if folder]:
-                while folder:
-                    folder, name = posixpath.split(folder)
-                    inside.setdefault(folder, ([], set()))[1].add(name)
-            self._folders = {folder: (_by_name(names), _by_name(below)) for folder, (names, below) in inside.items()}
+            entries = {info.filename.replace("\\", "/").lstrip("/"): info for info in self._zip.infolist()}
+            self._entries = {
+                path: info
+                for path, info in entries.items()
+                if path[-1:] != "/" and set(JUNK).isdisjoint(path.split("/"))
+            }
+            self._folders = _folders(self._entries)
         elif not _is_dir(self.root):
             raise KitError(f"{self.root}: neither a folder nor a .zip")
-        else:
-            for _ in range(DEEPEST):
-                names, below = self._listing("")
-                if names or len(set(below.values())) != 1:
-                    break
-                self._base = self._base.joinpath(*set(below.values()))
-                self._folders.clear()
+        for _ in range(DEEPEST):
+            names, below = self._listing("")
+            if names or len(set(below.values())) != 1:
+                break
+            self.wrapped += f"{min(below.values())}/"
 
     def _listing(self, folder: str) -> tuple[dict[str, str], dict[str, str]]:
         """{name or `_key` of it: name} of the files and of the folders directly in `folder`; empty if it is missing."""
+        folder = f"{self.wrapped}{folder}".rstrip("/")
         if folder not in self._folders and self._zip is None:
             names, below = [], []
-            path = self._base / folder
+            path = self.root / folder
             for entry in os.scandir(path) if _is_dir(path) else []:
                 with suppress(OSError):  # a link that leads in circles
                     if entry.name not in JUNK and entry.is_dir():
@@ -76,7 +72,7 @@ class Files:
                     elif entry.name not in JUNK and entry.is_file():
                         names.append(entry.name)
                         if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(self.root.resolve()):
-                            self.links.add(posixpath.join(folder, entry.name))
+                            self.links.add(posixpath.join(folder, entry.name).removeprefix(self.wrapped))
             self._folders[folder] = _by_name(names), _by_name(below)
         return self._folders.get(folder, ({}, {}))
 
@@ -88,19 +84,20 @@ class Files:
         """The bytes of one file. Raises FileNotFoundError, or OSError for a file that is no regular one, that cannot be
         read, or that has more than `most` bytes."""
         if self._zip is None:
-            full = self._base / path
+            full = self.root / self.wrapped / path
             found = full.stat()
             if not stat.S_ISREG(found.st_mode):
                 kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
                 raise OSError(f"expected a file; got {kind}")
             _check_size(found.st_size, most)
             return full.read_bytes()
-        if path not in self._entries:
+        entry = self._entries.get(self.wrapped + path)
+        if entry is None:
             raise FileNotFoundError(path)
         # ZipFile reads no more than the size in the header, so that one that lies cannot exceed the limit either.
-        _check_size(self._entries[path].file_size, most)
+        _check_size(entry.file_size, most)
         try:
-            return self._zip.read(self._entries[path])
+            return self._zip.read(entry)
         except NotImplementedError:
             raise OSError("packed by a method that Python cannot unpack: unpack the archive by other means") from None
         except RuntimeError:
@@ -114,10 +111,10 @@ class Files:
 
     def _stamp(self, path: str) -> str:
         if self._zip is not None:
-            info = self._entries.get(path)
+            info = self._entries.get(self.wrapped + path)
             return f"{info.file_size} {info.CRC}" if info else ""
         try:
-            found = os.stat(self._base / path)  # noqa: PTH116  (Path.stat costs twice as much, 330,000 times)
+            found = os.stat(self.root / self.wrapped / path)  # noqa: PTH116  (Path.stat costs twice as much, 330,000 times)
         except OSError:
             return ""
         return f"{found.st_size} {found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else ""
@@ -152,11 +149,11 @@ class Files:
         return posixpath.join(where, real) if real else ""
 
     def read_csv(self, path: str, needed: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
-        """Read a CSV by `tables.parse`: stripped text, and the encoding.
+        """Read a CSV by `tables.parse`: stripped text, and its dialect.
 
         Raises KitError if the file is missing, not a table, or lacks one of the `needed` columns.
         """
-        where = f"{path} in {self.root}"
+        where = f"{path or 'a table without a name'} in {self.root}"
         try:
             content = self.read(path, tables.BYTES)
         except FileNotFoundError:
@@ -167,13 +164,17 @@ class Files:
         return tables.parse(content, where, needed)
 
 
-def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The files of an archive by their paths, without the folders that hold all of them."""
-    infos = {info.filename.replace("\\", "/"): info for info in archive.infolist() if not info.is_dir()}
-    entries = {path: info for path, info in infos.items() if not any(part in JUNK for part in path.split("/"))}
-    while len(tops := {path.partition("/")[0] for path in entries}) == 1 and all("/" in path for path in entries):
-        entries = {path.removeprefix(f"{min(tops)}/"): info for path, info in entries.items()}
-    return entries
+def _folders(paths: Iterable[str]) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
+    """The listings of all folders above files, as `Files._listing` has them."""
+    inside: dict[str, tuple[list[str], set[str]]] = {}
+    for path in paths:
+        folder, name = posixpath.split(path)
+        inside.setdefault(folder, ([], set()))[0].append(name)
+    for folder in list(inside):
+        while folder:
+            folder, name = posixpath.split(folder.rstrip("/"))
+            inside.setdefault(folder, ([], set()))[1].add(name)
+    return {folder: (_by_name(names), _by_name(below)) for folder, (names, below) in inside.items()}
 
 
 def _is_dir(path: Path) -> bool:

@@ -134,9 +134,9 @@ def read_region_table(
     region_column = region_column or "Region_ID"
     names = files.names()
     usual = next((name for name in ("labels_val.csv", "labels_test.csv") if name in names), None)
-    where = {"train": _inside(train_csv) or "labels_train.csv"}
+    where = {"train": _inside(train_csv, files) or "labels_train.csv"}
     if test_csv or usual:
-        where["test"] = _inside(test_csv) or str(usual)
+        where["test"] = _inside(test_csv, files) or str(usual)
     elif test_images:
         raise KitError(f"test_csv: expected the table of test_images {test_images!r}; got none of {shorten(names)}")
     if where["train"] == where.get("test"):
@@ -144,19 +144,19 @@ def read_region_table(
     needed = ["filename", "latitude", "longitude", region_column]
     tables = [_csv(files, path, needed, findings)[needed].assign(split=split) for split, path in where.items()]
     table = pd.concat(tables).rename(columns={"filename": "image_only", region_column: "state"})
-    images = {"train": _inside(train_images), "test": _inside(test_images)}
+    images = {"train": _inside(train_images, files), "test": _inside(test_images, files)}
     folders = {split: _picture_folders(path, images[split]) for split, path in where.items()}
     return _labelled(files, table.assign(sample_id=table["image_only"]), findings, where, folders)
 
 
-def _inside(path: str | None) -> str | None:
+def _inside(path: str | None, files: Files) -> str | None:
     """Normalise a path below the data folder ("" is the folder itself); None for none. Raises KitError for others."""
     if not path:
         return None
     plain = posixpath.normpath(str(path).replace("\\", "/"))
     if plain.startswith(("/", "..")) or ":" in plain:
         raise KitError(f"{path!r} is not inside the data folder: expected a path relative to it")
-    return "" if plain == "." else plain
+    return "" if plain == "." else f"{plain}/".removeprefix(files.wrapped)[:-1]
 
 
 def _picture_folders(table: str, named: str | None) -> list[str]:
@@ -248,9 +248,9 @@ def _labelled(
 
 def _csv(files: Files, path: str, needed: list[str], findings: list[dict]) -> pd.DataFrame:
     """Read a CSV as text; record that it was read as Latin-1."""
-    table, encoding = files.read_csv(path, needed)
-    if encoding == "latin-1":
-        findings.append(finding("not UTF-8", path, [encoding], "read as Latin-1: check names with accents"))
+    table, dialect = files.read_csv(path, needed)
+    if dialect.startswith("latin-1"):
+        findings.append(finding("not UTF-8", path, ["latin-1"], "read as Latin-1: check names with accents"))
     return table
 
 
@@ -279,7 +279,13 @@ def _unified(labels: pd.Series, where: str, findings: list[dict]) -> pd.Series:
 
 def _mapping(table: pd.DataFrame, where: str) -> pd.DataFrame:
     idx = pd.to_numeric(table["state_idx"], errors="coerce")
-    bad = ~(idx >= 0) | (idx % 1 != 0) | idx.duplicated() | (table["state"] == "") | table["state"].duplicated()
+    bad = (
+        ~idx.between(0, 2**31 - 1)
+        | (idx % 1 != 0)
+        | idx.duplicated()
+        | (table["state"] == "")
+        | table["state"].duplicated()
+    )
     if bad.any():
         lines = shorten(table.index[bad] + 2)
         raise KitError(f"{where} line {lines}: expected a unique whole state_idx from 0 and a unique state name")

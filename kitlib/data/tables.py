@@ -23,11 +23,12 @@ HEADER = 100_000  # characters that the line of names may have
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 PACKED = {b"PK": "a zip archive or an Excel workbook", b"\x1f\x8b": "compressed by gzip"}
 COORDINATE = re.compile(r"(.*_)?(latitude|lat|longitude|lon|long|lng)", re.IGNORECASE)
+CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")  # no text has one; a terminal would obey some of them
 LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def parse(content: bytes, where: str, needed: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
-    """Parse a CSV to stripped text ("" for an empty cell); return it with its encoding, utf-8, utf-16 or latin-1.
+    """Parse a CSV to stripped text ("" for an empty cell); return it with its dialect, "utf-8" or "latin-1, tabs".
 
     The separator is the one that splits the first line into the `needed` columns. Decimal commas of coordinates become
     points where another separator leaves no doubt; columns without a name and rows without a value are left out. Row i
@@ -58,8 +59,11 @@ def parse(content: bytes, where: str, needed: Sequence[str] = ()) -> tuple[pd.Da
         raise KitError(f"{where} is not a CSV table: more fields than the header has") from warning
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         reason = str(error).strip().removeprefix("Error tokenizing data. C error: ")
-        reason = reason.replace("EOF inside string", "a quotation mark is opened and never closed,")
+        if torn := re.fullmatch(r"EOF inside string starting at row (\d+)", reason):  # counted from the names, row 0
+            reason = f"line {int(torn[1]) + 1} has a quotation mark that is never closed"
         raise KitError(f"{where} is not a CSV table: {reason}") from error
+    if len(table.columns) != len(names) or any(LINE_END.search(str(name)) for name in table):
+        raise KitError(f"{where}: expected names of columns in one line; got a quotation mark that is not closed there")
     table.columns = pd.Index(names)
     table.index += skipped
     table = table.loc[:, [bool(name) and not re.fullmatch(r"Unnamed: \d+", name) for name in names]].fillna("")
@@ -74,7 +78,7 @@ def parse(content: bytes, where: str, needed: Sequence[str] = ()) -> tuple[pd.Da
     if separator != ",":
         for column in filter(COORDINATE.fullmatch, table):
             table[column] = table[column].str.replace(r"^([+-]?\d+),(\d+)$", r"\1.\2", regex=True)
-    return table, encoding
+    return table, encoding if separator == "," else f"{encoding}, {SEPARATORS[separator]}"
 
 
 def _as_utf8(content: bytes, where: str) -> tuple[bytes, str]:
@@ -87,8 +91,9 @@ def _as_utf8(content: bytes, where: str) -> tuple[bytes, str]:
         if encoding == "utf-16":
             content = content.decode("utf-16").encode()
         content = content.removeprefix(b"\xef\xbb\xbf")
-        if b"\0" in content:
-            raise KitError(f"{where} is not a CSV table: it has NUL bytes; save it as text in UTF-8")
+        if found := CONTROL.search(content):
+            kind = "NUL bytes" if found[0] == b"\0" else f"the control character {found[0][0]:#04x}"
+            raise KitError(f"{where} is not a CSV table: it has {kind}; save it as text in UTF-8")
         content.decode()
     except UnicodeDecodeError as error:
         if encoding == "utf-16":

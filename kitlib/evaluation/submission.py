@@ -177,19 +177,22 @@ AROUND_US = np.array([[15.0, 75.0], [-180.0, -60.0]])  # ranges of latitude and 
 def read(path: str | Path, needed: list[str]) -> pd.DataFrame:
     """Read a CSV as text, indexed by line number. Raises KitError if it is no table or lacks `needed` columns."""
     path = Path(path)
-    table, _ = Files(path.parent).read_csv(path.name, [column for column in needed if not column.startswith("image_")])
+    table, dialect = Files(path.parent).read_csv(
+        path.name, [column for column in needed if not column.startswith("image_")]
+    )
     if missing := [column for column in needed if column not in table]:
         raise KitError(
             f"{path.name} lacks the columns {', '.join(missing)}: copy them from the template, joined on sample_id; "
             "they are not scored, but Kaggle requires them"
         )
     table.index = (table.index + 2).rename("line")
+    table.attrs["dialect"] = dialect
     return table
 
 
 def _largest(state_idx: ArrayLike) -> int:
     """The largest state_idx that a submission may name, given those that its mapping or truth names."""
-    return max(LARGEST_STATE_IDX, int(np.max(np.asarray(state_idx, float))))
+    return max(LARGEST_STATE_IDX, int(min(np.max(state_idx), ANY_STATE_IDX)))
 
 
 def predictions(
@@ -237,6 +240,8 @@ def check(
     if extra:
         raise KitError(f"{name}: expected columns {', '.join(map(str, template))}; got also {', '.join(extra)}")
     warnings = []
+    if (dialect := table.attrs.get("dialect", "utf-8")) != "utf-8":
+        warnings.append(f"the table is in {dialect}: Kaggle expects UTF-8 and commas")
     possible, largest = len(RANKS), LARGEST_STATE_IDX
     if mapping is not None:
         mapped = pd.to_numeric(mapping["state_idx"], errors="coerce").to_numpy(float)
