@@ -91,25 +91,34 @@ def _as_rgb_jpeg(data: bytes, size: tuple[int, int] | None) -> tuple[bytes, tupl
     except ValueError:
         height, width, colours = 0, 0, ""  # no JPEG, or one that only PIL can read
     _check_pixels(height, width)
-    if colours == "YCbCr" and size in (None, (height, width)) and b"Exif\0\0" not in data:
+    if colours == "YCbCr" and size in (None, (height, width)) and (b"Exif\0\0" not in data or _is_upright(data)):
         return data, ()
-    found = []
+    if colours:
+        simplejpeg.decode_jpeg(data)  # strict where PIL is lenient
+    picture, found = upright(data)
+    if size and picture.size != size[::-1]:
+        found += (("picture of another size", f": {picture.width}x{picture.height}"),)
+        picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
+    return simplejpeg.encode_jpeg(np.asarray(picture), QUALITY, colorsubsampling="444"), found
+
+
+def upright(data: bytes) -> tuple[Image.Image, tuple[tuple[str, str], ...]]:
+    """Decode a picture file to RGB as it is shown, with the (check, detail) of each change. Raises any error."""
+    found: tuple[tuple[str, str], ...] = ()
     with _open(data) as image:
         _check_pixels(*image.size)
-        if colours == "YCbCr" and _orientation(image) == 1 and size in (None, (height, width)):
-            return data, ()
-        if colours:
-            simplejpeg.decode_jpeg(data)  # strict where PIL is lenient
-        if colours != "YCbCr":
-            found.append(("picture not an RGB JPEG", f": {image.format} {image.mode}"))
+        if image.mode != "RGB" or image.format not in ("JPEG", "MPO"):
+            found += (("picture not an RGB JPEG", f": {image.format} {image.mode}"),)
         picture = _rgb(image)
         if (orientation := _orientation(image)) != 1:  # only now, as PIL itself turns a TIFF when it is decoded
-            found.append((TURNED, f": {orientation}"))
+            found += ((TURNED, f": {orientation}"),)
             picture = picture.transpose(TURNS[orientation])
-    if size and picture.size != size[::-1]:
-        found.append(("picture of another size", f": {picture.width}x{picture.height}"))
-        picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
-    return simplejpeg.encode_jpeg(np.asarray(picture), QUALITY, colorsubsampling="444"), tuple(found)
+    return picture, found
+
+
+def _is_upright(data: bytes) -> bool:
+    with _open(data) as image:
+        return _orientation(image) == 1
 
 
 def _open(data: bytes) -> Image.Image:
