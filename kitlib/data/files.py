@@ -155,7 +155,7 @@ class Files:
         """
         where = f"{path or 'a table without a name'} in {self.root}"
         try:
-            content = self.read(path, tables.BYTES)
+            content = self.read(self._on_disk("", path) or path, tables.BYTES)
         except FileNotFoundError:
             raise KitError(f"{path} is missing in {self.root}; the folder holds {shorten(self.names())}") from None
         except OSError as error:

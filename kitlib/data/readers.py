@@ -64,7 +64,7 @@ def read(
     named = {option: path for option, path in options.items() if path}
     given = named | ({"region_column": region_column} if region_column else {})
     root = paths.find_data(str(data))
-    tables = [name for name in Files(root).names() if name.lower().endswith(".csv")]
+    tables = [name for name in map(str.lower, Files(root).names()) if name.endswith(".csv")]
     known = [name for name in ("train_ground_truth.csv", "metadata.csv") if name in tables]
     if known and named:
         raise KitError(f"{', '.join(named)}: expected a region table; {root} has {known[0]}, which names all files")
@@ -132,7 +132,7 @@ def read_region_table(
     files = Files(Path(folder_or_zip))
     findings: list[dict] = []
     region_column = region_column or "Region_ID"
-    names = files.names()
+    names = [name.lower() for name in files.names()]
     usual = next((name for name in ("labels_val.csv", "labels_test.csv") if name in names), None)
     where = {"train": _inside(train_csv, files) or "labels_train.csv"}
     if test_csv or usual:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from kitlib.core.errors import KitError
 
-BYTES = 1 << 30  # a table may have, unpacked
+BYTES = 1 << 29  # a table may have, unpacked
 ROWS = 20_000_000
 HEADER = 100_000  # characters that the line of names may have
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -67,9 +67,9 @@ def parse(content: bytes, where: str, needed: Sequence[str] = ()) -> tuple[pd.Da
     table.columns = pd.Index(names)
     table.index += skipped
     table = table.loc[:, [bool(name) and not re.fullmatch(r"Unnamed: \d+", name) for name in names]].fillna("")
-    table = table.apply(lambda column: column.str.strip())
     if b'"' in content:
         _check_breaks(table, where)
+    table = table.apply(lambda column: column.str.strip())
     hollow = (table.iloc[:, :1] == "").all(axis=1)
     if hollow.any():
         table = table[~(hollow & (table == "").all(axis=1))]

@@ -153,6 +153,17 @@ def test_what_users_have_is_read_all_the_same(tmp_path, home):
     assert readers.read(folder).integrity == []
 
 
+def test_names_of_tables_may_end_in_capitals(tmp_path, home):
+    folder = competition(tmp_path / "a")
+    for path in folder.glob("*.csv"):
+        path.rename(path.with_suffix(".CSV"))
+    assert len(readers.read(folder).rows("train")) == 12
+    folder = region_table(tmp_path / "b")
+    for path in folder.glob("*.csv"):
+        path.rename(path.with_name(path.name.upper()))
+    assert len(readers.read(folder).rows("test")) == 2
+
+
 def test_latin_1_is_read_and_noted(tmp_path, home):
     folder = competition(tmp_path)
     for name in ("state_mapping.csv", "train_ground_truth.csv"):

@@ -71,6 +71,7 @@ def test_decimal_commas_are_those_of_coordinates_alone():
         (PLAIN.replace(",", ";", 1).encode(), "got id;latitude, longitude, state; missing: id, latitude$"),
         (PLAIN.replace(",", ";").replace("id", "no").encode(), "got by semicolons no, latitude, .*; missing: id$"),
         (PLAIN.replace("Maine", '"Maine').replace("Ohio", 'Ohio"').encode(), "line 2: expected one row a line"),
+        (PLAIN.replace("Maine", '"Maine\r\n"').encode(), "line 2: expected one row a line"),
         (PLAIN.replace("Ohio", '"Ohio').encode(), "line 3 has a quotation mark that is never closed"),
         (PLAIN.replace("state", '"state').replace("Maine", 'x"').encode(), "quotation mark that is not closed there"),
         (PLAIN.encode() + b"009,1,2,Utah,5\n", "Expected 4 fields in line 4, saw 5"),
