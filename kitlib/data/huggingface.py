@@ -201,7 +201,9 @@ def content(picture: dict | None, source: str | None, where: str = "a row") -> b
 
 def _is_inside(path: str, source: str) -> bool:
     """Whether a file, perhaps one in an archive (zip://in/it::archive), belongs to a repository or a local folder."""
-    file = path.rpartition("::")[2]
+    *within, file = path.split("::")
+    if not all(part.startswith(("zip://", "tar://", "gzip://")) for part in within):
+        return False  # another part, such as file://, would lead elsewhere
     if Path(source).exists():
         folder = Path(source).resolve()
         return "://" not in file and Path(file).is_file() and Path(file).resolve().is_relative_to(folder)

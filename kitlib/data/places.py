@@ -214,7 +214,7 @@ def checked(
 
 def _mistake(rows: pd.DataFrame) -> str:
     """A likely reason for coordinates off the globe, for a message; "" for none."""
-    latitude, longitude = rows["latitude"], rows["longitude"]
+    latitude, longitude = rows["latitude"].dropna(), rows["longitude"].dropna()
     if longitude.between(0, 360).all() and (longitude > 180).any():
         return "; longitudes look like 0 to 360: subtract 360 from those above 180"
     if (latitude.abs() > 90).mean() > 0.1 and longitude.abs().le(90).all():

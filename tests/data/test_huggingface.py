@@ -156,7 +156,13 @@ def test_rows_open_no_file_outside_the_data_set(home, tmp_path):
     ):
         with pytest.raises(KitError, match=r"^row 7: expected a picture of the data set hub; got"):
             picture(path)
-    for path in ("hf://datasets/other/x.jpg", "hf://datasets/owner/name@main/../../x.jpg", str(hub / "train/own.jpg")):
+    chained = f"file://{tmp_path}/private.jpg::hf://datasets/owner/name@main/x.jpg"
+    for path in (
+        chained,
+        "hf://datasets/other/x.jpg",
+        "hf://datasets/owner/name@main/../../x.jpg",
+        str(hub / "train/own.jpg"),
+    ):
         with pytest.raises(KitError, match=r"^row 7: expected a picture of the data set name; got"):
             picture(path, "owner/name")
     assert huggingface._is_inside("zip://a.jpg::hf://datasets/owner/name@main/a.zip", "owner/name")
