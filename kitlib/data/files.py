@@ -142,6 +142,8 @@ class Files:
     def _on_disk(self, folder: str, path: str) -> str:
         """The path of a file in `folder` or deeper as it is on disk; "" for a missing file."""
         *above, name = posixpath.normpath(posixpath.join(folder, path)).split("/")
+        if ".." in above:
+            return ""
         where = ""
         for part in above:
             where = posixpath.join(where, _get(self._listing(where)[1], part) or part)

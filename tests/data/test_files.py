@@ -152,6 +152,14 @@ def test_a_zip_that_cannot_be_read_is_one_sentence(tmp_path, fault, message):
         archive_with(tmp_path, **fault).read_csv("t.csv")
 
 
+def test_nothing_outside_is_found(tmp_path):
+    (tmp_path / "private.jpg").write_bytes(b"x")
+    (tmp_path / "data/images").mkdir(parents=True)
+    (tmp_path / "data/1.jpg").write_bytes(b"x")
+    names = ["../private.jpg", f"{tmp_path}/private.jpg", "../../private.jpg", "images/../1.jpg"]
+    assert Files(tmp_path / "data").resolve(pd.Series(names), [""])[1].tolist() == [False, False, False, True]
+
+
 def test_limit_of_bytes(tmp_path, monkeypatch):
     (tmp_path / "t.csv").write_bytes(b"a\n" + b"1\n" * (1 << 20))
     monkeypatch.setattr(tables, "BYTES", 1 << 20)
