@@ -131,18 +131,19 @@ def find_data(data: str | Path) -> Path:
     data = str(data)
     if not data:
         raise KitError("data set: expected a folder, a .zip, or a name under data/raw; got an empty name")
-    candidates = [Path(data).expanduser(), home() / data, raw_dir() / data, raw_dir() / f"{data}.zip"]
+    candidates = [Path(os.path.expanduser(data)), home() / data, raw_dir() / data, raw_dir() / f"{data}.zip"]  # noqa: PTH111
     candidates += [KAGGLE_INPUT / "competitions" / data, KAGGLE_INPUT / data]
     if KAGGLE_INPUT.is_dir():
         candidates += sorted((KAGGLE_INPUT / "datasets").glob(f"*/{data}"))
     for candidate in candidates:
-        if candidate.is_dir():
+        # Path.is_dir and expanduser raise for names that no file or person can have.
+        if os.path.isdir(candidate):  # noqa: PTH112
             inner = candidate / "kaggle_dataset"
             return (inner if inner.is_dir() else candidate).resolve()
-        if candidate.is_file() and candidate.suffix == ".zip":
+        if os.path.isfile(candidate) and candidate.suffix.lower() == ".zip":  # noqa: PTH113
             return candidate.resolve()
-    tried = ", ".join(str(c) for c in dict.fromkeys(candidates))
-    raise KitError(f"data set {data!r} not found; looked for a folder or .zip at {tried}")
+    tried = ", ".join(str(c)[:200] for c in dict.fromkeys(candidates))
+    raise KitError(f"data set {data[:200]!r} not found; looked for a folder or .zip at {tried}")
 
 
 def data_name(folder: Path) -> str:
@@ -151,7 +152,7 @@ def data_name(folder: Path) -> str:
     >>> data_name(Path("/data/us/kaggle_dataset")), data_name(Path("/data/raw/kaggle_dataset"))
     ('us', 'kaggle')
     """
-    name = folder.stem if folder.suffix == ".zip" else folder.name
+    name = folder.stem if folder.suffix.lower() == ".zip" else folder.name
     if name == "kaggle_dataset":
         name = "kaggle" if folder.parent.name in ("raw", "data", "") else folder.parent.name
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-").lower() or "data"

@@ -1,12 +1,13 @@
 """Read Hugging Face datasets: find their columns, and stream one into a folder of pictures with a metadata.csv.
 
 Pictures are written undecoded. rows.jsonl records each row that has arrived, so that an interrupted stream resumes
-there; metadata.csv is written after the last row.
+there; metadata.csv is written after the last row. Of the files that rows name, only those of the data set are opened.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +18,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from kitlib.core import paths, storage
-from kitlib.core.errors import KitError, shorten
+from kitlib.core.errors import Damaged, KitError, shorten
 
 if TYPE_CHECKING:
     import datasets
@@ -79,10 +80,12 @@ def fetch(source: Any, split: str = "train", name: str = "", limit: int | None =
     name = name or (Path(source).name.lower() if named else "")
     if not name:
         raise KitError("name: expected the folder below data/raw, as a loaded dataset has no name; got none")
+    paths.file_name(name, "name of the folder below data/raw")
     folder = paths.raw_dir() / name
     note, journal, table = folder / "source.json", folder / "rows.jsonl", folder / "metadata.csv"
     origin = {"source": str(source) if named else name, "split": split}
-    known = json.loads(note.read_text()) if note.exists() else {**origin, "complete": False}
+    fresh = {**origin, "complete": False}
+    known = storage.read_json(note, needed=tuple(fresh)) if note.exists() else fresh
     if {key: known[key] for key in origin} != origin:
         raise KitError(
             f"{paths.relative(folder)} holds {known['source']} ({known['split']}), not {origin['source']} ({split}): "
@@ -99,7 +102,8 @@ def fetch(source: Any, split: str = "train", name: str = "", limit: int | None =
         if not any(rows):
             raise KitError(f"{origin['source']} ({split}) has no row with latitude and longitude among {len(rows)}")
         with storage.atomic_write(table) as path:
-            pd.DataFrame([row for row in rows if row]).to_csv(path, index=False)
+            lines = pd.DataFrame([row for row in rows if row]).map(_one_line)
+            lines.to_csv(path, index=False)
         storage.write_json(note, {**known, "complete": limit is None or len(rows) < limit})
     return folder, [number for number, row in enumerate(rows) if not row]
 
@@ -112,7 +116,15 @@ def _read_journal(journal: Path) -> list[dict]:
     whole = whole[: whole.rfind(b"\n") + 1]
     with journal.open("r+b") as file:
         file.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise Damaged(f"{journal.name} in {journal.parent.name}: expected a line of JSON a row; delete it") from error
+
+
+def _one_line(cell: Any) -> Any:
+    """A text without line breaks and NULs, which a table refuses."""
+    return " ".join(cell.replace("\0", "").split()) if isinstance(cell, str) else cell
 
 
 def _rows(source: Any, split: str, folder: Path, start: int, limit: int | None) -> Iterator[dict]:
@@ -131,11 +143,18 @@ def _rows(source: Any, split: str, folder: Path, start: int, limit: int | None) 
         data = data.cast_column(column, datasets.Image(decode=False))
     (folder / "images").mkdir(parents=True, exist_ok=True)
     stop = None if limit is None else max(0, limit - start)
-    return _write_rows(islice(data.skip(start), stop), columns, labels, folder / "images", start, stop)
+    origin = None if loaded else str(source)
+    return _write_rows(islice(data.skip(start), stop), columns, labels, folder / "images", start, stop, origin)
 
 
 def _write_rows(
-    data: Iterator[dict], columns: Columns, labels: list[str], folder: Path, start: int, total: int | None
+    data: Iterator[dict],
+    columns: Columns,
+    labels: list[str],
+    folder: Path,
+    start: int,
+    total: int | None,
+    source: str | None,
 ) -> Iterator[dict]:
     for number, row in enumerate(tqdm(data, "streaming", total, unit=" places"), start):
         point = {"latitude": row[columns.latitude], "longitude": row[columns.longitude]}
@@ -144,11 +163,12 @@ def _write_rows(
             continue
         entry: dict[str, Any] = {"sample_id": number}
         for column, view in columns.views.items():
-            picture = content(row[column])
+            picture = content(row[column], source, f"row {number}")
             suffix = next((suffix for magic, suffix in SUFFIXES.items() if picture.startswith(magic)), ".img")
-            entry[f"image_{view}"] = f"{number:07d}_{view}{suffix}" if picture else ""
+            file = f"{number:07d}_{re.sub(r'[^A-Za-z0-9_-]', '-', view)}{suffix}"
+            entry[f"image_{view}"] = file if picture else ""
             if picture:
-                (folder / entry[f"image_{view}"]).write_bytes(picture)
+                (folder / file).write_bytes(picture)
         entry |= point
         for column in labels:
             names = columns.class_names.get(column)
@@ -161,13 +181,30 @@ def class_name(number: int | None, names: list[str]) -> str:
     return names[number] if number is not None and number >= 0 else ""
 
 
-def content(picture: dict | None) -> bytes:
-    """The bytes of an undecoded picture, from its row or from the file that the row names."""
+def content(picture: dict | None, source: str | None, where: str = "a row") -> bytes:
+    """The bytes of an undecoded picture, from its row or from the file that the row names.
+
+    Raises KitError, beginning with `where`, for a file outside the data set `source`, a repository or a local folder;
+    None trusts the rows, as those of a dataset that the caller loaded.
+    """
     import fsspec
 
     if picture is None:
         return b""
     if picture["bytes"] is None and picture["path"]:
+        if source is not None and not _is_inside(picture["path"], source):
+            raise KitError(f"{where}: expected a picture of the data set {Path(source).name}; got {picture['path']!r}")
         with fsspec.open(picture["path"]) as file:
             return file.read()
     return picture["bytes"] or b""
+
+
+def _is_inside(path: str, source: str) -> bool:
+    """Whether a file, perhaps one in an archive (zip://in/it::archive), belongs to a repository or a local folder."""
+    *within, file = path.split("::")
+    if not all(part.startswith(("zip://", "tar://", "gzip://")) for part in within):
+        return False  # another part, such as file://, would lead elsewhere
+    if Path(source).exists():
+        folder = Path(source).resolve()
+        return "://" not in file and Path(file).is_file() and Path(file).resolve().is_relative_to(folder)
+    return file.startswith((f"hf://datasets/{source}@", f"hf://datasets/{source}/")) and ".." not in file.split("/")

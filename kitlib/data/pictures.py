@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -29,22 +30,33 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from kitlib.core import paths, storage
-from kitlib.core.errors import KitError
+from kitlib.core.errors import KitError, refusal
 from kitlib.data.files import Files
-from kitlib.data.picture_checks import Picture, examine, far_twins
+from kitlib.data.picture_checks import TURNED, Picture, examine, far_twins, shape
 from kitlib.data.places import Places, finding
 
-FORMAT = 1  # of the pack and its checks; packs of another format are made again
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # of the pack and its checks; packs of another format are made again
 SHARD = 1024  # places after which the work is saved
+WIDE = 2.5  # times as wide as high: at least three fifths of such a picture are never seen
 GREY = 128  # the picture that decode() returns for a place without a usable one
 
 FIELDS = ("length", "height", "width", "blank", "blurred", "sharpness", "hash", "content")
 RECORD = np.dtype(list(zip(FIELDS, ("i8", "i4", "i4", "?", "?", "f4", "u8", "u8"), strict=True)))
+LOSSES = (  # that the log tells too
+    "missing picture",
+    "damaged picture",
+    "place without a usable picture",
+    "picture much wider than high",
+)
 ACTIONS = {
     "missing picture": "replaced by another view of the place",
     "damaged picture": "replaced by another view of the place",
     "picture not an RGB JPEG": "converted",
+    TURNED: "turned",
     "picture of another size": "resized to the common size",
+    "picture much wider than high": "only its middle square is seen: cut it into views",
     "blank picture": "kept",
     "picture blurred to nothing": "kept",
     "place without a usable picture": "replaced by plain grey: its guess has no evidence",
@@ -141,7 +153,8 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
 
     Writes pictures/<split>.bin and .npz below `places.derived`, or into `out_dir`. An existing pack is reused unless
     the list of files, a size or a modification time has changed; an interrupted pass resumes. Competition pictures are
-    resized to the commonest size, those of other sources keep theirs.
+    resized to the commonest size, those of other sources keep theirs. What is lost is logged.
+    Raises KitError if no place for training has a usable picture.
     """
     out_dir = out_dir or places.derived / "pictures"
     files, names = Files(places.folder), places.rows(split)[places.image_columns].to_numpy(str)  # (N, V)
@@ -161,7 +174,7 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
             shutil.rmtree(work)
     records = saved["records"]
     length = records["length"].ravel()
-    return Pack(
+    packed = Pack(
         split=split,
         sample_id=places.sample_id(split),
         views=places.views,
@@ -173,6 +186,8 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
         blob=blob,
         found=json.loads(str(saved["found"])),
     )
+    _tell(packed)
+    return packed
 
 
 def _write(places: Places, split: str, files: Files, names: np.ndarray, work: Path) -> tuple[np.ndarray, list]:
@@ -226,8 +241,9 @@ def _examine_place(files: Files, size: tuple[int, int] | None, names: np.ndarray
             return examine(files.read(name), size) if name else Picture(found=(("missing picture", ""),))
         except FileNotFoundError:
             return Picture(found=(("missing picture", ""),))
-        except OSError as error:  # a bad sector, a bad checksum in the .zip
-            return Picture(found=(("damaged picture", f": {error}"),))
+        except OSError as error:  # a bad sector, a bad checksum in the .zip, a pipe
+            reason = refusal(error) or error.strerror or error
+            return Picture(found=(("damaged picture", f": {reason}"),))
 
     return [examined(name) for name in names]
 
@@ -236,8 +252,8 @@ def _common_size(files: Files, names: np.ndarray) -> tuple[int, int] | None:
     """The commonest (height, width) in a sample of the split."""
     sizes: Counter[tuple[int, int]] = Counter()
     for name in np.random.default_rng(0).permutation(names.ravel())[:100]:
-        with contextlib.suppress(OSError, ValueError):
-            sizes[simplejpeg.decode_jpeg_header(files.read(name))[:2]] += 1
+        with contextlib.suppress(Exception):  # a decoder may raise anything on broken bytes
+            sizes[shape(files.read(name))] += 1
     return sizes.most_common(1)[0][0] if sizes else None
 
 
@@ -247,12 +263,37 @@ def _findings(places: Places, split: str, records: np.ndarray, found: list[tuple
     for check, example in found:
         by_check[check].append(example)
     ids, usable = places.sample_id(split), records["length"] > 0
+    wide = zip(*np.nonzero(usable & (records["width"] >= WIDE * records["height"])), strict=True)
+    by_check["picture much wider than high"] = [
+        f"{ids[i]} {places.views[v]}: {records['width'][i, v]}x{records['height'][i, v]}" for i, v in wide
+    ]
     for check, name in (("blank picture", "blank"), ("picture blurred to nothing", "blurred")):
         by_check[check] = [f"{ids[i]} {places.views[v]}" for i, v in zip(*np.nonzero(records[name]), strict=True)]
     by_check["place without a usable picture"] = ids[~usable.any(axis=1)].astype(str).tolist()
     twins = far_twins(places.points(split), records["hash"])
     by_check["same picture at places far apart"] = [f"{ids[a]} and {ids[b]}" for a, b in twins]
     return [finding(c, f"{split} pictures", e, ACTIONS[c]) for c, e in by_check.items() if e]
+
+
+def _tell(packed: Pack) -> None:
+    """Log the pictures that are lost. Raises KitError if no place for training has a usable one."""
+    total = packed.usable.size
+    losses = [entry for entry in packed.found if entry["check"] in LOSSES]
+    if packed.split == "train" and total and not packed.usable.any():
+        counts = [
+            f"{entry['count']} of {total} are {entry['check'].removesuffix(' picture')}, e.g. {entry['examples'][0]}"
+            for entry in losses
+            if entry["check"] in LOSSES[:2]
+        ]
+        raise KitError(f"no training place has a usable picture ({'; '.join(counts)})")
+    if losses:
+        told = [f"{entry['count']} x {entry['check']} (e.g. {entry['examples'][0]})" for entry in losses]
+        _log_once(f"{packed.split} pictures, {total} in all: {', '.join(told)}")
+
+
+@cache
+def _log_once(line: str) -> None:
+    log.warning("%s", line)
 
 
 def _square(picture: np.ndarray, size: int) -> np.ndarray:

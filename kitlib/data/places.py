@@ -23,6 +23,8 @@ from kitlib.core.errors import KitError, shorten
 from kitlib.data.files import Files
 
 SPLITS = ("train", "test")
+POINT = ["latitude", "longitude"]
+OUTSIDE = r"^/|^[A-Za-z]:|://|(?:^|/)\.\.(?:/|$)"  # a full path, a drive, an address, a folder above
 DRAWN = "drawn sample, not photographs"
 # A place counts as far from its state (of at least FEW_PLACES) if no other of the state is within LONELY_KM, or none is
 # within STRANGE_KM and a place of another state is STRANGE_TIMES closer: this finds swapped signs and spares Perth.
@@ -156,26 +158,33 @@ def checked(
     table = table.reset_index(drop=True)
     table["state"] = table["state"].fillna("")
     table["state_idx"] = pd.to_numeric(table["state_idx"]).fillna(-1).astype(np.int64)
-    for column in ("latitude", "longitude"):
+    cells = table[POINT].fillna("")  # as they are in the file
+    for column in POINT:
         table[column] = pd.to_numeric(table[column], errors="coerce").astype(np.float64)
+    table[images] = table[images].apply(lambda column: column.str.replace("\\", "/"))
 
     for split in table["split"].unique():
         rows = table[table["split"] == split]
         refuse(rows["sample_id"] == "", rows, f"{where[split]}: an empty sample_id")
         refuse(rows["sample_id"].duplicated(keep=False), rows, f"{where[split]}: a repeated sample_id")
         bad = ~(rows["latitude"].between(-90, 90) & rows["longitude"].between(-180, 180))
-        if split == "test" and rows[["latitude", "longitude"]].isna().all(axis=None):
+        if split == "test" and (cells.loc[rows.index] == "").all(axis=None):
             bad[:] = False  # hidden in a competition
-        message = f"{where[split]}: expected latitudes in [-90, 90] and longitudes in [-180, 180]; got"
-        refuse(bad, rows, message, ["latitude", "longitude"])
+        message = f"{where[split]}: expected latitudes in [-90, 90] and longitudes in [-180, 180]{_mistake(rows)}; got"
+        refuse(bad, rows.assign(**cells.loc[rows.index]), message, POINT)
 
         named = pd.Series(rows[images].to_numpy().ravel())  # (N * V,)
-        twice = (named.duplicated(keep=False) & (named != "")).to_numpy().reshape(len(rows), -1).any(axis=1)
-        refuse(twice, rows, f"{where[split]}: a picture named twice", images)
+        outside = named.str.contains(OUTSIDE).to_numpy(bool).reshape(len(rows), -1).any(axis=1)
+        refuse(outside, rows, f"{where[split]}: expected names of pictures below the data folder; got", images)
         found, exists = files.resolve(named, folders[split])
+        twice = (found.duplicated(keep=False) & (found != "")).to_numpy().reshape(len(rows), -1).any(axis=1)
+        refuse(twice, rows, f"{where[split]}: a picture named twice", images)
         if not exists.any():
             tried = f"{' or '.join(f'{f}/' for f in folders[split])} in {files.root}"
-            raise KitError(f"none of the {len(named)} pictures of {where[split]} is in {tried}: {shorten(named, 2)}")
+            links = "; links that lead outside the folder are not followed" if files.links else ""
+            raise KitError(
+                f"none of the {len(named)} pictures of {where[split]} is in {tried}: {shorten(named, 2)}{links}"
+            )
         if not exists.all():
             row, view = np.divmod(np.flatnonzero(~exists), len(images))
             missing = rows["sample_id"].to_numpy()[row] + " " + np.array(images)[view]
@@ -193,6 +202,7 @@ def checked(
 
     numbers = table["sample_id"].str.fullmatch(r"0|[1-9]\d{0,17}").all()  # "007" stays text, or it could not be joined
     table["sample_id"] = table["sample_id"].astype(np.int64 if numbers else str)
+    _refuse_swapped(table[~test], where["train"])
     findings += _state_findings(table[~test], states, where["train"])
     unlearned = test & (table["state"] != "") & ~table["state_idx"].isin(table.loc[~test, "state_idx"])
     if unlearned.any():
@@ -200,6 +210,28 @@ def checked(
         findings.append(finding(check, where["test"], table["sample_id"][unlearned], action))
     columns = ["split", "sample_id", *images, "state", "state_idx", "latitude", "longitude"]
     return Places(paths.data_name(files.root), files.root, table[columns], states, None, findings)
+
+
+def _mistake(rows: pd.DataFrame) -> str:
+    """A likely reason for coordinates off the globe, for a message; "" for none."""
+    latitude, longitude = rows["latitude"].dropna(), rows["longitude"].dropna()
+    if longitude.between(0, 360).all() and (longitude > 180).any():
+        return "; longitudes look like 0 to 360: subtract 360 from those above 180"
+    if (latitude.abs() > 90).mean() > 0.1 and longitude.abs().le(90).all():
+        return "; latitude and longitude look swapped"
+    return ""
+
+
+def _refuse_swapped(train: pd.DataFrame, where: str) -> None:
+    """Raise KitError if most places lie in their US state only with latitude and longitude swapped."""
+    points = train[POINT].to_numpy()
+    if ((points[:, 0] < 0) & (points[:, 1] > 0)).mean() > 0.5:  # no state of the US is there
+        fits = geo.outlines.state_of(points[:, ::-1]) == train["state"].to_numpy(object)
+        if fits.mean() > 0.5:
+            raise KitError(
+                f"{where}: latitude and longitude look swapped: {fits.sum()} of {len(train)} places would lie in their "
+                "state if they were"
+            )
 
 
 def _state_findings(train: pd.DataFrame, states: pd.DataFrame, where: str) -> list[dict]:
@@ -210,7 +242,7 @@ def _state_findings(train: pd.DataFrame, states: pd.DataFrame, where: str) -> li
         findings.append(
             finding("state without training places", where, absent, "kept: it can be guessed, but not learned")
         )
-    points = train[["latitude", "longitude"]].to_numpy()
+    points = train[POINT].to_numpy()
     nearest_km = geo.nearest(points, points, k=2)[0][:, 1] if len(train) > 1 else np.zeros(len(train))
     own_km = np.zeros(len(train))  # to the nearest place of the same state
     for members in train.groupby("state_idx").indices.values():

@@ -10,6 +10,7 @@ The vocabulary of states always comes from the data.
 from __future__ import annotations
 
 import posixpath
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from kitlib.data.places import SPLITS, Places, checked, finding, refuse
 
 VIEWS = ("north", "east", "south", "west")
 PREDICTED = [f"predicted_state_idx_{rank}" for rank in range(1, 6)] + ["predicted_latitude", "predicted_longitude"]
+PICTURE = r"\.(?i:jpe?g|png|webp|avif|jp2|tiff?|bmp|gif|ppm|heic|img)$"  # how the names of pictures end
 REGION_COLUMNS = ("state", "region", "country", "Region_ID")  # tried in this order as the label column
 
 
@@ -62,7 +64,7 @@ def read(
     named = {option: path for option, path in options.items() if path}
     given = named | ({"region_column": region_column} if region_column else {})
     root = paths.find_data(str(data))
-    tables = [name for name in Files(root).names() if name.lower().endswith(".csv")]
+    tables = [name for name in map(str.lower, Files(root).names()) if name.endswith(".csv")]
     known = [name for name in ("train_ground_truth.csv", "metadata.csv") if name in tables]
     if known and named:
         raise KitError(f"{', '.join(named)}: expected a region table; {root} has {known[0]}, which names all files")
@@ -95,6 +97,8 @@ def read_competition(folder_or_zip: str | Path) -> Places:
     train = _csv(files, "train_ground_truth.csv", needed, findings)[needed]
     test = _csv(files, "sample_submission.csv", ["sample_id", *images, *PREDICTED], findings)
     states = _mapping(_csv(files, "state_mapping.csv", ["state_idx", "state"], findings), "state_mapping.csv")
+    train["state"] = _unified(train["state"], "train_ground_truth.csv", findings)
+    states["state"] = _unified(states["state"], "state_mapping.csv", findings)
 
     idx = pd.to_numeric(train["state_idx"], errors="coerce")
     state_of_idx = idx.map(states.set_index("state_idx")["state"])
@@ -106,7 +110,8 @@ def read_competition(folder_or_zip: str | Path) -> Places:
     table = pd.concat([train.assign(split="train"), test[["sample_id", *images]].assign(split="test")])
     places = checked(files, table, states, findings, where, {"train": ["train_images"], "test": ["test_images"]})
     numbers = {column: pd.to_numeric(test[column], errors="coerce") for column in PREDICTED}
-    return replace(places, template=test.assign(sample_id=places.sample_id("test"), **numbers))
+    template = test.assign(sample_id=places.sample_id("test"), **numbers)
+    return replace(places, template=template.reset_index(drop=True))
 
 
 def read_region_table(
@@ -127,11 +132,11 @@ def read_region_table(
     files = Files(Path(folder_or_zip))
     findings: list[dict] = []
     region_column = region_column or "Region_ID"
-    names = files.names()
+    names = [name.lower() for name in files.names()]
     usual = next((name for name in ("labels_val.csv", "labels_test.csv") if name in names), None)
-    where = {"train": _inside(train_csv) or "labels_train.csv"}
+    where = {"train": _inside(train_csv, files) or "labels_train.csv"}
     if test_csv or usual:
-        where["test"] = _inside(test_csv) or str(usual)
+        where["test"] = _inside(test_csv, files) or str(usual)
     elif test_images:
         raise KitError(f"test_csv: expected the table of test_images {test_images!r}; got none of {shorten(names)}")
     if where["train"] == where.get("test"):
@@ -139,19 +144,19 @@ def read_region_table(
     needed = ["filename", "latitude", "longitude", region_column]
     tables = [_csv(files, path, needed, findings)[needed].assign(split=split) for split, path in where.items()]
     table = pd.concat(tables).rename(columns={"filename": "image_only", region_column: "state"})
-    images = {"train": _inside(train_images), "test": _inside(test_images)}
+    images = {"train": _inside(train_images, files), "test": _inside(test_images, files)}
     folders = {split: _picture_folders(path, images[split]) for split, path in where.items()}
     return _labelled(files, table.assign(sample_id=table["image_only"]), findings, where, folders)
 
 
-def _inside(path: str | None) -> str | None:
+def _inside(path: str | None, files: Files) -> str | None:
     """Normalise a path below the data folder ("" is the folder itself); None for none. Raises KitError for others."""
     if not path:
         return None
     plain = posixpath.normpath(str(path).replace("\\", "/"))
     if plain.startswith(("/", "..")) or ":" in plain:
         raise KitError(f"{path!r} is not inside the data folder: expected a path relative to it")
-    return "" if plain == "." else plain
+    return "" if plain == "." else f"{plain}/".removeprefix(files.wrapped)[:-1]
 
 
 def _picture_folders(table: str, named: str | None) -> list[str]:
@@ -166,9 +171,11 @@ def read_metadata(folder_or_zip: str | Path, region_column: str | None = None) -
     """Read a folder with metadata.csv: latitude, longitude, pictures and at least one column of labels.
 
     Columns image_<view> name the pictures, or file_name, filename or image if there is one per place; the files are in
-    images/ or beside the table. Labels are in `region_column`, by default the first of state, region, country and
-    Region_ID that has a value in every row. Without sample_id, rows are numbered from 0. The column `split` may hold
-    train, test, val or validation (the last three become "test"); without it all places are for training.
+    images/ or beside the table. An image_<view> column whose cells name no picture, such as image_id, is left alone.
+    Labels are in `region_column`, by default the one of state, region, country and Region_ID with values in most rows,
+    the first of equals; rows for training without a label are left out. Without sample_id, rows are numbered from 0.
+    The column `split` may hold train, test, val or validation (the last three become "test"); without it all places
+    are for training.
     """
     files = Files(Path(folder_or_zip))
     findings: list[dict] = []
@@ -177,18 +184,19 @@ def read_metadata(folder_or_zip: str | Path, region_column: str | None = None) -
     columns = list(table.columns)
     images = [f"image_{view}" for view in VIEWS if f"image_{view}" in columns]
     images += [column for column in columns if column.startswith("image_") and column not in images]
+    images = [column for column in images if _names_pictures(files, table[column])]
     if not images:
         single = [column for column in ("file_name", "filename", "image") if column in table]
         if not single:
-            pictures = "image_<view> columns, or one of file_name, filename, image"
+            pictures = "image_<view> columns that name pictures, or one of file_name, filename, image"
             raise KitError(f"{path} in {files.root}: expected {pictures}; got {', '.join(columns)}")
         table, images = table.rename(columns={single[0]: "image_only"}), ["image_only"]
-    filled = [column for column in REGION_COLUMNS if column in table and (table[column] != "").all()]
     labels = [column for column in table if column not in {"sample_id", "split", "latitude", "longitude", *images}]
-    if not region_column and filled:
-        region_column = filled[0]
+    filled = {column: int((table[column] != "").sum()) for column in REGION_COLUMNS if column in labels}
+    if not region_column and any(filled.values()):
+        region_column = max(filled, key=lambda column: filled[column])
     if region_column not in labels:
-        got = repr(region_column) if region_column else "none with a value in every row"
+        got = repr(region_column) if region_column else f"none of {', '.join(REGION_COLUMNS)} with a value"
         raise KitError(f"region_column: expected one of {shorten(labels)} in {path} of {files.root}; got {got}")
     table["state"] = table[region_column]
     if "sample_id" not in table:
@@ -226,7 +234,10 @@ def _labelled(
         ids = table.loc[unlabelled, "sample_id"]
         findings.append(finding("place without a label", where["train"], ids, "left out of training"))
     table = table[~unlabelled].copy()
-    whole = table["state"].str.fullmatch(r"-?\d+(\.0*)?") | (table["state"] == "")
+    if not (table["split"] == "train").any():
+        raise KitError(f"no row of {where['train']} is for training{' with a label' if unlabelled.any() else ''}")
+    table["state"] = _unified(table["state"], where["train"], findings)
+    whole = table["state"].str.fullmatch(r"-?\d{1,18}(\.0*)?") | (table["state"] == "")
     if whole.all():
         table["state"] = table["state"].str.partition(".")[0]  # pandas writes a column with gaps as 1.0, else as 1
     names = sorted(set(table["state"]) - {""}, key=lambda name: (int(name) if whole.all() else 0, name))
@@ -236,18 +247,45 @@ def _labelled(
 
 
 def _csv(files: Files, path: str, needed: list[str], findings: list[dict]) -> pd.DataFrame:
-    """Read a CSV as text; record another encoding than UTF-8. Raises KitError if it has no rows."""
-    table, encoding = files.read_csv(path, needed)
-    if table.empty:
-        raise KitError(f"{path} in {files.root}: expected at least one row; got none")
-    if encoding != "utf-8":
-        findings.append(finding("not UTF-8", path, [encoding], "read as Latin-1: check names with accents"))
+    """Read a CSV as text; record that it was read as Latin-1."""
+    table, dialect = files.read_csv(path, needed)
+    if dialect.startswith("latin-1"):
+        findings.append(finding("not UTF-8", path, ["latin-1"], "read as Latin-1: check names with accents"))
     return table
+
+
+def _names_pictures(files: Files, cells: pd.Series) -> bool:
+    """Whether a column that begins with image_ names picture files, by their suffixes or because they exist."""
+    cells = cells[(cells != "") & ~cells.str.contains("://")]
+    return bool(cells.str.contains(PICTURE).any()) or bool(files.resolve(cells, ["images", ""])[1].any())
+
+
+def _unified(labels: pd.Series, where: str, findings: list[dict]) -> pd.Series:
+    """Bring labels to one form of Unicode and of blanks, with a finding.
+
+    Raises KitError if two of them still differ by case alone.
+    """
+    names = {label: " ".join(unicodedata.normalize("NFC", label).split()) for label in labels.unique()}
+    if changed := [label for label, name in names.items() if label != name]:
+        findings.append(finding("label in another spelling", where, changed, "blanks and Unicode form made the same"))
+    by_case: dict[str, set[str]] = {}
+    for name in names.values():
+        by_case.setdefault(name.casefold(), set()).add(name)
+    if alike := [sorted(same) for same in by_case.values() if len(same) > 1]:
+        pairs = shorten((" and ".join(map(repr, same)) for same in alike), 3)
+        raise KitError(f"{where}: expected labels that differ by more than case; got {pairs}")
+    return labels.map(names)
 
 
 def _mapping(table: pd.DataFrame, where: str) -> pd.DataFrame:
     idx = pd.to_numeric(table["state_idx"], errors="coerce")
-    bad = ~(idx >= 0) | (idx % 1 != 0) | idx.duplicated() | (table["state"] == "") | table["state"].duplicated()
+    bad = (
+        ~idx.between(0, 2**31 - 1)
+        | (idx % 1 != 0)
+        | idx.duplicated()
+        | (table["state"] == "")
+        | table["state"].duplicated()
+    )
     if bad.any():
         lines = shorten(table.index[bad] + 2)
         raise KitError(f"{where} line {lines}: expected a unique whole state_idx from 0 and a unique state name")

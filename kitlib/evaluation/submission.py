@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +13,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from kitlib import geo
-from kitlib.core import paths
-from kitlib.core.errors import KitError, shorten
-from kitlib.core.storage import atomic_write
+from kitlib.core import paths, storage
+from kitlib.core.errors import Damaged, KitError, shorten
 from kitlib.data.files import Files
 from kitlib.data.places import Places
 from kitlib.data.readers import PREDICTED
@@ -37,7 +35,8 @@ def score_files(truth_csv: str | Path, submission_csv: str | Path) -> Score:
     for column in TRUTH:
         refuse(truth, ~np.isfinite(numbers[column]), name, column, "is not a number")
     submission = read(submission_csv, ["sample_id", *PREDICTED])
-    ranked, points = predictions(submission, Path(submission_csv).name, truth["sample_id"], name)
+    largest = _largest(numbers[TRUTH[0]])
+    ranked, points = predictions(submission, Path(submission_csv).name, truth["sample_id"], name, largest)
     rows = pd.Index(submission["sample_id"]).get_indexer(truth["sample_id"])
     return score_arrays(numbers[TRUTH[0]], numbers[TRUTH[1:]], ranked[rows], points[rows])
 
@@ -65,8 +64,9 @@ def write_submission(
 ) -> Path:
     """Write guesses as a submission, and `meta` (members, weights, scores) as .json beside it; return the path.
 
-    Rows and picture columns are the template's, joined on sample_id; fewer than five states are padded with -1. Raises
-    KitError, and writes neither file, if a place has no guess or `validate` refuses the result.
+    Rows and picture columns are the template's, joined on sample_id; fewer than five states are padded with -1. The
+    public_score that a person added to the .json stays as long as the rows are the same. Raises KitError, and writes
+    neither file, if a place has no guess or `validate` refuses the result.
     """
     path = Path(path)
     if path.suffix != ".csv":
@@ -76,13 +76,26 @@ def write_submission(
     table = template.astype(dict.fromkeys(PREDICTED, object))
     table[RANKS] = np.pad(ranked, ((0, 0), (0, len(RANKS) - ranked.shape[1])), constant_values=-1)
     table[POINT] = guesses.point().round(6)  # 6 decimals are 11 cm
-    with atomic_write(path) as csv_file, atomic_write(path.with_suffix(".json")) as json_file:
+    with storage.atomic_write(path) as csv_file:
         table.to_csv(csv_file, index=False, lineterminator="\n")
-        json_file.write_text(json.dumps({"public_score": None, **meta}, indent=1) + "\n")
         written = read(csv_file, list(template.columns))
         for warning in check(written, path.name, template, mapping):
             log.warning("%s: %s", path.name, warning)
+        score = _public_score(path, csv_file)
+        storage.write_json(path.with_suffix(".json"), {"public_score": score, **meta}, indent=1)
     return path
+
+
+def _public_score(path: Path, written: Path) -> Any:
+    """The public score of the submission at `path`, None without one or if `written`, which replaces it, differs."""
+    try:
+        score: Any = storage.read_json(path.with_suffix(".json")).get("public_score")
+    except (FileNotFoundError, Damaged):
+        return None
+    if score is not None and not (path.is_file() and path.read_bytes() == written.read_bytes()):
+        log.warning("%s: its public_score %s is dropped, as the rows have changed", path.name, score)
+        return None
+    return score
 
 
 def validate(
@@ -133,8 +146,9 @@ class Difference:
 def diff(a_csv: str | Path, b_csv: str | Path) -> Difference:
     """Compare two submissions, joined on sample_id. Raises KitError if one of them lacks an id."""
     a, b = (read(path, ["sample_id", *PREDICTED]) for path in (a_csv, b_csv))
-    ranked_a, points_a = predictions(a, Path(a_csv).name, a["sample_id"], Path(a_csv).name)
-    ranked_b, points_b = predictions(b, Path(b_csv).name, a["sample_id"], Path(a_csv).name)
+    name_a, name_b = Path(a_csv).name, Path(b_csv).name
+    ranked_a, points_a = predictions(a, name_a, a["sample_id"], name_a, ANY_STATE_IDX)
+    ranked_b, points_b = predictions(b, name_b, a["sample_id"], name_a, ANY_STATE_IDX)
     rows = pd.Index(b["sample_id"]).get_indexer(a["sample_id"])
     ranked_b, points_b = ranked_b[rows], points_b[rows]
     named_a, named_b = (np.where(repeated(ranked), -1, ranked) for ranked in (ranked_a, ranked_b))
@@ -155,25 +169,36 @@ def diff(a_csv: str | Path, b_csv: str | Path) -> Difference:
 
 
 RANKS, POINT = PREDICTED[:5], PREDICTED[5:]
-LARGEST_STATE_IDX = 49
+LARGEST_STATE_IDX = 49  # of the competition; a mapping or truth with more states extends it
+ANY_STATE_IDX = 2**31 - 1
 AROUND_US = np.array([[15.0, 75.0], [-180.0, -60.0]])  # ranges of latitude and longitude that hold all places
 
 
 def read(path: str | Path, needed: list[str]) -> pd.DataFrame:
     """Read a CSV as text, indexed by line number. Raises KitError if it is no table or lacks `needed` columns."""
     path = Path(path)
-    table, _ = Files(path.parent).read_csv(path.name, [column for column in needed if not column.startswith("image_")])
+    table, dialect = Files(path.parent).read_csv(
+        path.name, [column for column in needed if not column.startswith("image_")]
+    )
     if missing := [column for column in needed if column not in table]:
         raise KitError(
             f"{path.name} lacks the columns {', '.join(missing)}: copy them from the template, joined on sample_id; "
             "they are not scored, but Kaggle requires them"
         )
-    table.index = pd.RangeIndex(2, len(table) + 2, name="line")
+    table.index = (table.index + 2).rename("line")
+    table.attrs["dialect"] = dialect
     return table
 
 
-def predictions(table: pd.DataFrame, name: str, target_id: pd.Series, target: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ranked states (N, 5), -1 for none, and points (N, 2) of a table by `read`, in its own order.
+def _largest(state_idx: ArrayLike) -> int:
+    """The largest state_idx that a submission may name, given those that its mapping or truth names."""
+    return max(LARGEST_STATE_IDX, int(min(np.max(state_idx), ANY_STATE_IDX)))
+
+
+def predictions(
+    table: pd.DataFrame, name: str, target_id: pd.Series, target: str, largest: int = LARGEST_STATE_IDX
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranked states (N, 5) up to `largest`, -1 for none, and points (N, 2) of a table by `read`, in its own order.
 
     Raises KitError naming the file `name` if its ids are not exactly `target_id`, those of the file `target`, or if
     Kaggle would refuse a value.
@@ -190,8 +215,8 @@ def predictions(table: pd.DataFrame, name: str, target_id: pd.Series, target: st
     for rank, column in enumerate(RANKS):
         empty = (table[column] == "") & (rank > 0)
         value = pd.to_numeric(table[column].mask(empty, "-1"), errors="coerce").to_numpy(float)
-        allowed = f"0 to {LARGEST_STATE_IDX}" + (", -1 or empty" if rank else ", neither -1 nor empty")
-        out_of_range = (value < (-1 if rank else 0)) | (value > LARGEST_STATE_IDX)
+        allowed = f"0 to {largest}" + (", -1 or empty" if rank else ", neither -1 nor empty")
+        out_of_range = (value < (-1 if rank else 0)) | (value > largest)
         refuse(table, value != np.floor(value), name, column, "is not a whole number", allowed)
         refuse(table, out_of_range, name, column, "is no state", allowed)
         ranked[:, rank] = value
@@ -214,12 +239,18 @@ def check(
     extra = [str(column) for column in table if column not in template]
     if extra:
         raise KitError(f"{name}: expected columns {', '.join(map(str, template))}; got also {', '.join(extra)}")
-    ranked, points = predictions(table, name, template["sample_id"], "the template")
     warnings = []
-    possible = len(RANKS)
+    if (dialect := table.attrs.get("dialect", "utf-8")) != "utf-8":
+        warnings.append(f"the table is in {dialect}: Kaggle expects UTF-8 and commas")
+    possible, largest = len(RANKS), LARGEST_STATE_IDX
     if mapping is not None:
-        possible = min(possible, len(mapping))
-        unknown = (ranked >= 0) & ~np.isin(ranked, pd.to_numeric(mapping["state_idx"]).to_numpy())
+        mapped = pd.to_numeric(mapping["state_idx"], errors="coerce").to_numpy(float)
+        if not np.isfinite(mapped).all():
+            raise KitError(f"the mapping: expected numbers in state_idx; got {shorten(mapping['state_idx'], 3)}")
+        possible, largest = min(possible, len(mapping)), _largest(mapped)
+    ranked, points = predictions(table, name, template["sample_id"], "the template", largest)
+    if mapping is not None:
+        unknown = (ranked >= 0) & ~np.isin(ranked, mapped)
         for rank in np.flatnonzero(unknown.any(axis=0)):
             fault = f"is not in the mapping of {len(mapping)} states"
             if not allow_unknown_states:

@@ -132,6 +132,80 @@ def test_views_class_labels_and_files(home, tmp_path):
     assert (read.folder / "images/0000001_west.png").read_bytes() == picture.read_bytes()
 
 
+def test_rows_open_no_file_outside_the_data_set(home, tmp_path):
+    (tmp_path / "private.jpg").write_bytes(encoded(scene(48)))
+    hub = tmp_path / "hub"
+    (hub / "train").mkdir(parents=True)
+    (hub / "train/own.jpg").write_bytes(encoded(scene(48, 1)))
+    (hub / "link.jpg").symlink_to(tmp_path / "private.jpg")
+
+    def picture(path: str, source: str = str(hub)) -> bytes:
+        return huggingface.content({"bytes": None, "path": path}, source, "row 7")
+
+    own = (hub / "train/own.jpg").read_bytes()
+    assert picture(str(hub / "train/own.jpg")) == own
+    for path in (
+        str(tmp_path / "private.jpg"),
+        str(hub / "../private.jpg"),
+        str(hub / "link.jpg"),
+        f"file://{hub}/train/own.jpg",
+        f"zip://own.jpg::{tmp_path}/private.zip",
+        "https://example.org/x.jpg",
+        "hf://datasets/other/private/x.jpg",
+        "/dev/zero",
+    ):
+        with pytest.raises(KitError, match=r"^row 7: expected a picture of the data set hub; got"):
+            picture(path)
+    chained = f"file://{tmp_path}/private.jpg::hf://datasets/owner/name@main/x.jpg"
+    for path in (
+        chained,
+        "hf://datasets/other/x.jpg",
+        "hf://datasets/owner/name@main/../../x.jpg",
+        str(hub / "train/own.jpg"),
+    ):
+        with pytest.raises(KitError, match=r"^row 7: expected a picture of the data set name; got"):
+            picture(path, "owner/name")
+    assert huggingface._is_inside("zip://a.jpg::hf://datasets/owner/name@main/a.zip", "owner/name")
+
+
+def test_a_parquet_that_names_a_file_of_this_machine_is_refused(home, tmp_path):
+    (tmp_path / "private.jpg").write_bytes(encoded(scene(48)))
+    (tmp_path / "hub/data").mkdir(parents=True)
+    named = dataset().cast_column("image", datasets.Image(decode=False))
+    table = named.to_pandas()
+    table["image"] = [{"bytes": None, "path": str(tmp_path / "private.jpg")}] * 7
+    datasets.Dataset.from_pandas(table, features=dataset().features).to_parquet(
+        tmp_path / "hub/data/train-00000-of-00001.parquet"
+    )
+    with pytest.raises(KitError, match=r"row 0: expected a picture of the data set hub; got '.*private.jpg'"):
+        readers.read_hugging_face(tmp_path / "hub", "train", "a")
+
+
+def test_a_folder_of_pictures_is_streamed(home, tmp_path):
+    (tmp_path / "hub/train").mkdir(parents=True)
+    lines = ["file_name,latitude,longitude,country"]
+    for i in range(3):
+        (tmp_path / f"hub/train/{i}.jpg").write_bytes(encoded(scene(48, i)))
+        lines.append(f"{i}.jpg,{i},{i},Chile")
+    (tmp_path / "hub/train/metadata.csv").write_text("\n".join(lines))
+    read = readers.read_hugging_face(tmp_path / "hub", "train", "a")
+    assert (read.folder / "images/0000002_only.jpg").read_bytes() == (tmp_path / "hub/train/2.jpg").read_bytes()
+
+
+def test_texts_of_several_lines_and_names_of_columns_do_no_harm(home):
+    data = dataset(country=["Chile\nor so\0"] * 7).rename_column("image", "image_../../evil")
+    data = data.add_column("image_b", [None] * 7, feature=datasets.Image())
+    read = readers.read_hugging_face(data, name="a", region_column="country")
+    assert read.states["state"].tolist() == ["Chile or so"]
+    assert read.rows("train")["image_../../evil"][0] == "images/0000000_------evil.jpg"
+    for name in ("..", "a/b", "x" * 300):
+        with pytest.raises(KitError, match="name of the folder below data/raw: expected"):
+            huggingface.fetch(data, name=name)
+    (read.folder / "source.json").write_text("[]")
+    with pytest.raises(KitError, match=r"source.json in a: expected a JSON dict"):
+        huggingface.fetch(data, name="a")
+
+
 def test_what_cannot_be_used_is_refused_before_anything_is_written(home):
     with pytest.raises(KitError, match="name: expected the folder"):
         huggingface.fetch(dataset())

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import simplejpeg
 from picture_helper import encoded, scene
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
-from kitlib.data.picture_checks import BLURRED, examine, far_twins, perceptual_hash, sharpness
+from kitlib.data import picture_checks
+from kitlib.data.picture_checks import BLURRED, TURNED, examine, far_twins, perceptual_hash, shape, sharpness
 from kitlib.geo import EARTH_RADIUS_KM
 
 KM = 1 / (np.radians(1.0) * EARTH_RADIUS_KM)  # degrees of latitude
@@ -72,6 +76,125 @@ def test_other_kinds_become_rgb_jpegs_that_look_the_same(kind, mode, told):
     assert simplejpeg.decode_jpeg_header(picture.data)[2] == "YCbCr"
     shown = simplejpeg.decode_jpeg(picture.data).astype(int)
     assert np.abs(shown - np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int)).mean() < 6
+
+
+def off(picture, wanted: Image.Image) -> float:
+    """Mean difference in grey levels of an examined picture from what it should show; inf for another size."""
+    shown = simplejpeg.decode_jpeg(picture.data).astype(int)
+    return np.abs(shown - np.asarray(wanted)).mean() if shown.shape[1::-1] == wanted.size else np.inf
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(scene(96, width=128), kind, exif=exif, **({} if kind in ("PNG", "TIFF") else {"quality": 95}))
+    picture, upright = examine(data), ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert off(picture, upright) < 3 and shape(data) == (upright.height, upright.width)
+    if orientation == 1:
+        assert TURNED not in checks(picture) and (kind != "JPEG" or picture.data == data)
+    elif kind != "TIFF":  # which PIL turns by itself
+        assert (TURNED, f": {orientation}") in picture.found
+    sized = examine(data, (64, 64))
+    assert (sized.height, sized.width) == (64, 64)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_is_ignored():
+    data = encoded(scene(), exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(20))
+    assert examine(data).data == data
+
+
+def png(pixels: np.ndarray, colour: int, size: tuple[int, int] | None = None) -> bytes:
+    """A PNG of 16 bits a channel, by hand, as PIL writes none; `size` (width, height) may lie."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", *(size or pixels.shape[1::-1]), 16, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_more_than_8_bits_are_scaled():
+    colour = scene(96, width=128)
+    grey = colour.convert("L")
+    wide = {"L": np.asarray(grey, np.uint16) * 257, "RGB": np.asarray(colour, np.uint16) * 257}
+    opaque = np.full((96, 128, 1), 65535, np.uint16)
+    floats = np.asarray(grey, np.float32)
+    for data, wanted in (
+        (png(wide["L"], 0), grey),
+        (png(wide["RGB"], 2), colour),
+        (png(np.concatenate([wide["RGB"], opaque], 2), 6), colour),
+        (encoded(Image.fromarray(wide["L"]), "TIFF"), grey),
+        (encoded(Image.fromarray(wide["L"].astype(np.int32)), "TIFF"), grey),
+        (encoded(Image.fromarray(floats / 255), "TIFF"), grey),
+        (encoded(Image.fromarray(floats), "TIFF"), grey),
+    ):
+        assert off(examine(data), wanted.convert("RGB")) < 3
+    for numbers in (floats - 500, floats * np.nan, floats * 1e6):
+        (fault,) = examine(encoded(Image.fromarray(numbers), "TIFF")).found
+        assert fault[0] == "damaged picture" and "expected 0 to 1, 255 or 65535" in fault[1]
+
+
+def test_transparent_pixels_show_white():
+    picture = scene(96)
+    half = Image.new("L", picture.size, 255)
+    half.paste(0, (0, 0, 96, 48))
+    white = picture.copy()
+    white.paste("white", (0, 0, 96, 48))
+    see_through = picture.copy()
+    see_through.putalpha(half)
+    assert off(examine(encoded(see_through, "PNG")), white) < 4
+    assert off(examine(encoded(see_through, "WEBP", lossless=True)), white) < 4
+    palette = Image.new("P", (96, 96), 1)
+    palette.putpalette([0, 0, 0, 200, 100, 50])
+    palette.paste(0, (0, 0, 96, 48))
+    shown = simplejpeg.decode_jpeg(examine(encoded(palette, "PNG", transparency=0)).data)
+    assert (shown[:40] > 250).all() and np.abs(shown[60:] - np.array([200.0, 100, 50])).max() < 4
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", "empty file"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "HEIC picture of a phone: convert it to JPEG"),
+        (b"\r\n<!DOCTYPE html><html>404</html>", "web page"),
+        (b"<HTML><body>404 Not Found</body></html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer instead .* git lfs pull"),
+        (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "XML text"),
+        (b"%PDF-1.4", "PDF document"),
+        (b"PK\3\4zipped", "zip archive"),
+        (b"not found\n", "text"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "text"),  # PIL would start Ghostscript
+        (bytes(100), "no picture of a known format"),
+        (b"\xff\xd8\xff", "unreadable JPEG"),
+        (encoded(scene())[:900], r"unreadable JPEG \(Premature end of JPEG file\)"),
+        (encoded(scene(), "PNG")[:900], r"unreadable PNG \(image file is truncated.*\)"),
+    ],
+)
+def test_what_a_damaged_file_is_by_its_first_bytes(data, kind):
+    (fault,) = examine(data).found
+    assert fault[0] == "damaged picture"
+    assert fault == examine(data).found[0]  # no memory address, which differs each time
+    assert re.fullmatch(f": {kind}", fault[1])
+
+
+def test_pixels_are_limited_before_they_are_decoded(monkeypatch):
+    jpeg = bytearray(encoded(scene()))
+    at = jpeg.index(b"\xff\xc0") + 5
+    jpeg[at : at + 4] = struct.pack(">HH", 65500, 65500)
+    for data in (bytes(jpeg), png(np.zeros((8, 8)), 0, (50_000, 50_000))):
+        assert examine(data).found == (("damaged picture", ": more than 100 million pixels"),)
+    monkeypatch.setattr(picture_checks, "PIXELS", 128 * 127)
+    for kind in ("JPEG", "PNG"):
+        assert checks(examine(encoded(scene(), kind))) == ["damaged picture"]
+
+
+def test_garbage_after_a_jpeg_is_harmless():
+    data = encoded(scene()) + b"garbage" * 50
+    assert examine(data).data == data
 
 
 def test_another_size_is_resized_only_when_one_is_asked_for():

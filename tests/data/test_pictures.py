@@ -221,6 +221,66 @@ def test_other_sources_keep_their_sizes_and_decode_to_one(tmp_path, home):
         assert np.abs(shown[i, 0].astype(int) - np.asarray(middle, int)).mean() < 4
 
 
+def test_what_is_lost_is_logged_once(folder, caplog):
+    image(folder, 3, "south").write_bytes(b"")
+    image(folder, 4, "north").write_bytes(b"<html>")
+    image(folder, 5, "east").unlink()
+    read = readers.read(folder)
+    for _ in range(2):
+        pictures.pack(read, "train")
+    (line,) = [record.message for record in caplog.records]
+    lost = "1 x missing picture (e.g. 5 east), 2 x damaged picture (e.g. 3 south: empty file)"
+    assert line == f"train pictures, 48 in all: {lost}"
+
+
+def test_nothing_to_learn_from_is_refused_however_often(folder):
+    for path in (folder / "train_images").iterdir():
+        path.write_bytes(b"")
+    image(folder, 11, "west").unlink()
+    read = readers.read(folder)
+    message = (
+        r"^no training place has a usable picture \(1 of 48 are missing, e.g. 11 west; "
+        r"47 of 48 are damaged, e.g. 0 north: empty file\)$"
+    )
+    for _ in range(2):
+        with pytest.raises(KitError, match=message):
+            pictures.pack(read, "train")
+    assert pictures.pack(read, "test").usable.all()
+
+
+def test_turned_pictures_are_turned_before_the_commonest_size_is_looked_for(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for seed, path in enumerate(sorted((folder / "train_images").iterdir())):
+        path.write_bytes(encoded(scene(64, seed, width=48), exif=exif))
+    pack = pictures.pack(readers.read(folder), "train")
+    assert pack.sizes == [(48, 64)]
+    assert set(told(pack)) == {"picture turned by its EXIF orientation"}
+
+
+def test_pictures_that_lose_their_sides_are_told(tmp_path, home, caplog):
+    rows = ["file_name,latitude,longitude,country"]
+    for i, width in enumerate((159, 160, 400)):
+        (tmp_path / f"{i}.jpg").write_bytes(encoded(scene(64, i, width=width)))
+        rows.append(f"{i}.jpg,{i},{i},A")
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    pack = pictures.pack(readers.read(tmp_path), "train")
+    assert told(pack) == {"picture much wider than high": ["1 only: 160x64", "2 only: 400x64"]}
+    assert "2 x picture much wider than high (e.g. 1 only: 160x64)" in caplog.text
+
+
+def test_what_is_no_file_is_named_and_never_waited_for(folder):
+    read = readers.read(folder)
+    image(folder, 0, "north").unlink()
+    os.mkfifo(image(folder, 0, "north"))
+    image(folder, 1, "north").unlink()
+    image(folder, 1, "north").mkdir()
+    assert told(pictures.pack(read, "train"))["damaged picture"] == [
+        "0 north: expected a file; got a pipe, socket or device",
+        "1 north: expected a file; got a folder",
+    ]
+
+
 def test_real_us_flags_what_a_person_flags(real_us, home):
     pack = pictures.pack(readers.read(real_us), "train")
     i, _ = np.nonzero(pack.blurred)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -73,7 +75,7 @@ def test_data_under_raw_is_found_by_name(home):
         (put(3, "sample_id", " "), "an empty sample_id"),
         (put(3, "image_west", "img_000002_west.jpg"), r"picture named twice: sample_id 2 \(.*\), 3 \("),
         (put(3, "image_west", "img_000003_east.jpg"), r"picture named twice: sample_id 3 \("),
-        (put(4, "latitude", "91"), r"expected latitudes in \[-90, 90\].*sample_id 4 \(91.0, -92.0\)"),
+        (put(4, "latitude", "91"), r"expected latitudes in \[-90, 90\].*sample_id 4 \(91, -92.0\)"),
         (put(4, "longitude", "-190.5"), r"longitudes in \[-180, 180\].*sample_id 4"),
         (put(4, "longitude", ""), "sample_id 4"),
         (put(4, "latitude", "north"), "sample_id 4"),
@@ -151,6 +153,17 @@ def test_what_users_have_is_read_all_the_same(tmp_path, home):
     assert readers.read(folder).integrity == []
 
 
+def test_names_of_tables_may_end_in_capitals(tmp_path, home):
+    folder = competition(tmp_path / "a")
+    for path in folder.glob("*.csv"):
+        path.rename(path.with_suffix(".CSV"))
+    assert len(readers.read(folder).rows("train")) == 12
+    folder = region_table(tmp_path / "b")
+    for path in folder.glob("*.csv"):
+        path.rename(path.with_name(path.name.upper()))
+    assert len(readers.read(folder).rows("test")) == 2
+
+
 def test_latin_1_is_read_and_noted(tmp_path, home):
     folder = competition(tmp_path)
     for name in ("state_mapping.csv", "train_ground_truth.csv"):
@@ -159,6 +172,140 @@ def test_latin_1_is_read_and_noted(tmp_path, home):
     read = readers.read(folder)
     assert read.states["state"].tolist() == ["Alaska", "Québec", "Washington"]
     assert [e["where"] for e in read.integrity] == ["train_ground_truth.csv", "state_mapping.csv"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../out.jpg", "/etc/hostname", "a/../../out.jpg", "..\\out.jpg", "C:\\out.jpg", "\\\\srv\\out.jpg", "file:///out"],
+)
+def test_pictures_are_below_the_data_folder(tmp_path, home, name):
+    (tmp_path / "out.jpg").write_bytes(b"private")
+    folder = competition(tmp_path)
+    edit(folder, put(2, "image_east", name))
+    message = r"train_ground_truth.csv: expected names of pictures below the data folder; got: sample_id 2 \(img_000002"
+    with pytest.raises(KitError, match=message):
+        readers.read(folder)
+    folder = metadata(tmp_path / "described", state=["a"] * 4, image=["0.png", name, "2.png", "3.png"])
+    with pytest.raises(KitError, match=r"metadata.csv: expected names of pictures below the data folder; got: .* 1 \("):
+        readers.read(folder)
+
+
+def test_paths_of_windows_lead_to_folders(tmp_path, home):
+    folder = metadata(tmp_path, state=["a"] * 4, image=[f"images\\{i}.png" for i in range(4)])
+    assert readers.read(folder).rows("train")["image_only"].tolist() == [f"images/{i}.png" for i in range(4)]
+
+
+def test_a_picture_in_two_spellings_is_named_twice(tmp_path, home):
+    folder = metadata(tmp_path, state=["a"] * 4, image=["0.png", "./0.png", "2.PNG", "2.png"])
+    with pytest.raises(KitError, match=r"a picture named twice: sample_id 0 \(0.png\), 1 \(./0.png\), 2 \(2.PNG\), 3"):
+        readers.read(folder)
+
+
+def test_links_outside_are_named_where_no_picture_is_found(tmp_path, home):
+    folder = metadata(tmp_path / "data", state=["a"] * 4)
+    for path in (folder / "images").iterdir():
+        path.rename(tmp_path / path.name)
+        path.symlink_to(tmp_path / path.name)
+    with pytest.raises(
+        KitError, match=r"none of the 4 pictures .*; links that lead outside the folder are not followed"
+    ):
+        readers.read(folder)
+
+
+@pytest.mark.parametrize("name", ["sample_submission.csv", "state_mapping.csv"])
+def test_a_table_that_is_a_folder_or_a_pipe_is_refused(tmp_path, home, name):
+    folder = competition(tmp_path)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(KitError, match=rf"{name} in .* cannot be read: expected a file; got a folder"):
+        readers.read(folder)
+    (folder / name).rmdir()
+    os.mkfifo(folder / name)
+    with pytest.raises(KitError, match=rf"{name} in .* cannot be read: expected a file; got a pipe"):
+        readers.read(folder)
+
+
+@pytest.mark.parametrize(
+    "cell", ["41°24'12\"N", "44,83", "39.96N", "\N{MINUS SIGN}39.96", "39960000", "nan", "inf", ""]
+)
+def test_a_coordinate_that_is_none_is_shown_as_it_is(tmp_path, home, cell):
+    folder = competition(tmp_path)
+    edit(folder, put(2, "latitude", cell))
+    with pytest.raises(KitError) as error:
+        readers.read(folder)
+    assert f"sample_id 2 ({cell}, -120.8)" in str(error.value) and "look" not in str(error.value)
+
+
+def test_likely_mistakes_in_coordinates_are_named(tmp_path, home):
+    folder = competition(tmp_path)
+    whole = (folder / "train_ground_truth.csv").read_text()
+
+    def swapped(table):
+        table[["latitude", "longitude"]] = table[["longitude", "latitude"]].to_numpy()
+
+    edit(folder, lambda t: t.assign(longitude=t["longitude"].astype(float) % 360))
+    with pytest.raises(KitError, match=r"; longitudes look like 0 to 360: subtract 360 from those above 180; got:"):
+        readers.read(folder)
+    (folder / "train_ground_truth.csv").write_text(whole)
+    edit(folder, swapped)
+    with pytest.raises(KitError, match=r"; latitude and longitude look swapped; got: sample_id 0 \(-150.0, 61.0\)"):
+        readers.read(folder)
+    (folder / "state_mapping.csv").write_text("state_idx,state\n0,Ohio\n")
+    edit(folder, lambda t: t.assign(latitude=-82.8, longitude=40.3, state="Ohio", state_idx=0))  # a point on the globe
+    with pytest.raises(KitError, match=r"look swapped: 12 of 12 places would lie in their state if they were"):
+        readers.read(folder)
+
+
+def test_labels_have_one_spelling(tmp_path, home):
+    apart = unicodedata.normalize("NFD", "Perú")
+    folder = metadata(tmp_path / "a", country=["Perú", apart, "New  York", "New York"])
+    read = readers.read(folder)
+    assert read.states["state"].tolist() == ["New York", "Perú"]
+    assert found(read, "label in another spelling")["examples"] == [apart, "New  York"]
+    folder = metadata(tmp_path / "b", country=["Peru", "peru", "Chile", "CHILE"])
+    with pytest.raises(KitError, match=r"differ by more than case; got 'Peru' and 'peru', 'CHILE' and 'Chile'"):
+        readers.read(folder)
+    folder = competition(tmp_path / "c")
+    edit(folder, lambda t: t.assign(state=t["state"].replace("Alaska", "Québec")), "state_mapping.csv")
+    edit(folder, lambda t: t.assign(state=t["state"].replace("Alaska", unicodedata.normalize("NFD", "Québec"))))
+    assert readers.read(folder).rows("train")["state"][0] == "Québec"
+    folder = metadata(tmp_path / "d", country=["1", "2", "1", "9" * 5000])
+    assert readers.read(folder).states["state"].tolist()[:2] == ["1", "2"]
+
+
+def test_columns_that_begin_with_image_are_pictures_only_if_they_name_some(tmp_path, home):
+    others = {"image_id": "mly1", "image_width": "640", "image_date": "2019-05", "image_url": "https://x/0.png"}
+    folder = metadata(tmp_path / "one", state=["a"] * 4, **{name: [value] * 4 for name, value in others.items()})
+    assert readers.read(folder).views == ("only",)
+    views = {f"image_{view}": [f"{i}{view}.jpg" for i in range(4)] for view in readers.VIEWS}
+    folder = metadata(tmp_path / "four", state=["a"] * 4, image_id=["mly1"] * 4, **views)
+    (folder / "images/0.png").rename(folder / "images/0west.jpg")
+    assert readers.read(folder).views == readers.VIEWS
+    no_suffix = metadata(tmp_path / "bare", state=["a"] * 4, image_front=list("abcd"))
+    (no_suffix / "images/0.png").rename(no_suffix / "images/a")
+    assert readers.read(no_suffix).views == ("front",)
+
+
+def test_a_data_set_in_folders_of_its_own_is_entered(tmp_path, home):
+    metadata(tmp_path / "mine/outer/inner", state=["a"] * 4)
+    read = readers.read(tmp_path / "mine")
+    assert read.name == "mine" and read.rows("train")["image_only"][0] == "images/0.png"
+    assert read.key == readers.read(read.folder).key
+    region_table(tmp_path / "cities/all")
+    assert len(readers.read(tmp_path / "cities", train_csv="all/labels_train.csv").rows("train")) == 4
+    assert len(readers.read(tmp_path / "cities", train_images="images_train").rows("train")) == 4
+
+
+def test_a_template_may_hold_labels_and_columns_of_its_own(tmp_path, home):
+    folder = competition(tmp_path)
+    edit(folder, lambda t: t.assign(predicted_state_idx_1="Ohio", note="x"), "sample_submission.csv")
+    text = (folder / "sample_submission.csv").read_text()
+    (folder / "sample_submission.csv").write_text(
+        text.replace("\n", "\n" + "," * text.split("\n")[0].count(",") + "\n", 1)
+    )
+    read = readers.read(folder)
+    assert read.template["predicted_state_idx_1"].isna().all() and read.template["note"].tolist() == ["x"] * 3
+    assert read.template.index.tolist() == [0, 1, 2]
 
 
 def test_unknown_folders_are_refused_with_what_is_known(tmp_path, home):
@@ -201,7 +348,7 @@ def test_region_table(tmp_path, home):
 def test_coordinates_of_a_test_split_are_known_or_hidden_but_not_broken(tmp_path, home):
     folder = region_table(tmp_path)
     edit(folder, put(1, "latitude", "ten"), "labels_val.csv")
-    with pytest.raises(KitError, match=r"labels_val.csv: expected latitudes .*img_1.jpg \(nan, 20.0\)"):
+    with pytest.raises(KitError, match=r"labels_val.csv: expected latitudes .*img_1.jpg \(ten, 20\)"):
         readers.read(folder)
     edit(folder, lambda table: table.assign(latitude="", longitude=""), "labels_val.csv")
     assert np.isnan(readers.read(folder).points("test")).all()
@@ -329,11 +476,18 @@ def test_metadata_labels_default_to_the_first_column_that_is_filled(tmp_path, ho
         readers.read(folder, region_column="county")
 
 
-def test_metadata_without_a_filled_label_column_lists_what_there_is(tmp_path, home):
+def test_metadata_rows_without_a_label_are_left_out(tmp_path, home):
     folder = metadata(tmp_path, state=["a", "", "b", "c"], note=["x", "y", "z", "w"])
-    with pytest.raises(
-        KitError, match=r"region_column: expected one of state, note in .*; got none with a value in every row"
-    ):
+    read = readers.read(folder)
+    assert read.sample_id("train").tolist() == [0, 2, 3]
+    assert found(read, "place without a label")["examples"] == ["1"]
+    edit(folder, lambda table: table.assign(state=""), "metadata.csv")
+    with pytest.raises(KitError, match=r"region_column: expected one of state, note in .*; got none of state, .* with"):
+        readers.read(folder)
+    with pytest.raises(KitError, match=r"no row of metadata.csv is for training with a label"):
+        readers.read(folder, region_column="state")
+    edit(folder, lambda table: table.assign(state="a", split="test"), "metadata.csv")
+    with pytest.raises(KitError, match=r"^no row of metadata.csv is for training$"):
         readers.read(folder)
 
 
@@ -344,11 +498,10 @@ def test_metadata_splits_ids_and_views(tmp_path, home):
         split=["train", "val", "Test", "train"],
         state=["s", "t", "", "s"],
         image_west=["0.png", "1.png", "2.png", "3.png"],
-        image_up=["", "", "", ""],
+        image_up=["", "", "up.jpg", ""],
+        image_down=["", "", "", ""],
     )
-    with pytest.raises(KitError, match="got none with a value in every row"):
-        readers.read(folder)
-    read = readers.read(folder, region_column="state")
+    read = readers.read(folder)
     assert read.views == ("west", "up") and read.sample_id("test").tolist() == ["b", "c"]
     assert read.state_position("test").tolist() == [1, -1]
     assert found(read, "state without training places")["examples"] == ["t"]

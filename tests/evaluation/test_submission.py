@@ -117,6 +117,45 @@ def test_written_submission_scores_as_its_guesses(tmp_path, places):
     assert sorted(p.name for p in path.parent.iterdir()) == ["mine.csv", "mine.json"]
 
 
+def test_the_public_score_of_a_person_stays_with_its_rows(tmp_path, caplog):
+    template = make_template(8)
+    note = tmp_path / "mine.json"
+
+    def write(seed: int) -> dict:
+        guesses = make_guesses(range(8), seed=seed)
+        submission.write_submission(tmp_path / "mine.csv", guesses, template, {"seed": seed}, STATES)
+        return json.loads(note.read_text())
+
+    note.write_text(json.dumps({**write(0), "public_score": 0.7312}))
+    assert write(0) == {"public_score": 0.7312, "seed": 0} and "dropped" not in caplog.text
+    assert write(1) == {"public_score": None, "seed": 1}
+    assert "mine.csv: its public_score 0.7312 is dropped, as the rows have changed" in caplog.text
+    note.write_text("by hand: 0.7")
+    assert write(1)["public_score"] is None
+
+
+def test_a_mapping_or_truth_with_more_states_than_the_competition(tmp_path):
+    states = pd.DataFrame({"state_idx": range(60), "state": [f"s{i}" for i in range(60)]})
+    guesses = make_guesses(range(8), states["state_idx"])
+    guesses.state_probs[:] = np.eye(60)[55]
+    path = submission.write_submission(tmp_path / "mine.csv", guesses, make_template(8), {}, states)
+    truth = pd.DataFrame({"sample_id": range(8), "state_idx": 55, "latitude": 40, "longitude": -90})
+    truth.to_csv(tmp_path / "truth.csv", index=False)
+    assert submission.score_files(tmp_path / "truth.csv", path).state == 1
+    assert submission.diff(path, path).top5_overlap == 1
+    with pytest.raises(KitError, match=r"idx_1 is no state in 8 rows: .* expected 0 to 49"):
+        submission.validate(path, make_template(8))
+    with pytest.raises(KitError, match=r"the mapping: expected numbers in state_idx; got a, b"):
+        submission.validate(path, make_template(8), pd.DataFrame({"state_idx": ["a", "b"], "state": ["a", "b"]}))
+
+
+def test_a_template_with_labels_and_columns_of_its_own_is_filled_in(tmp_path):
+    template = make_template(8).assign(predicted_state_idx_1="Ohio", note="x")
+    path = submission.write_submission(tmp_path / "mine.csv", make_guesses(range(8)), template, {}, STATES)
+    written = pd.read_csv(path)
+    assert written["note"].tolist() == ["x"] * 8 and written["predicted_state_idx_1"].isin(STATES["state_idx"]).all()
+
+
 def test_fewer_than_five_states_are_followed_by_minus_one(tmp_path):
     path = submission.write_submission(
         tmp_path / "few.csv", make_guesses(range(6), [3, 7]), make_template(6), {}, STATES.iloc[[2, 5]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import os
 
 import numpy as np
 import pytest
@@ -90,15 +91,46 @@ def test_a_file_that_is_no_table_is_an_error(tmp_path):
     template = make_template(2)
     for content, message in {
         "": "not a CSV table",
-        "sample_id;a\n1;2\n": "missing: sample_id",
+        "sample_id;a\n1;2\n": "got by semicolons sample_id, a; missing: predicted_state_idx_1",
         ",".join(template.columns) + "\n" + "1," * 12 + "1\n": "more fields than the header",
-        ",".join(template.columns) + "\n": "has 0 of 2 rows",
+        ",".join(template.columns) + "\n": "expected at least one row; got none",
     }.items():
         (tmp_path / "x.csv").write_text(content)
         with pytest.raises(KitError, match=message):
             submission.validate(tmp_path / "x.csv", template)
     with pytest.raises(KitError, match=r"y\.csv is missing"):
         submission.validate(tmp_path / "y.csv", template)
+
+
+def test_a_dialect_that_kaggle_does_not_read_is_a_warning(tmp_path):
+    make_submission().to_csv(tmp_path / "mine.csv", index=False, sep=";", encoding="utf-16")
+    warnings = submission.validate(tmp_path / "mine.csv", make_template(6), STATES)
+    assert warnings == ["the table is in utf-16, semicolons: Kaggle expects UTF-8 and commas"]
+
+
+def test_files_that_are_none_are_one_sentence(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    make_submission().to_csv(tmp_path / "mine.csv", index=False)
+    (tmp_path / "none.csv").write_text("sample_id,state_idx,latitude,longitude\n")
+    for name, message in (
+        ("folder", "folder in .* cannot be read: expected a file; got a folder"),
+        ("pipe.csv", "pipe.csv in .* cannot be read: expected a file; got a pipe"),
+        ("x" * 300, "x in .* cannot be read: x*: the file name is too long"),
+        ("none.csv", "none.csv in .*: expected"),
+    ):
+        with pytest.raises(KitError, match=message):
+            submission.score_files(tmp_path / name, tmp_path / "mine.csv")
+        with pytest.raises(KitError, match=message):
+            submission.validate(tmp_path / "mine.csv", tmp_path / name)
+
+
+def test_lines_are_those_of_the_file(tmp_path):
+    make_submission().assign(predicted_latitude=[40, 40, 40, 40, 40, 91]).to_csv(tmp_path / "mine.csv", index=False)
+    lines = (tmp_path / "mine.csv").read_text().split("\n")
+    (tmp_path / "mine.csv").write_text("\n".join([*lines[:2], "", "," * 11, *lines[2:]]))
+    with pytest.raises(KitError, match=r"out of range in 1 row: line 9 \(sample_id 5"):
+        submission.validate(tmp_path / "mine.csv", make_template(6))
 
 
 def test_what_only_scores_badly_is_a_warning(check):

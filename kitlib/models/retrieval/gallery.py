@@ -85,7 +85,7 @@ def read_csv(path: str | Path) -> tuple[np.ndarray, pd.DataFrame]:
     Raises KitError for a missing or ambiguous column, and for coordinates that are not on Earth, with the line.
     """
     path = Path(path)
-    table, _ = Files(path.parent).read_csv(path.name)
+    table = Files(path.parent).read_csv(path.name)[0].reset_index(drop=True)
     columns = [_column(table, names, path.name) for names in (LATITUDE, LONGITUDE)]
     numbers = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     bad = np.flatnonzero(np.isnan(numbers).any(axis=1))

@@ -10,7 +10,6 @@ shard by shard and shuffled in a buffer; it is never downloaded as a whole.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import simplejpeg
 from PIL import Image
 
 from kitlib.core.errors import KitError
-from kitlib.data import huggingface
+from kitlib.data import huggingface, picture_checks
 from kitlib.data.files import Files
 from kitlib.data.pictures import GREY, Pack
 from kitlib.data.places import Places
@@ -164,7 +163,7 @@ def streamed(
             for number, row in enumerate(data.shuffle(seed=seed + epoch, buffer_size=max(1, buffer))):
                 try:
                     point = float(row[columns.latitude]), float(row[columns.longitude])
-                    shown = [_opened(row[column], max_side) for column in columns.views]
+                    shown = [_opened(row[column], max_side, source) for column in columns.views]
                 except (TypeError, ValueError, OSError):
                     continue
                 if not (-90 <= point[0] <= 90 and -180 <= point[1] <= 180):
@@ -184,9 +183,13 @@ def stream_views(source: str, split: str = "train") -> tuple[str, ...]:
     return tuple(huggingface.find_columns(features, f"{Path(source).name} ({split})").views.values())
 
 
-def _opened(picture: dict | None, max_side: int) -> Image.Image:
-    """Decode a picture of `datasets`. Raises OSError for a missing or broken one."""
-    return capped(Image.open(io.BytesIO(huggingface.content(picture))), max_side)
+def _opened(picture: dict | None, max_side: int, source: str) -> Image.Image:
+    """Decode a picture of `datasets`. Raises OSError for a missing or broken one, KitError for one outside `source`."""
+    data = huggingface.content(picture, source)
+    try:
+        return capped(picture_checks.upright(data)[0], max_side)
+    except Exception as error:  # a decoder may raise anything on broken bytes
+        raise OSError(f"broken picture: {error}") from error
 
 
 def _named(value: Any, names: list[str] | None) -> str | None:
