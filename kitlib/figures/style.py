@@ -70,8 +70,8 @@ def plain(text: object, most: int = 48) -> str:
 
     Characters that would break the line or turn the direction of their neighbours become blanks.
 
-    >>> plain("Ohio\n"), plain("a" * 20 + "b" * 20, 12)
-    ('Ohio', 'aaaaaaa…bbbb')
+    >>> plain("New\\tYork"), plain("a" * 20 + "b" * 20, 12)
+    ('New York', 'aaaaaaa…bbbb')
     """
     line = " ".join(UNPRINTED.sub(" ", str(text)).split())
     if len(line) > most:

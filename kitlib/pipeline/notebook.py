@@ -6,6 +6,7 @@ It is read as plain JSON and Python, without nbformat or papermill, so that an u
 from __future__ import annotations
 
 import ast
+import html
 import importlib
 import json
 import re
@@ -150,7 +151,12 @@ def without_machine(text: str) -> str:
         str(Path.home()): "~",
         tempfile.gettempdir(): "tmp",
     }
+    for key, path in paths.given().items():
+        full = Path(path)
+        shorter = {str(folder): "…" for folder in (full.parent, full.resolve().parent)} | shorter
+        shorter |= dict.fromkeys([path, str(full.resolve())], key.partition(" ")[2])
+    shorter |= {html.escape(folder): name for folder, name in shorter.items()}  # as it stands in a page
     for folder in sorted(shorter, key=len, reverse=True):
         if len(folder) > 1:
-            text = re.sub(rf"{re.escape(folder)}(?![\w.-])", shorter[folder], text)
+            text = re.sub(rf"{re.escape(folder)}(?![\w.-])", lambda _, name=shorter[folder]: name, text)  # type: ignore[misc]
     return text

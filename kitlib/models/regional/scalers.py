@@ -19,7 +19,6 @@ from numpy.typing import ArrayLike
 
 from kitlib import geo
 from kitlib.core import storage
-from kitlib.core.errors import KitError
 from kitlib.geo import projection
 from kitlib.geo.sphere import Array
 
@@ -76,23 +75,16 @@ class RegionScaler:
         return projection.from_local_km(self.scaler.inverse_transform(np.asarray(scaled, float)), self.centre)
 
     def save(self, folder: Path, region: str) -> Path:
-        """Write folder/scaler_region_<id>.joblib with the kind, the centre and scikit-learn's scaler, atomically."""
+        """Write folder/scaler_region_<id>.joblib with the kind, the centre and scikit-learn's scaler, atomically.
+
+        The file is for other programs. The kit never loads one, as joblib executes the code in a file.
+        """
         import joblib
 
         path = folder / f"scaler_region_{file_id(region)}.joblib"
         with storage.atomic_write(path) as beside:
             joblib.dump({"kind": self.kind, "centre": self.centre, "scaler": self.scaler}, beside)
         return path
-
-    @classmethod
-    def load(cls, folder: Path, region: str) -> RegionScaler:
-        """Read what `save` wrote; only from trusted folders, because joblib executes code in a file."""
-        import joblib
-
-        path = folder / f"scaler_region_{file_id(region)}.joblib"
-        if not path.is_file():
-            raise KitError(f"scaler of region {region!r}: expected {path.name} in {folder.name}; got none")
-        return cls(**joblib.load(path))
 
 
 def file_id(region: str) -> str:
