@@ -215,5 +215,7 @@ def _remember(name: str, path: str) -> str | None:
         return None
     full = full.parent.resolve() / full.name  # a link keeps its name
     short = full.relative_to(home()).as_posix() if full.is_relative_to(home()) else full.name
-    os.environ[GIVEN] = json.dumps(given() | {f"{name} {short}": str(full)})
+    key = f"{name} {short}"
+    others = {other: path for other, path in given().items() if other != key}
+    os.environ[GIVEN] = json.dumps(dict([*others.items(), (key, str(full))][-100:]))  # a variable has limits
     return short

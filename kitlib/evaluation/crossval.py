@@ -317,12 +317,16 @@ def _file_digest(file: Path, changed: int) -> str:
 
 def data_reference(places: Places) -> dict[str, Any]:
     """The settings by which another process finds the places of a run."""
-    return {"data": paths.relative(places.folder)} | ({"read": places.options} if places.options else {})
+    folder = places.folder
+    if folder.name == "kaggle_dataset" and not folder.is_relative_to(paths.home()):
+        folder = folder.parent  # whose name says more
+    paths.portable("data", str(folder))  # for `reload_places`
+    return {"data": paths.relative(folder)} | ({"read": places.options} if places.options else {})
 
 
 def reload_places(run: Run, data: str = "") -> Places:
     """Read the places of a run again, from `data` or else from the location in its settings."""
-    return read(data or run.settings["data"], **run.settings.get("read", {}))
+    return read(data or paths.located("data", run.settings["data"]), **run.settings.get("read", {}))
 
 
 def folder(run: Run, fold: int) -> Path:

@@ -152,11 +152,13 @@ def without_machine(text: str) -> str:
         tempfile.gettempdir(): "tmp",
     }
     for key, path in paths.given().items():
-        full = Path(path)
-        shorter = {str(folder): "…" for folder in (full.parent, full.resolve().parent)} | shorter
-        shorter |= dict.fromkeys([path, str(full.resolve())], key.partition(" ")[2])
+        full, real = Path(path), Path(path).resolve()
+        outside = [folder.parent for folder in (full, real) if not folder.is_relative_to(paths.home())]
+        shorter = {str(folder): "…" for folder in outside} | shorter
+        shorter |= {path: key.partition(" ")[2], str(real): key.partition(" ")[2]}
     shorter |= {html.escape(folder): name for folder, name in shorter.items()}  # as it stands in a page
     for folder in sorted(shorter, key=len, reverse=True):
         if len(folder) > 1:
-            text = re.sub(rf"{re.escape(folder)}(?![\w.-])", lambda _, name=shorter[folder]: name, text)  # type: ignore[misc]
+            whole = rf"(?:(?<![\w.…-])|(?<=\dm)){re.escape(folder)}(?![\w.-])"  # a colour of a traceback ends in 0m
+            text = re.sub(whole, shorter[folder].replace("\\", r"\\"), text)
     return text
