@@ -22,6 +22,8 @@ from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, shorten
 from kitlib.data.files import Files
 
+pd.set_option("display.html.use_mathjax", False)  # a state called $x$ is no formula, in JupyterLab's tables either
+
 SPLITS = ("train", "test")
 DRAWN = "drawn sample, not photographs"
 # A place counts as far from its state (of at least FEW_PLACES) if no other of the state is within LONELY_KM, or none is

@@ -123,8 +123,8 @@ def execute(source: Path, output: Path, values: dict[str, Value]) -> Outcome:
     with _stopping(progress):
         try:
             papermill.execute_notebook(
-                str(source),
-                str(output),
+                _literal(source),
+                _literal(output),
                 parameters=values,
                 kernel_name="python3",
                 progress_bar=False,
@@ -148,6 +148,11 @@ def execute(source: Path, output: Path, values: dict[str, Value]) -> Outcome:
     for headline in _tidy(output):
         outcome.headline = headline
     return outcome
+
+
+def _literal(path: Path) -> str:
+    """A path for papermill, which puts parameters into what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 @contextmanager

@@ -34,10 +34,10 @@ def test_a_notebook_runs_in_this_very_python_and_its_folders_are_taken_out(home,
         headline("python", "str([sys.executable == os.environ['EXPECTED'], os.environ['OMP_NUM_THREADS'], N])"),
     )
     monkeypatch.setenv("EXPECTED", sys.executable)
-    outcome = kernel.execute(source, home / "out.ipynb", {"N": 7})
+    outcome = kernel.execute(source, home / "{x} out.ipynb", {"N": 7})
     assert (outcome.status, outcome.cell, outcome.headline["value"]) == ("done", 4, "[True, '3', 7]")
     assert "said 7" in capfd.readouterr().err
-    written = (home / "out.ipynb").read_text()
+    written = (home / "{x} out.ipynb").read_text()
     assert str(home) not in written and "./x" in written
     assert "said 7" in written
     assert json.loads(source.read_text())["cells"][3]["outputs"] == []

@@ -88,9 +88,10 @@ class RegionScaler:
 
 
 def file_id(region: str) -> str:
-    """A region's name as part of a file name: without separators, and different for different names.
+    """A region's name as part of a file name: without separators, short enough, and different for different names.
 
     >>> file_id("New York"), file_id("a/b"), file_id("3")
     ('New York', 'a%2Fb', '3')
     """
-    return quote(region, safe=" ")
+    name = quote(region, safe=" ")
+    return name if len(name) <= 100 else f"{name[:80]}-{storage.digest(region)}"
