@@ -32,6 +32,7 @@ def real_us() -> Path:
 def home(tmp_path, monkeypatch) -> Path:
     """An empty home for data and submissions."""
     monkeypatch.setenv("KITLIB_HOME", str(tmp_path))
+    monkeypatch.setenv("KITLIB_GIVEN", "{}")
     return tmp_path
 
 
@@ -48,6 +49,7 @@ def shared_home(tmp_path_factory) -> Iterator[Path]:
     """A home for a whole test file, so that pictures are packed and embedded once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KITLIB_HOME", str(folder := tmp_path_factory.mktemp("home")))
+        patch.setenv("KITLIB_GIVEN", "{}")
         yield folder
 
 

@@ -11,6 +11,7 @@ KITLIB_WORKERS  threads that decode pictures (default: the number of cores, at m
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -162,3 +163,60 @@ def relative(path: Path) -> str:
     """The path relative to home, or the bare name outside it: written files reveal no folder of this machine."""
     path = Path(path).resolve()
     return path.relative_to(home()).as_posix() if path.is_relative_to(home()) else path.name
+
+
+PATHS_IN_TEXT = r"(?<![^\s:=@,'\"\[{(])~?/[^\s,'\"\]})]+"
+GIVEN = "KITLIB_GIVEN"  # JSON of {"<setting> <portable value>": full path}, for this process and its children
+
+
+def portable(name: str, value: str) -> str:
+    """The value of a setting without folders of this machine, for a file that the kit writes.
+
+    An existing path in it becomes relative to home, or its bare name outside home; `located` gives the full path back.
+    A hub's name, a place's id and any other text stay as they are.
+    """
+    before, path = split(value)
+    if "/" in path or before:
+        short = _remember(name, path)
+        if short is not None:
+            return before + short
+    # such as the paths in YAML
+    return re.sub(PATHS_IN_TEXT, lambda found: _remember(name, found.group()) or found.group(), value)
+
+
+def located(name: str, value: str) -> str:
+    """The value of a setting with the full path that this process, or the one that started it, was given."""
+    before, path = split(value)
+    return before + given().get(f"{name} {path}", path)
+
+
+def given() -> dict[str, str]:
+    """The full paths that were given to this process and those that started it, by setting and portable path."""
+    return json.loads(os.environ.get(GIVEN, "{}"))
+
+
+def split(value: str) -> tuple[str, str]:
+    """What stands before the path in a setting's value, such as `hf:` or `timm:NAME@`, and the path.
+
+    >>> split("timm:convnext_small@w/model.safetensors"), split("hf:geolocal/StreetCLIP")
+    (('timm:convnext_small@', 'w/model.safetensors'), ('hf:', 'geolocal/StreetCLIP'))
+    """
+    before = re.match(r"(?:[a-z]+:)?(?:[^@/~\n]*@)?", value)
+    end = before.end() if before else 0
+    return value[:end], value[end:]
+
+
+def _remember(name: str, path: str) -> str | None:
+    """The portable form of an existing path, whose full form is kept in the environment; None for another text."""
+    try:
+        full = next((p for root in (Path.cwd(), home()) if (p := root / Path(path).expanduser()).exists()), None)
+    except (OSError, ValueError, RuntimeError):  # too long for a path, a NUL byte, a home that nobody has
+        return None
+    if full is None:
+        return None
+    full = full.parent.resolve() / full.name  # a link keeps its name
+    short = full.relative_to(home()).as_posix() if full.is_relative_to(home()) else full.name
+    key = f"{name} {short}"
+    others = {other: path for other, path in given().items() if other != key}
+    os.environ[GIVEN] = json.dumps(dict([*others.items(), (key, str(full))][-100:]))  # a variable has limits
+    return short

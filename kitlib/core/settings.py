@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import yaml
 
+from kitlib.core import paths
 from kitlib.core.errors import KitError
 
 MEANING = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -109,7 +110,8 @@ class Settings:
         """Make a Config from a run's settings, which hold more than its fields. Raises KitError if one is missing."""
         if missing := [name for name in cls.defaults() if name not in settings]:
             raise KitError(f"a run of an earlier kit lacks {', '.join(missing)}: train it again under a new name")
-        return cls(**{name: settings[name] for name in cls.defaults()})
+        values = {name: settings[name] for name in cls.defaults()}
+        return cls(**{name: paths.located(name, v) if isinstance(v, str) else v for name, v in values.items()})
 
     @classmethod
     def _refuse_unknown(cls, names: Collection[str]) -> None:

@@ -22,6 +22,8 @@ from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, shorten
 from kitlib.data.files import Files
 
+pd.set_option("display.html.use_mathjax", False)  # a state called $x$ is no formula, in JupyterLab's tables either
+
 SPLITS = ("train", "test")
 POINT = ["latitude", "longitude"]
 OUTSIDE = r"^/|^[A-Za-z]:|://|(?:^|/)\.\.(?:/|$)"  # a full path, a drive, an address, a folder above

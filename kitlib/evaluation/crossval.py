@@ -18,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from kitlib import geo
-from kitlib.core import paths
+from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Settings
 from kitlib.data import folds
@@ -63,6 +63,7 @@ class Session(ABC, Generic[C]):
     ) -> None:
         self.run, self.places, self.devices, self.options = run, places, devices, options
         self.config: C = self.config_type.from_run(run.settings)  # type: ignore[assignment]
+        check_files(run, self.config)
         self.deadline = time.monotonic() + max_hours * 3600 if max_hours else math.inf
 
     @classmethod
@@ -169,8 +170,8 @@ class Session(ABC, Generic[C]):
         begun = run_name in runs.list_runs() and not overwrite
         recorded = runs.open_run(run_name).settings if begun else None
         checksums = data_checksums(places, folds_column)
-        checksums |= cls.check(config, places, folds_column, todo, recorded, **options)
-        settings = asdict(config) | {"family": cls.family, "folds_column": folds_column, "n_folds": n_folds}  # type: ignore[call-overload]
+        checksums |= file_checksums(config) | cls.check(config, places, folds_column, todo, recorded, **options)
+        settings = portable(config) | {"family": cls.family, "folds_column": folds_column, "n_folds": n_folds}
         settings |= cls.resolve(config, recorded) | data_reference(places)
         run = runs.start(run_name, settings, data=checksums, overwrite=overwrite)
         hours = max_hours - (time.monotonic() - began) / 3600 if max_hours else None
@@ -274,14 +275,58 @@ def data_checksums(places: Places, folds_column: str) -> dict[str, str]:
     return {"places": places.checksum} | ({} if folds_column == "given" else {"folds": folds.folds_checksum(places)})
 
 
+def portable(config: Settings) -> dict[str, Any]:
+    """The fields of a Config without folders of this machine, which a run records; `Settings.from_run` reads them."""
+    values = asdict(config)  # type: ignore[call-overload]
+    return {name: paths.portable(name, v) if isinstance(v, str) else v for name, v in values.items()}
+
+
+def file_checksums(config: Settings) -> dict[str, str]:
+    """Checksums of the files and folders that a Config names, by field; a run records only their names."""
+    files: dict[str, str] = {}
+    for name, value in portable(config).items():
+        path = Path(paths.given().get(f"{name} {paths.split(value)[1]}", "")) if isinstance(value, str) else Path()
+        if path.is_absolute() and path.exists():
+            files[name] = _content(path)
+    return files
+
+
+def check_files(run: Run, config: Settings) -> None:
+    """Raise KitError if a file that a run was started with is now another of the same name."""
+    recorded = run.params["data"]
+    for name, checksum in file_checksums(config).items():
+        if recorded.get(name, checksum) != checksum:
+            raise KitError(
+                f"run {run.name}, {name}: expected the file that it was started with; got another one named "
+                f"{paths.portable(name, getattr(config, name))!r}"
+            )
+
+
+def _content(path: Path) -> str:
+    """A checksum of a file, or of a folder of weights: the names and sizes of its files, the content of its weights."""
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    parts = [f"{file.name} {file.stat().st_size}" for file in files] if path.is_dir() else []
+    weights = [file for file in files if file.suffix in (".safetensors", ".json", ".pth", ".bin") or path.is_file()]
+    return storage.digest(*parts, *(_file_digest(file, file.stat().st_mtime_ns) for file in weights))
+
+
+@lru_cache(maxsize=64)
+def _file_digest(file: Path, changed: int) -> str:
+    return storage.digest(file)
+
+
 def data_reference(places: Places) -> dict[str, Any]:
     """The settings by which another process finds the places of a run."""
-    return {"data": paths.relative(places.folder)} | ({"read": places.options} if places.options else {})
+    folder = places.folder
+    if folder.name == "kaggle_dataset" and not folder.is_relative_to(paths.home()):
+        folder = folder.parent  # whose name says more
+    paths.portable("data", str(folder))  # for `reload_places`
+    return {"data": paths.relative(folder)} | ({"read": places.options} if places.options else {})
 
 
 def reload_places(run: Run, data: str = "") -> Places:
     """Read the places of a run again, from `data` or else from the location in its settings."""
-    return read(data or run.settings["data"], **run.settings.get("read", {}))
+    return read(data or paths.located("data", run.settings["data"]), **run.settings.get("read", {}))
 
 
 def folder(run: Run, fold: int) -> Path:

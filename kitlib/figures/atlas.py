@@ -221,8 +221,11 @@ class Map:
         (left, right), (bottom, top) = self.axes.get_xlim(), self.axes.get_ylim()
         aspect = (top - bottom) / (right - left) * float(self.axes.get_aspect())
         bars = 0.95 if len(self.figure.axes) > 1 else 0.1
-        self.figure.set_size_inches(9, min(8.0, (8.9 - bars) * aspect + 0.2 + 0.4 * bool(title) + 0.3 * bool(note)))
-        return finish(self.figure, title, note)
+        finish(self.figure, title, note)
+        further = (self.figure.get_suptitle() + self.figure.get_supxlabel()).count("\n")  # lines of them
+        text = 0.2 + 0.4 * bool(title) + 0.3 * bool(note) + 0.18 * further
+        self.figure.set_size_inches(9, min(8.0, (8.9 - bars) * aspect + text))
+        return self.figure
 
 
 def _inset_box(piece: int, points: np.ndarray) -> np.ndarray:

@@ -16,13 +16,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from kitlib.figures.style import GREY, INK, PALETTE, Figure, finish, house, new
+from kitlib.figures.style import GREY, INK, PALETTE, Figure, finish, house, new, plain, wrap
 
 
 def barh(axes: Axes, names: Sequence[str], values: ArrayLike, label: str, **style) -> None:
     """Draw horizontal bars (S,), the first name on top."""
     axes.barh(range(len(names)), np.asarray(values, float), **style)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
@@ -35,7 +35,7 @@ def counts(names: Sequence[str], by_split: Mapping[str, ArrayLike], title: str =
     panels = figure.subplots(1, len(by_split), sharey=True, squeeze=False)[0]
     for axes, (split, values), colour in zip(panels, by_split.items(), PALETTE, strict=False):
         barh(axes, names, values, "places", color=colour, height=0.7)
-        axes.set_title(f"{split}: {int(np.sum(values)):,} places")
+        axes.set_title(f"{plain(split, 24)}: {int(np.sum(values)):,} places")
     return finish(figure, title, note)
 
 
@@ -62,10 +62,11 @@ def heat(matrix: np.ndarray, names: Sequence[str], label: str, **style) -> tuple
     """A square heat map (S, S) with legible names, rows and columns in the given order."""
     import seaborn
 
-    size = min(2.2 + 0.21 * len(names), 9.0)
+    labels = [plain(name, 30) for name in names]
+    size = min(2.2 + 0.21 * len(names) + 0.06 * max(0, max(map(len, labels)) - 14), 9.0)
     figure = new(max(size, 3.5), max(size + 0.6, 4.5))
     axes = figure.subplots()
-    seaborn.heatmap(matrix, ax=axes, square=True, xticklabels=names, yticklabels=names, linewidths=0.3,
+    seaborn.heatmap(matrix, ax=axes, square=True, xticklabels=labels, yticklabels=labels, linewidths=0.3,
                     linecolor="white", cbar_kws={"label": label, "shrink": 0.6, "pad": 0.02}, **style)  # fmt: skip
     axes.tick_params(labelsize=8.5 if len(names) <= 40 else 6, length=0)
     axes.tick_params(axis="x", rotation=90)
@@ -94,14 +95,14 @@ def soft_labels(
     true = list(names).index(state)
     for i, (km, row) in enumerate(sorted(mass.items())):
         place = np.arange(len(order)) + (i - (len(mass) - 1) / 2) * 0.8 / len(mass)
-        label = f"{km:g} km: {row[true]:.0%} stays with {state}"
-        axes.barh(place, row[order], height=0.75 / len(mass), color=PALETTE[i % len(PALETTE)], label=label)
-    axes.set_yticks(range(len(order)), [names[i] for i in order])
+        stays = f"{km:g} km: {row[true]:.0%} stays with {plain(state)}"
+        axes.barh(place, row[order], height=0.75 / len(mass), color=PALETTE[i % len(PALETTE)], label=stays)
+    axes.set_yticks(range(len(order)), [plain(names[i]) for i in order])
     axes.set(xlabel="share of the target", ylim=(len(order) - 0.4, -0.6))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right", title="temperature", alignment="left")
-    return finish(figure, title or f"Soft label of a place in {state}", note)
+    return finish(figure, title or f"Soft label of a place in {plain(state)}", note)
 
 
 @house
@@ -163,7 +164,7 @@ def training_curves(history: pd.DataFrame, title: str = "", note: str = "") -> F
         low, high = axes.get_ylim()
         if high - low < 0.01 * abs(low):  # a constant
             axes.set_ylim(low - 0.1 * abs(low), high + 0.1 * abs(low))
-        axes.set(title=name.replace("_", " "), xlabel=str(history.index.name or "step"))
+        axes.set(title=plain(name.replace("_", " "), 30), xlabel=str(history.index.name or "step"))
         if len(columns) > 1:
             axes.legend()
     for axes in grid[len(panels) :]:
@@ -180,8 +181,8 @@ def fold_scores(table: pd.DataFrame, title: str = "", note: str = "") -> Figure:
         axes.axhspan(mean - spread, mean + spread, color=PALETTE[0], alpha=0.12, lw=0)
         axes.axhline(mean, color=PALETTE[0], lw=1.4)
         axes.plot(range(len(table)), table[column], "o", color=PALETTE[1], ms=7)
-        axes.set_xticks(range(len(table)), [str(fold) for fold in table.index])
-        axes.set(title=f"{str(column).replace('_', ' ')}\n{mean:.4g} ± {spread:.2g}", xlabel="fold")
+        axes.set_xticks(range(len(table)), [plain(fold, 12) for fold in table.index])
+        axes.set(title=f"{plain(str(column).replace('_', ' '), 24)}\n{mean:.4g} ± {spread:.2g}", xlabel="fold")
         axes.margins(0.2, 0.25)
     return finish(figure, title, note)
 
@@ -208,16 +209,17 @@ def picture_rows(
         axes.imshow(grid[r, c], aspect="auto")
         axes.set_axis_off()
         if r == 0 and columns:
-            axes.set_title(columns[c], loc="center", fontsize=10, fontweight="normal", pad=5)
+            axes.set_title(plain(columns[c], 24), loc="center", fontsize=10, fontweight="normal", pad=5)
         if c == 0 and r < len(captions):
-            figure.text(0, (bottom + side / 2) / size[1], captions[r], va="center", fontsize=9, linespacing=1.4)
+            caption = "\n".join(wrap(plain(line, 52), 26) for line in captions[r].split("\n"))
+            figure.text(0, (bottom + side / 2) / size[1], caption, va="center", fontsize=9, linespacing=1.4)
         if c == 0 and r and group[r] != group[r - 1]:
             height = (bottom + side + 0.125) / size[1]
             figure.add_artist(Line2D([0, 1], [height, height], color=INK, lw=1.5))
     if title:
-        figure.text(0, 1 - 0.12 / size[1], title, va="top", fontsize=12, fontweight="bold")
+        figure.text(0, 1 - 0.12 / size[1], plain(title, int(8 * size[0])), va="top", fontsize=12, fontweight="bold")
     if note:
-        figure.text(1, 0.02 / size[1], note, ha="right", fontsize=8, color=GREY)
+        figure.text(1, 0.02 / size[1], plain(note, int(14 * size[0])), ha="right", fontsize=8, color=GREY)
     return figure
 
 
@@ -230,7 +232,7 @@ def neighbour_rows(
     """
     states, km = np.asarray(states), np.asarray(km, float)
     captions = [
-        "\n".join([own, *(f"{state}, {d:,.0f} km" for state, d in zip(others, distances, strict=True))])
+        "\n".join([plain(own), *(f"{plain(state)}, {d:,.0f} km" for state, d in zip(others, distances, strict=True))])
         for (own, *others), distances in zip(states.tolist(), km, strict=True)
     ]
     columns = [first, "most similar", "second", "third", "fourth", *(f"{k}th" for k in range(5, km.shape[1] + 1))]

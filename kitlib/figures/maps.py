@@ -5,22 +5,24 @@ Points are [lat, lon] in degrees. Every function takes `note`, printed small at 
 
 from __future__ import annotations
 
-import html
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.collections import LineCollection, PathCollection
-from matplotlib.colors import LogNorm, Normalize, to_rgb
+from matplotlib.colors import LogNorm, Normalize, to_hex, to_rgb
 from matplotlib.path import Path as Outline
 from numpy.typing import ArrayLike
 
 from kitlib.core import storage
-from kitlib.figures.atlas import Map, state_rings
-from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, new
+from kitlib.figures.atlas import Map, PlateCarree, state_rings
+from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, legend_columns, new, plain
 
 ERROR_COLOURS = "plasma_r"
+WORST_KM = 2500  # an error has the last colour from here
 MAX_MARKS = 20_000  # of more points or lines a seeded sample is drawn, and its size stated
 
 
@@ -47,8 +49,9 @@ def places(points: ArrayLike, labels: ArrayLike | None = None, title: str = "", 
     canvas.scatter(points[shuffled], c=colours[shuffled], s=size, alpha=0.75)
     if 1 < len(names) <= len(PALETTE):
         for i, name in enumerate(names):
-            canvas.axes.scatter([], [], c=PALETTE[i], s=28, label=f"{name} ({(code == i).sum():,})")
-        canvas.figure.legend(loc="outside lower left", ncols=5, handletextpad=0.2)
+            canvas.axes.scatter([], [], c=PALETTE[i], s=28, label=f"{plain(name, 30)} ({(code == i).sum():,})")
+        columns = legend_columns(plain(name, 30) for name in names)
+        canvas.figure.legend(loc="outside lower left", ncols=columns, handletextpad=0.2)
     return canvas.finish(title, note)
 
 
@@ -116,7 +119,7 @@ def errors(
     rows, drawn = _sample(len(km), most)
     rows = rows[np.argsort(km[rows])]
     canvas = Map(true, guess)
-    norm = LogNorm(25, 2500, clip=True)
+    norm = LogNorm(25, WORST_KM, clip=True)
     ends, row = canvas.lines(true[rows], guess[rows])
     lines = LineCollection(list(ends), array=km[rows][row], cmap=ERROR_COLOURS, norm=norm, lw=0.6, alpha=0.35, zorder=2)
     canvas.axes.add_collection(lines, autolim=False)
@@ -146,11 +149,31 @@ def embedding(plane: ArrayLike, points: ArrayLike, axis_labels: Sequence[str] = 
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     size = float(np.clip(12_000 / len(rows), 1.5, 16))
     left.scatter(plane[rows, 0], plane[rows, 1], c=colours, s=size, lw=0, alpha=0.8, rasterized=True)
-    left.set(xlabel=axis_labels[0], ylabel=axis_labels[1], title="in embedding space")
+    left.set(xlabel=plain(axis_labels[0]), ylabel=plain(axis_labels[1]), title="in embedding space")
     canvas = Map(points, axes=right)
     canvas.scatter(points[rows], c=colours, s=size)
     right.set_title("on the map")
     return finish(figure, title, join_notes(drawn, note))
+
+
+PAGE = Path(__file__).parent / "page"
+HEAD = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline';
+ style-src 'unsafe-inline'; img-src data: https://tile.openstreetmap.org">
+<title>Errors on the map</title>
+<style>{style}</style>
+<script>{leaflet}</script>
+<script type="application/json" id="data">{data}</script>
+</head>"""
+
+
+def json_for_page(content: Any) -> str:
+    """JSON for a script element of a page: no text in it can end the element, or begin anything in a script.
+
+    >>> json_for_page(["</script>${1}`"])
+    '["\\\\u003c/script\\\\u003e\\\\u0024{1}\\\\u0060"]'
+    """
+    text = json.dumps(content, separators=(",", ":"))  # in ASCII
+    return re.sub("[<>&$`]", lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def save_error_page(
@@ -162,32 +185,39 @@ def save_error_page(
     most: int = 1000,
     note: str = "",
 ) -> Path:
-    """Write an interactive HTML map of truth, guess and the line between, with `labels` (N,) as pop-ups.
+    """Write an interactive HTML map of truth, guess and the shorter line between, with `labels` (N,) as pop-ups.
 
-    Of more than `most` places, it shows the worst fifth of `most` and a seeded sample of the rest. The page loads its
-    scripts and tiles from the internet; `errors` draws the same as a figure.
+    Of more than `most` places, it shows the worst fifth of `most` and a seeded sample of the rest. The page loads only
+    the pictures of its background from the internet; `errors` draws the same as a figure.
     """
     import folium
-    from branca.colormap import LinearColormap
     from matplotlib import colormaps
-    from matplotlib.colors import to_hex
 
     true, guess, km = np.asarray(true, float), np.asarray(guess, float), np.asarray(km, float)
     worst = np.argsort(-km, kind="stable")
     rest, _ = _sample(max(len(km) - most // 5, 0), most - most // 5)
-    rows = np.concatenate([worst[: most // 5], worst[most // 5 :][rest]])
+    rows = np.concatenate([worst[: most // 5], worst[most // 5 :][rest]])[::-1]
+    ends = np.stack([true[rows], guess[rows]], 1)
+    ends[..., 1] = PlateCarree.around(ends.reshape(-1, 2))(ends)[..., 0]
+    ends[:, 1, 1] += 360 * np.round((ends[:, 0, 1] - ends[:, 1, 1]) / 360)  # across the date line, if that is shorter
+    shade = [to_hex(colour) for colour in colormaps[ERROR_COLOURS](np.minimum(km[rows] / WORST_KM, 1))]
+    content = {
+        "places": [
+            [*pair, colour, str(labels[i])]
+            for pair, colour, i in zip(ends.round(6).tolist(), shade, rows.tolist(), strict=True)
+        ],
+        "bounds": [ends.min((0, 1)).tolist(), ends.max((0, 1)).tolist()],
+        "colours": ",".join(to_hex(colour) for colour in colormaps[ERROR_COLOURS](np.linspace(0, 1, 6))),
+        "top": f"{WORST_KM:,} km and more",
+        "caption": join_notes("error of the guess", f"{len(rows):,} of {len(km):,} places", note),
+    }
     page = folium.Map(prefer_canvas=True)
-    shade = LinearColormap([to_hex(c) for c in colormaps[ERROR_COLOURS](np.linspace(0, 1, 6))], vmin=0, vmax=2500,
-                           caption=join_notes("error (km)", f"{len(rows):,} of {len(km):,} places", note))  # fmt: skip
-    shade.add_to(page)
-    for i in rows[::-1]:
-        ends, colour = [true[i].tolist(), guess[i].tolist()], shade(min(km[i], 2500))
-        folium.PolyLine(ends, color=colour, weight=1, opacity=0.5).add_to(page)
-        popup = folium.Popup(html.escape(labels[i]).replace("\n", "<br>"), max_width=280)
-        dot = folium.CircleMarker(ends[0], radius=4, color=colour, fill=True, fill_opacity=0.9, weight=1, popup=popup)
-        dot.add_to(page)
-    corners = np.concatenate([true[rows], guess[rows]])
-    page.fit_bounds([corners.min(0).tolist(), corners.max(0).tolist()])
+    page.default_js, page.default_css = [], []  # would be fetched; Leaflet is in the page instead
+    # after folium has rendered the page, as it compiles texts as templates of Jinja
+    style, leaflet, draw = ((PAGE / name).read_text("utf-8") for name in ("leaflet.css", "leaflet.js", "errors.js"))
+    head = HEAD.format(style=style, leaflet=leaflet, data=json_for_page(content))
+    text = page.get_root().render().replace("</head>", head, 1)
+    text += f"<script>\n{draw}drawErrors({page.get_name()});\n</script>\n"
     with storage.atomic_write(path) as beside:
-        page.save(str(beside))
+        beside.write_text(text, encoding="utf-8")
     return path

@@ -14,7 +14,7 @@ from kitlib import geo
 from kitlib.evaluation import metrics
 from kitlib.evaluation.metrics import Score
 from kitlib.figures.charts import barh, geographic_order, heat
-from kitlib.figures.style import GREY, INK, PALETTE, Figure, finish, house, join_notes, new, plain_numbers
+from kitlib.figures.style import GREY, INK, PALETTE, Figure, finish, house, join_notes, new, plain, plain_numbers
 
 # The distances at which the field counts guesses as right (IM2GPS and everyone since).
 LEVELS_KM = {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
@@ -72,7 +72,12 @@ def cumulative_error(km: Mapping[str, ArrayLike], title: str = "", note: str = "
     for name, errors in km.items():
         ordered = np.sort(np.asarray(errors, float))
         share = np.arange(1, len(ordered) + 1) / len(ordered)
-        axes.step(np.maximum(ordered, 0.1), share, where="post", label=f"{name} (median {np.median(ordered):,.0f} km)")
+        axes.step(
+            np.maximum(ordered, 0.1),
+            share,
+            where="post",
+            label=f"{plain(name, 30)} (median {np.median(ordered):,.0f} km)",
+        )
     for level, name in LEVELS_KM.items():
         axes.axvline(level, color=GREY, lw=0.8, ls=":")
         axes.annotate(f"{name}\n{level:,} km", (level, 1), (0, 4), xycoords=("data", "axes fraction"), ha="center",
@@ -104,7 +109,7 @@ def by_gallery_size(table: pd.DataFrame, title: str = "", note: str = "") -> Fig
         for name, colour in zip(ways, PALETTE * len(ways), strict=False):
             own = table[table["chosen"] == name]
             both = pd.concat([own, whole])
-            axes.plot(both["size"], both[column], color=colour, label=name)
+            axes.plot(both["size"], both[column], color=colour, label=plain(name, 30))
             axes.plot(both["size"], both[f"possible_{column}"], color=colour, ls="--", lw=1.2)
             axes.plot(own["size"], own[column], "o", color=colour, ms=5)
         axes.plot(whole["size"], whole[column], "o", color=INK, ms=6, label="all")
@@ -160,7 +165,7 @@ def state_errors(
     """Share of right states and median error per state, the best first; lines are the means."""
     accuracy, median, count = np.asarray(accuracy, float), np.asarray(median_km, float), np.asarray(count)
     order = np.lexsort((median, -accuracy))
-    labels = [f"{names[i]} ({count[i]:,})" for i in order]
+    labels = [f"{plain(names[i], 36)} ({count[i]:,})" for i in order]
     figure = new(1.1 + 0.2 * len(order))
     left, right = figure.subplots(1, 2, sharey=True)
     barh(left, labels, accuracy[order], "state right", color=PALETTE[0], height=0.7)

@@ -123,8 +123,8 @@ def execute(source: Path, output: Path, values: dict[str, Value]) -> Outcome:
     with _stopping(progress):
         try:
             papermill.execute_notebook(
-                str(source),
-                str(output),
+                _literal(source),
+                _literal(output),
                 parameters=values,
                 kernel_name="python3",
                 progress_bar=False,
@@ -148,6 +148,11 @@ def execute(source: Path, output: Path, values: dict[str, Value]) -> Outcome:
     for headline in _tidy(output):
         outcome.headline = headline
     return outcome
+
+
+def _literal(path: Path) -> str:
+    """A path for papermill, which puts parameters into what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 @contextmanager
@@ -177,20 +182,26 @@ def _stopping(progress: Progress) -> Iterator[None]:
 def _tidy(output: Path) -> list[dict[str, Any]]:
     """Remove this machine's folders from an executed notebook; return its headlines."""
     notebook = json.loads(output.read_text())
+    about = notebook["metadata"].get("papermill", {})
     for place in ("input_path", "output_path"):
-        notebook["metadata"].get("papermill", {}).pop(place, None)
+        about.pop(place, None)
+    notebook["metadata"]["papermill"] = _shortened(about)
     headlines = []
     for cell in notebook["cells"]:
-        for result in cell.get("outputs", []):
-            data = result.get("data", {})
-            if HEADLINE_MIME in data:
-                headlines.append(data[HEADLINE_MIME])
-            texts = [(result, key) for key in ("text", "traceback", "evalue") if key in result]
-            texts += [(data, mime) for mime in data if not mime.startswith("image/")]
-            for holder, key in texts:
-                if isinstance(holder[key], str):
-                    holder[key] = without_machine(holder[key])
-                elif isinstance(holder[key], list):
-                    holder[key] = [without_machine(line) for line in holder[key]]
+        cell["metadata"] = _shortened(cell["metadata"])
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            cell["source"] = _shortened(cell["source"])
+        cell |= {"outputs": _shortened(cell["outputs"])} if "outputs" in cell else {}
+        data = (result.get("data", {}) for result in cell.get("outputs", []))
+        headlines += [bundle[HEADLINE_MIME] for bundle in data if HEADLINE_MIME in bundle]
     storage.write_json(output, notebook, indent=1)  # as Jupyter indents
     return headlines
+
+
+def _shortened(content: Any) -> Any:
+    """JSON with `without_machine` of every text, except pictures."""
+    if isinstance(content, dict):
+        return {key: value if key.startswith("image/") else _shortened(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_shortened(value) for value in content]
+    return without_machine(content) if isinstance(content, str) else content

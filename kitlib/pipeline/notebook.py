@@ -6,6 +6,7 @@ It is read as plain JSON and Python, without nbformat or papermill, so that an u
 from __future__ import annotations
 
 import ast
+import html
 import importlib
 import json
 import re
@@ -150,7 +151,14 @@ def without_machine(text: str) -> str:
         str(Path.home()): "~",
         tempfile.gettempdir(): "tmp",
     }
+    for key, path in paths.given().items():
+        full, real = Path(path), Path(path).resolve()
+        outside = [folder.parent for folder in (full, real) if not folder.is_relative_to(paths.home())]
+        shorter = {str(folder): "…" for folder in outside} | shorter
+        shorter |= {path: key.partition(" ")[2], str(real): key.partition(" ")[2]}
+    shorter |= {html.escape(folder): name for folder, name in shorter.items()}  # as it stands in a page
     for folder in sorted(shorter, key=len, reverse=True):
         if len(folder) > 1:
-            text = re.sub(rf"{re.escape(folder)}(?![\w.-])", shorter[folder], text)
+            whole = rf"(?:(?<![\w.…-])|(?<=\dm)){re.escape(folder)}(?![\w.-])"  # a colour of a traceback ends in 0m
+            text = re.sub(whole, shorter[folder].replace("\\", r"\\"), text)
     return text

@@ -67,7 +67,7 @@ def run_plan(
         state: dict[str, Any] = {
             "plan": file.stem,
             "description": plan.description,
-            "parameters": {**plan.parameters, **(parameters or {})},
+            "parameters": _portable({**plan.parameters, **(parameters or {})}),
             "versions": runs.library_versions(),
             "steps": [records[name] for name in names[:first]],
         }
@@ -150,9 +150,16 @@ def _blank_record(step: Ready) -> dict[str, Any]:
         "name": step.name,
         "title": step.notebook.title,
         "question": step.notebook.question,
-        "parameters": step.values,
+        "parameters": _portable(step.values),
         "status": "not run",
         "headline": {"label": "", "value": "", "wrote": []},
+    }
+
+
+def _portable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters without folders of this machine."""
+    return {
+        name: paths.portable(name.lower(), value) if isinstance(value, str) else value for name, value in values.items()
     }
 
 
@@ -165,7 +172,7 @@ def _made_from(steps: list[Ready]) -> dict[str, dict[str, str]]:
             "a library": libraries,
             "the order of steps": storage.digest(*(earlier.name for earlier in steps[:index])),
             "the notebook": storage.digest(step.notebook.code),
-            "a parameter": storage.digest(json.dumps(step.values, sort_keys=True)),
+            "a parameter": storage.digest(json.dumps(_portable(step.values), sort_keys=True)),
             "the data": storage.digest(json.dumps(data)),
         }
         for index, (step, data) in enumerate(zip(steps, _data_signatures(steps), strict=True))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from kitlib.core import storage
+from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
 
 log = logging.getLogger(__name__)
@@ -30,14 +30,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
         """Read the newest checkpoint in the folder of `path` that is whole; KitError if none is."""
-        paths = listed(Path(path).parent)
-        for checkpoint in paths:
+        found = listed(Path(path).parent)
+        for checkpoint in found:
             try:
                 return _load(checkpoint)
             except KitError as error:
                 log.warning("%s; perhaps it was cut short; going back to the one before it", error)
         raise KitError(
-            f"none of {len(paths)} checkpoints in {Path(path).parent} can be read: remove the folder to begin anew"
+            f"none of {len(found)} checkpoints in {Path(path).parent} can be read: remove the folder to begin anew"
         )
 
 
@@ -48,7 +48,7 @@ def listed(folder: Path) -> list[Path]:
 
 def begin(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Content of fit.json, or of a new one; KitError with the differences if the folder has other settings."""
-    settings = json.loads(json.dumps(settings, default=str))  # tuples become lists, as in the file
+    settings = _portable(json.loads(json.dumps(settings, default=str)))  # tuples become lists, as in the file
     path = folder / "fit.json"
     if not path.exists():
         return {"settings": settings}
@@ -110,6 +110,13 @@ def _load(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise KitError(f"{path} cannot be read ({error})") from error
+
+
+def _portable(value: Any, name: str = "") -> Any:
+    """Settings without folders of this machine."""
+    if isinstance(value, dict):
+        return {key: _portable(inner, key) for key, inner in value.items()}
+    return paths.portable(name, value) if isinstance(value, str) else value
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

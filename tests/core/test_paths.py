@@ -83,3 +83,38 @@ def test_threads_are_inherited_by_what_is_started(monkeypatch):
     assert paths.workers() == 5
     with pytest.raises(KitError, match="expected 0"):
         paths.use_workers(-1)
+
+
+def test_a_setting_is_written_without_folders_and_found_again(home, tmp_path_factory, monkeypatch):
+    outside = tmp_path_factory.mktemp("confidential folder")
+    for name in ("m.safetensors", "clip"):
+        (outside / name).touch()
+    (home / "w").mkdir()
+    (home / "w/m.safetensors").touch()
+    (outside / "link.safetensors").symlink_to(outside / "m.safetensors")
+    for given, short in [
+        (f"timm:x?a=b@{outside}/m.safetensors", "timm:x?a=b@m.safetensors"),
+        (f"timm:x@{outside}/link.safetensors", "timm:x@link.safetensors"),
+        (f"hf:{outside}/clip", "hf:clip"),
+        (f"timm:x@{home}/w/m.safetensors", "timm:x@w/m.safetensors"),
+    ]:
+        assert paths.portable("encoder", given) == short
+        assert paths.located("encoder", short) == given and paths.portable("encoder", short) == short
+    assert paths.located("model", "hf:clip") == "hf:clip"  # given for another setting
+    for text in (
+        "tiny",
+        "hf:geolocal/StreetCLIP",
+        "a@b.c/d",
+        "/nowhere/m.pth",
+        "x" * 5000,
+        "a\0/b",
+        "2,4,8",
+        "~nobody/x",
+    ):
+        assert paths.portable("encoder", text) == text
+    (outside / "a.pth").touch()
+    monkeypatch.chdir(outside)
+    assert paths.portable("encoder", "timm:x@../" + outside.name + "/a.pth") == "timm:x@a.pth"
+    plain = tmp_path_factory.mktemp("plain") / "a.pth"
+    plain.touch()
+    assert paths.portable("more", f"{{geoclip: {plain}, k: 1/2}}") == "{geoclip: a.pth, k: 1/2}"

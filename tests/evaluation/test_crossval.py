@@ -17,9 +17,10 @@ from kitlib.evaluation.crossval import Unfinished
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """One setting."""
+    """A number and a file."""
 
     share: float = 0.5
+    encoder: str = "tiny"
 
 
 class Session(crossval.Session[Config]):
@@ -160,3 +161,20 @@ def test_two_sessions_guess_the_same(places):
     run = train(places)
     one, other = (Session(run, places).guess_held_out(1) for _ in range(2))
     assert np.array_equal(guesses.stack([one]).state_probs, other.state_probs)
+
+
+def test_a_file_is_recorded_by_name_and_content(places, tmp_path_factory, monkeypatch):
+    folders = [tmp_path_factory.mktemp("confidential") for _ in range(3)]
+    for folder, content in zip(folders, ("weights", "weights", "others"), strict=True):
+        (folder / "m.pth").write_text(content)
+    first, moved, another = (Config(encoder=f"timm:x@{folder}/m.pth") for folder in folders)
+    run = train(places, config=first, stop_before=1)
+    assert run.settings["encoder"] == "timm:x@m.pth" and "confidential" not in (run.dir / "params.json").read_text()
+    assert Session(run, places).config == first  # as this process was told where it is
+    with pytest.raises(KitError, match=r"run run was started with other settings \(encoder was '\w+', now '\w+'"):
+        train(places, config=another)
+    with pytest.raises(KitError, match="run run, encoder: expected the file that it was started with; got another"):
+        Session(run, places)  # the one that was given last
+    assert train(places, config=moved).finished
+    monkeypatch.setenv("KITLIB_GIVEN", "{}")
+    assert Session(run, places).config.encoder == "timm:x@m.pth"  # which is looked for below home, or refused

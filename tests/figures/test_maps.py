@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+from html.parser import HTMLParser
+
 import numpy as np
 import pytest
 from figure_helper import NAMES, NOTE, POINTS, png, texts
+from hostile_helper import HOSTILE
 from matplotlib.collections import LineCollection, PathCollection
 
 from kitlib import geo
@@ -83,11 +88,61 @@ def test_embedding_colours_follow_the_map():
     png(maps.embedding(POINTS[:, ::-1], POINTS, ("PC 1", "PC 2"), note=NOTE))
 
 
-def test_error_page_is_html_with_escaped_labels_and_its_note(tmp_path):
-    km, path = geo.distance_km(POINTS, POINTS[::-1]), tmp_path / "map.html"
-    text = maps.save_error_page(path, POINTS, POINTS[::-1], km, ["<b>x</b>"] * 8, note=NOTE).read_text()
-    assert "&lt;b&gt;x&lt;/b&gt;" in text
-    assert NOTE in text
+class Elements(HTMLParser):
+    """The elements of a page with their attributes and texts."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found: list[tuple[str, dict, str]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs), ""))
+
+    def handle_data(self, data):
+        if self.found:
+            tag, attributes, text = self.found[-1]
+            self.found[-1] = (tag, attributes, text + data)
+
+
+def error_page(path, true, guess, labels, **options) -> tuple[Elements, dict]:
+    """The elements of an error page, and the data in it."""
+    page = maps.save_error_page(path, true, guess, geo.distance_km(true, guess), labels, **options)
+    elements = Elements(page.read_text(encoding="utf-8"))
+    return elements, next(json.loads(text) for _, attributes, text in elements.found if attributes.get("id") == "data")
+
+
+def test_an_error_page_holds_texts_of_the_data_as_json_and_nowhere_else(tmp_path):
+    points, path = np.resize(POINTS, (len(HOSTILE), 2)), tmp_path / "map.html"
+    _, plain = error_page(path, points, points[::-1], ["x"] * len(points))
+    same = re.sub(r"map_\w+|tile_layer_\w+|<script type.*</script>", "", path.read_text())
+    elements, data = error_page(path, points, points[::-1], HOSTILE, note=HOSTILE[0])
+    assert sorted(label for *_, label in data["places"]) == sorted(HOSTILE)
+    assert data["caption"].endswith(HOSTILE[0]) and len(plain["places"]) == len(points)
+    text = path.read_text(encoding="utf-8")
+    assert re.sub(r"map_\w+|tile_layer_\w+|<script type.*</script>", "", text) == same
+    assert "\u2028" not in text and "\u202e" not in text
+    assert "${alert" not in text and "<img src=x" not in text and text.count("</script>") == text.count("<script")
+    assert not [
+        attributes for tag, attributes, _ in elements.found if tag in ("script", "link") and "src" in attributes
+    ]
+
+
+def test_an_error_page_has_as_many_places_as_it_may_and_the_shorter_lines(tmp_path):
     many = np.repeat(POINTS, 40, 0)
-    maps.save_error_page(path, many, many[::-1], geo.distance_km(many, many[::-1]), [""] * len(many), most=100)
-    assert path.read_text().count("L.polyline(") == 100
+    _, data = error_page(tmp_path / "map.html", many, many[::-1], [""] * len(many), most=100, note=NOTE)
+    assert len(data["places"]) == 100 and NOTE in data["caption"] and "100 of 320 places" in data["caption"]
+    fiji, samoa, paris = (-17.7, 178.0), (-13.8, -171.8), (48.9, 2.4)
+    _, data = error_page(tmp_path / "near.html", np.array([fiji, samoa]), np.array([samoa, fiji]), ["", ""])
+    (west, east), bounds = data["bounds"], np.array(data["bounds"])
+    assert bounds[1, 1] - bounds[0, 1] == pytest.approx(10.2) and west[0] == -17.7 and east[0] == -13.8
+    _, data = error_page(tmp_path / "far.html", np.array([fiji, paris]), np.array([samoa, paris]), ["", ""])
+    lines = {tuple(truth): guess for truth, guess, *_ in data["places"]}
+    assert lines[fiji][1] == pytest.approx(188.2) and lines[paris][1] == 2.4
+
+
+def test_lines_of_a_map_of_the_world_take_the_short_way(tmp_path):
+    chukotka, kamchatka, paris = (66.0, -175.0), (56.0, 160.0), (48.9, 2.4)
+    canvas = maps.Map(np.array([chukotka, kamchatka, paris]))
+    lines, rows = canvas.lines([chukotka, paris], [kamchatka, paris])
+    assert rows.tolist() == [0, 1, 0] and np.ptp(lines[..., 0], axis=1).tolist() == [25, 0, 25]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 from pathlib import Path
@@ -33,10 +34,10 @@ def test_a_notebook_runs_in_this_very_python_and_its_folders_are_taken_out(home,
         headline("python", "str([sys.executable == os.environ['EXPECTED'], os.environ['OMP_NUM_THREADS'], N])"),
     )
     monkeypatch.setenv("EXPECTED", sys.executable)
-    outcome = kernel.execute(source, home / "out.ipynb", {"N": 7})
+    outcome = kernel.execute(source, home / "{x} out.ipynb", {"N": 7})
     assert (outcome.status, outcome.cell, outcome.headline["value"]) == ("done", 4, "[True, '3', 7]")
     assert "said 7" in capfd.readouterr().err
-    written = (home / "out.ipynb").read_text()
+    written = (home / "{x} out.ipynb").read_text()
     assert str(home) not in written and "./x" in written
     assert "said 7" in written
     assert json.loads(source.read_text())["cells"][3]["outputs"] == []
@@ -46,3 +47,32 @@ def test_without_machine(home):
     text = f"{home}/a.csv, '{paths.checkout()}/notebooks/x', {paths.package_dir()}/geo.py, {Path.home()}/b"
     assert without_machine(text) == "./a.csv, './notebooks/x', kitlib/geo.py, ~/b"
     assert without_machine("data/runs/a/b.npz and https://example.org") == "data/runs/a/b.npz and https://example.org"
+
+
+def test_what_was_given_is_taken_out_of_texts(home, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("own & only") / "inner"
+    (outside / "us").mkdir(parents=True)
+    (outside / "m.pth").touch()
+    assert paths.portable("data", f"{outside}/us") == "us"
+    paths.portable("encoder", f"timm:x@{outside}/m.pth")
+    text = f"DATA = '{outside}/us', \x1b[32m{outside}/us/a.csv, timm:x@{outside}/m.pth, {outside}, ./inner/us"
+    expected = "DATA = 'us', \x1b[32mus/a.csv, timm:x@m.pth, …, ./inner/us"
+    assert without_machine(text) == expected
+    assert without_machine(html.escape(text)) == html.escape(expected)
+
+
+def test_no_part_of_an_executed_notebook_names_what_was_given(home, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("confidential")
+    (outside / "us").mkdir()
+    paths.portable("data", f"{outside}/us")
+    injected = code(f'DATA = "{outside}/us"\n', "injected-parameters")
+    says = {"output_type": "stream", "name": "stderr", "text": [f"read {outside}/us\n"]}
+    table = {"output_type": "display_data", "metadata": {}, "data": {"text/html": f"<td>{outside}/us</td>"}}
+    failed = {"output_type": "error", "ename": "OSError", "evalue": f"{outside}/x", "traceback": [f"{outside}/us"]}
+    path = write_notebook(home / "run.ipynb", injected, {**code("read()"), "outputs": [says, table, failed]})
+    content = json.loads(path.read_text())
+    content["metadata"]["papermill"] = {"parameters": {"DATA": f"{outside}/us"}, "input_path": "x", "output_path": "y"}
+    path.write_text(json.dumps(content))
+    kernel._tidy(path)
+    text = path.read_text()
+    assert "confidential" not in text and "input_path" not in text and "<td>us</td>" in text

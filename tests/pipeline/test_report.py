@@ -8,9 +8,13 @@ import struct
 import zlib
 
 import nbformat
+import pandas as pd
 import pytest
+from hostile_helper import HOSTILE
 from notebook_helper import code, parameters, prose, write_notebook
 
+from kitlib.core.headline import Headline
+from kitlib.data import places
 from kitlib.pipeline import report
 
 
@@ -100,3 +104,30 @@ def test_the_report_links_every_step_and_shows_its_headline(executed):
     assert page.count("<figure") == 2 and page.count('class="wide"') == 1
     assert "<td>0.71</td>" in page and "N: 3" in page
     assert not re.findall(r"(?:src|href)=\"(?:https?:)?//|@import|url\(", page)
+
+
+def test_texts_of_data_are_texts_in_pages_and_reports(tmp_path):
+    table = pd.DataFrame({"state": HOSTILE, "km": 1.0}, index=HOSTILE).groupby("state").sum()
+    said = Headline(HOSTILE[8], HOSTILE[7], tuple(HOSTILE))
+    log = {"output_type": "stream", "name": "stderr", "text": "\n".join(HOSTILE)}
+    injected = code("".join(f"RUN = {text!r}\n" for text in HOSTILE), "injected-parameters")
+    path = write_notebook(
+        tmp_path / "00_look.ipynb",
+        prose("# 00 · Look </title>"),
+        parameters('RUN: str = ""  # a name'),
+        {**injected, "outputs": [log]},
+        shows(code("table", "report"), html=table.to_html(), text=str(table)),
+        shows(code("headline()"), html=said._repr_mimebundle_()["text/html"], text="x"),
+    )
+    step = {
+        "name": HOSTILE[8], "title": HOSTILE[12], "question": HOSTILE[8], "status": "done", "time": "2.0 s",
+        "page": "00_look.html", "error": HOSTILE[8], "parameters": dict(zip(HOSTILE, HOSTILE, strict=True)),
+        "headline": {"label": HOSTILE[8], "value": HOSTILE[12], "wrote": HOSTILE},
+    }  # fmt: skip
+    state = {"plan": HOSTILE[8], "description": HOSTILE[0], "versions": {"numpy": HOSTILE[8]}, "steps": [step]}
+    page, overview = report.write_page(path).read_text(), report.write(tmp_path, state).read_text()
+    for text in (page, overview):
+        assert "<script" not in text and "<img src=x" not in text and "49" not in re.sub(r"\d{3,}", "", text)
+        assert "{{7*7}}" in text and "{% if %}" in text and r"$\foo$" in text and "${alert(1)}" in text
+    assert places and "mathjax_ignore" in overview  # its module sets that for all tables
+    assert "&lt;/script&gt;&lt;script&gt;" in overview and "<title>Look &lt;/title&gt;</title>" in page

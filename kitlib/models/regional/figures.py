@@ -18,7 +18,20 @@ from numpy.typing import ArrayLike
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.figures.atlas import Map
-from kitlib.figures.style import GREY, INK, LIGHT, PALETTE, Figure, finish, house, join_notes, new, plain_numbers
+from kitlib.figures.style import (
+    GREY,
+    INK,
+    LIGHT,
+    PALETTE,
+    Figure,
+    finish,
+    house,
+    join_notes,
+    legend_columns,
+    new,
+    plain,
+    plain_numbers,
+)
 from kitlib.geo import projection
 
 FAR_TIMES = 3.0  # a place this many times farther out than the kept ones needs a second map
@@ -67,10 +80,13 @@ def _places(canvas: Map, points: np.ndarray, words: np.ndarray, colours: Mapping
 
 def _legend(figure: Figure, words: np.ndarray, colours: Mapping[str, str]) -> None:
     handles = [
-        Line2D([], [], ls="", marker="o", color=colour, label=f"{word or 'kept'} ({(words == word).sum():,})")
+        Line2D(
+            [], [], ls="", marker="o", color=colour, label=f"{plain(word, 30) or 'kept'} ({(words == word).sum():,})"
+        )
         for word, colour in colours.items()
     ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=5, handletextpad=0.2)
+    columns = legend_columns(plain(word, 30) for word in colours)
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns, handletextpad=0.2)
 
 
 def _circle(canvas: Map, centre: np.ndarray, radius_km: float) -> None:
@@ -174,7 +190,7 @@ def _region(axes: Axes, name: str, true: np.ndarray, guess: np.ndarray) -> int:
     axes.plot(0, 0, "+", color=INK, ms=9, mew=1.5, zorder=4)
     # the distance is the same around any centre
     km = geo.distance_km(*(projection.from_local_km(local, (0.0, 0.0)) for local in (true, guess)))
-    axes.set_title(f"{name}\n{km.mean():,.3g} km, {len(true):,} {'place' if len(true) == 1 else 'places'}")
+    axes.set_title(f"{plain(name, 28)}\n{km.mean():,.3g} km, {len(true):,} {'place' if len(true) == 1 else 'places'}")
     axes.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color=LIGHT)
     bar = _round_number(0.6 * half)
@@ -221,7 +237,7 @@ def against_median(
     axes.hlines(row, model, median, color=gain, lw=2.5, alpha=0.7, zorder=2)
     axes.scatter(median, row, s=26, c=GREY, zorder=3)
     axes.scatter(model, row, s=34, c=np.where(shared, "white", PALETTE[0]), edgecolor=PALETTE[0], lw=1.5, zorder=4)
-    axes.set_yticks(row, labels[order])
+    axes.set_yticks(row, [plain(label) for label in labels[order]])
     axes.set(xlabel="mean distance (km)", ylim=(len(order) - 0.4, -0.6))
     if max(model.max(), median.max()) > LOG_TIMES * max(min(model.min(), median.min()), 1e-9):
         axes.set_xscale("log")

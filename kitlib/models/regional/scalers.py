@@ -19,7 +19,6 @@ from numpy.typing import ArrayLike
 
 from kitlib import geo
 from kitlib.core import storage
-from kitlib.core.errors import KitError
 from kitlib.geo import projection
 from kitlib.geo.sphere import Array
 
@@ -76,7 +75,10 @@ class RegionScaler:
         return projection.from_local_km(self.scaler.inverse_transform(np.asarray(scaled, float)), self.centre)
 
     def save(self, folder: Path, region: str) -> Path:
-        """Write folder/scaler_region_<id>.joblib with the kind, the centre and scikit-learn's scaler, atomically."""
+        """Write folder/scaler_region_<id>.joblib with the kind, the centre and scikit-learn's scaler, atomically.
+
+        The file is for other programs. The kit never loads one, as joblib executes the code in a file.
+        """
         import joblib
 
         path = folder / f"scaler_region_{file_id(region)}.joblib"
@@ -84,21 +86,12 @@ class RegionScaler:
             joblib.dump({"kind": self.kind, "centre": self.centre, "scaler": self.scaler}, beside)
         return path
 
-    @classmethod
-    def load(cls, folder: Path, region: str) -> RegionScaler:
-        """Read what `save` wrote; only from trusted folders, because joblib executes code in a file."""
-        import joblib
-
-        path = folder / f"scaler_region_{file_id(region)}.joblib"
-        if not path.is_file():
-            raise KitError(f"scaler of region {region!r}: expected {path.name} in {folder.name}; got none")
-        return cls(**joblib.load(path))
-
 
 def file_id(region: str) -> str:
-    """A region's name as part of a file name: without separators, and different for different names.
+    """A region's name as part of a file name: without separators, short enough, and different for different names.
 
     >>> file_id("New York"), file_id("a/b"), file_id("3")
     ('New York', 'a%2Fb', '3')
     """
-    return quote(region, safe=" ")
+    name = quote(region, safe=" ")
+    return name if len(name) <= 100 else f"{name[:80]}-{storage.digest(region)}"

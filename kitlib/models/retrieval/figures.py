@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
 from kitlib.core.errors import KitError
-from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, new, plain_numbers
+from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, new, plain, plain_numbers
 from kitlib.models.retrieval import similarity
 from kitlib.models.retrieval.similarity import Pairs, Summary
 
@@ -48,7 +48,7 @@ def against_distance(
         axes.fill_between(km, table["q25"], table["q75"], color=colour, alpha=0.3, lw=0)
         axes.plot(km, table["mean"], color=colour)
         summary = summaries[name]
-        axes.set_title(f"{name}\nSpearman {summary.spearman:+.2f}, violations {summary.violations:.0%}")
+        axes.set_title(f"{plain(name, 30)}\nSpearman {summary.spearman:+.2f}, violations {summary.violations:.0%}")
         axes.set_xlabel("distance (km)")
     for axes in panels[::COLUMNS]:
         axes.set_ylabel("cosine similarity")
@@ -79,7 +79,7 @@ def distributions(
         for i, km in enumerate(near_km):
             line = ("-", "--", ":", "-.")[(len(near_km) - 1 - i) % 4]
             _density(axes, sample, sample.km <= km, edges, f"within {km:g} km", color=colour, lw=1.5, ls=line)
-        axes.set(title=name, xlabel="cosine similarity", yticks=[])
+        axes.set(title=plain(name, 30), xlabel="cosine similarity", yticks=[])
         axes.legend(title="median", alignment="left", loc="upper left", borderaxespad=0)
         axes.set_ylim(0, (1.3 + 0.11 * len(near_km)) * axes.get_ylim()[1])  # room for the legend
     panels[0].set_ylabel("density of pairs")
@@ -99,12 +99,12 @@ def spectra(variances: Mapping[str, ArrayLike], title: str = "", note: str = "")
     for (name, values), colour in zip(variances.items(), PALETTE * len(variances), strict=False):
         values = np.asarray(values, float)
         if not values.any():
-            axes.plot([], [], color=colour, label=f"{name}: nothing varies")
+            axes.plot([], [], color=colour, label=f"{plain(name, 30)}: nothing varies")
             continue
         component, share = np.arange(1, len(values) + 1), np.cumsum(values) / values.sum()
         used = similarity.participation(values)
         longest = max(longest, len(values))
-        axes.plot(component, share, color=colour, label=f"{name}: effective dimension {used:.3g}")
+        axes.plot(component, share, color=colour, label=f"{plain(name, 30)}: effective dimension {used:.3g}")
         at = float(np.interp(used, component, share))
         axes.vlines(used, 0, at, color=colour, lw=1, ls="--")
         axes.plot(used, at, "o", color=colour, ms=7, mec="white", zorder=3)

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.figures.atlas import Map
-from kitlib.figures.style import INK, PALETTE, Figure, finish, house, join_notes, new, plain_numbers
+from kitlib.figures.style import INK, PALETTE, Figure, finish, house, join_notes, new, plain, plain_numbers
 from kitlib.models.vlm.conversation import rollouts
 
 COLOURS = {"train": PALETTE[0], "eval": PALETTE[1]}
@@ -67,7 +67,7 @@ def learning(
         _small_map(axes, rows, everything.reshape(-1, 2), truth)
         axes.set_title(_caption(step, rows), fontweight="normal", fontsize=9.5)
     first = next(iter(visits.values()))
-    lower.suptitle(f"guesses for {first['sample_id'].iloc[0]} ({first['phase'].iloc[0]}), around the truth",
+    lower.suptitle(f"guesses for {plain(first['sample_id'].iloc[0])} ({first['phase'].iloc[0]}), around the truth",
                    x=0.01, ha="left", fontsize=10.5, fontweight="bold")  # fmt: skip
     missing = int(frame["km"].isna().sum())
     fallbacks = f"{missing:,} of {len(frame):,} rollouts name no place and count as a guess in the middle"
@@ -80,7 +80,7 @@ def rewards_by_distance(tau_km: Mapping[str, float], title: str = "", note: str 
     figure = new(3.2)
     axes, km = figure.subplots(), np.geomspace(1, 20_000, 200)
     for name, tau in tau_km.items():
-        axes.plot(km, np.exp(-km / tau), label=f"{name}: tau {tau:,.4g} km")
+        axes.plot(km, np.exp(-km / tau), label=f"{plain(name, 30)}: tau {tau:,.4g} km")
     axes.set(xscale="log", xlabel="distance (km)", ylabel="reward", ylim=(-0.02, 1.02))
     plain_numbers(axes.xaxis)
     axes.legend()

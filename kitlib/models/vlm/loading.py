@@ -11,6 +11,7 @@ be loaded onto the published model or merged into it. Without LoRA all weights a
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import tempfile
 import warnings
@@ -78,6 +79,8 @@ def _published(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool =
     import transformers as hf
 
     options: dict[str, Any] = {"dtype": dtype}
+    folders = [root / Path(name).expanduser() for root in (Path(), paths.home())]
+    source = next((str(folder) for folder in folders if folder.is_dir()), name)
     if four_bit:
         options["quantization_config"] = hf.BitsAndBytesConfig(
             load_in_4bit=True,
@@ -86,8 +89,8 @@ def _published(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool =
             bnb_4bit_compute_dtype=dtype,
         )
     try:
-        processor = hf.AutoProcessor.from_pretrained(name, padding_side="left")
-        model = hf.AutoModelForImageTextToText.from_pretrained(name, **options)
+        processor = hf.AutoProcessor.from_pretrained(source, padding_side="left")
+        model = hf.AutoModelForImageTextToText.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise KitError(f"model hf:{name} cannot be loaded: {reason}; {EXPECTED}") from error
@@ -144,21 +147,20 @@ def save(model: Any, processor: Any, folder: Path) -> None:
             processor.save_pretrained(new)
         else:
             model.save_pretrained(new, selected_adapters=["default"])  # "ref" is the initial adapter of a KL term
-        (new / "README.md").unlink(missing_ok=True)  # peft's template of a model card, not filled in
-        _remove_local_paths(new / "adapter_config.json")
+        remove_local_paths(new)
         shutil.rmtree(folder / kind, ignore_errors=True)
         new.rename(folder / kind)
 
 
-def _remove_local_paths(config: Path) -> None:
-    """Remove this machine's folders from an adapter's config."""
-    if config.is_file():
-        import json
-
-        content = json.loads(config.read_text())
-        base = content.get("base_model_name_or_path") or ""
-        content["base_model_name_or_path"] = Path(base).name if Path(base).is_dir() else base
-        config.write_text(json.dumps(content, indent=2) + "\n")
+def remove_local_paths(folder: Path) -> None:
+    """Remove this machine's folders from saved weights: the model card, the trainer's arguments, the base's folder."""
+    for name in ("README.md", "training_args.bin"):  # a template with gaps; never read, not even to resume
+        (folder / name).unlink(missing_ok=True)
+    for name, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
+        if (folder / name).is_file():
+            content = json.loads((folder / name).read_text())
+            if Path(base := content.get(key) or "").is_dir():
+                (folder / name).write_text(json.dumps(content | {key: Path(base).name}, indent=2) + "\n")
 
 
 def saved(folder: Path) -> Path | None:
@@ -208,6 +210,7 @@ def merge(name: str, folder: Path, out: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".merging-") as beside:
         model.save_pretrained(Path(beside) / "merged")
         processor.save_pretrained(Path(beside) / "merged")
+        remove_local_paths(Path(beside) / "merged")
         (Path(beside) / "merged").rename(out)
     return out
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.evaluation import crossval, runs
 from kitlib.models.vlm import loading
@@ -30,4 +31,4 @@ def merge(run_name: str, out: str | Path, fold: int | None = None) -> Path:
     if not done or (fold is not None and fold not in done):
         raise KitError(f"run {run_name}: fold {fold} is not trained; trained folds: {done or 'none'}")
     folder = crossval.folder(run, done[0] if fold is None else fold)
-    return loading.merge(run.settings["model"], folder, Path(out))
+    return loading.merge(paths.located("model", run.settings["model"]), folder, Path(out))

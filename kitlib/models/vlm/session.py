@@ -267,8 +267,8 @@ def _starting_run(config: Config, places: Places, folds_column: str, todo: Seque
     if settings["family"] != "vlm" or not done:
         raise KitError(f"start_from={name!r}: expected a run of the family vlm with a trained fold")
     for key in ("model", "lora_rank", "lora_attention_only"):
-        if settings[key] != getattr(config, key):
-            raise KitError(f"{key}: expected {settings[key]!r} as in {name!r}; got {getattr(config, key)!r}")
+        if settings[key] != (own := crossval.portable(config)[key]):
+            raise KitError(f"{key}: expected {settings[key]!r} as in {name!r}; got {own!r}")
     if earlier.params["data"]["places"] == data["places"]:
         if settings["folds_column"] != folds_column or earlier.params["data"].get("folds") != data["folds"]:
             raise KitError(f"start_from={name!r} was trained on other folds, on places that are held out here")

@@ -47,6 +47,7 @@ def fit(
     evaluate: called before the first step, every `eval_steps` steps and at the end; its scores are in history.csv. It
     leaves the random state of training unchanged.
     """
+    trainer.create_model_card = lambda *_, **__: None  # type: ignore[method-assign]  # of blanks, and a folder's name
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Evaluation(evaluate, eval_steps, seed))
     trainer.add_callback(TimeLimit(folder, max_hours))
@@ -157,6 +158,7 @@ class TimeLimit(TrainerCallback):
         """With every checkpoint."""
         if state.is_world_process_zero:
             write_history(self.folder, state.log_history)
+            loading.remove_local_paths(self.folder / f"checkpoint-{state.global_step}")
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,3 +249,24 @@ def test_params_tell_everything_and_no_machine(trained):
     text = (trained.dir / "params.json").read_text()
     assert json.loads(text)["settings"]["finetune_blocks"] == -1
     assert str(paths.home()) not in text
+
+
+def test_no_file_of_a_run_names_a_folder_of_this_machine(home, small_sample, tmp_path_factory):
+    import timm
+    from safetensors.torch import save_file
+
+    outside = tmp_path_factory.mktemp("confidential")
+    shutil.copytree(small_sample, outside / "us")
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), outside / "m.safetensors")
+    encoder = f"timm:test_vit@{outside}/m.safetensors"
+    config = dataclasses.replace(HEADS, encoder=encoder, image_size=32, heads_epochs=1, mirror=False)
+    run = multiview.train(config, readers.read(outside / "us"), "run", n_folds=3, only_folds=[0])
+    assert run.settings["encoder"] == "timm:test_vit@m.safetensors" and run.settings["data"] == "us"
+    secrets = ["confidential", str(home), str(Path.home()), f"{getpass.getuser()}@", f"@{socket.gethostname()}"]
+    files = [path for path in home.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        inner = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else None
+        parts = [path.read_bytes(), *(inner.read(name) for name in (inner.namelist() if inner else []))]
+        assert not [secret for secret in secrets for part in parts if secret.encode() in part], path
+    assert len(multiview.predict("run", crossval.reload_places(run)).sample_id) == 20

@@ -21,6 +21,7 @@ pytest.importorskip("trl")
 import toy
 
 from kitlib import __main__ as cli
+from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.data import pictures, readers
 from kitlib.evaluation import crossval, metrics
@@ -346,6 +347,8 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(data):
     (inner / "checkpoint-2/trainer_state.json").write_text('{"epoch":')
     vlm.train(config, data, "cut", max_hours=1e-9)
     assert sorted(path.name for path in inner.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert not [*run.dir.rglob("README.md"), *run.dir.rglob("training_args.bin")]
+    assert not [path for path in run.dir.rglob("*.json") if str(paths.home()) in path.read_text()]
 
 
 @pytest.mark.parametrize("environment", ["telescoping", "hierarchical", "geohash"])

@@ -146,11 +146,11 @@ def read_table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
     names = list(columns or SCHEMA.names)
     try:
         with pq.ParquetFile(file) as parquet:  # half the time of read_table
-            return parquet.read(names).select(names)
-    except (pa.ArrowException, KeyError):
-        raise KitError(f"{file.name}: expected a Parquet file with the columns {', '.join(names)}") from None
+            return parquet.read(names).select(names).cast(pa.schema([SCHEMA.field(name) for name in names]))
     except FileNotFoundError:
         return pa.schema([SCHEMA.field(name) for name in names]).empty_table()
+    except (pa.ArrowException, KeyError, OSError):  # OSError: a page that cannot be unpacked
+        raise KitError(f"{file.name}: expected a Parquet file with the columns {', '.join(names)}") from None
 
 
 def frame_of(tables: Sequence[pa.Table]) -> pd.DataFrame:

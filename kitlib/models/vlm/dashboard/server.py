@@ -20,7 +20,8 @@ import math
 import re
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,6 +39,7 @@ from kitlib.models.vlm.conversation import rollouts
 
 PAGE = {"/": "watch.html"} | {f"/{name}": name for name in ("watch.css", "watch.js", "watch_map.js", "watch_charts.js")}
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".jpg": "image/jpeg"}
+JPEG = b"\xff\xd8\xff"  # how such a file begins
 LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 DRAWN = ("rollout", "points", "reward", "advantage", "km")  # of a rollout, on the map and in the list
 HEADERS = {
@@ -61,6 +63,7 @@ class Replay:
                 raise KitError(f"run {run}: expected {folder.name} inside its folder; got {folder}")
         self._lock = threading.Lock()
         self._sums: dict[tuple[Path, int], pa.Table] = {}
+        self._skipped: set[tuple[Path, int]] = set()  # files that cannot be read
         self._rows = lru_cache(maxsize=8)(_rows)
 
     def files(self) -> dict[Path, int]:
@@ -68,21 +71,24 @@ class Replay:
         return {f: time for f in rollouts.step_files(self.folder) if (time := self._changed(f)) is not None}
 
     def _changed(self, file: Path) -> int | None:
-        """The modification time of a step's file in ns; None for a link, which may lead anywhere, and for no file."""
+        """The modification time of a file in ns; None for a link, which may lead anywhere, and for no file."""
         try:
-            status = file.lstat()
-        except FileNotFoundError:  # missing, or just deleted
+            status, linked = file.lstat(), file.resolve() != file
+        except OSError:  # missing, or just deleted
             return None
-        return status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
+        return status.st_mtime_ns if stat.S_ISREG(status.st_mode) and not linked else None
 
     def tag(self) -> str:
-        """A digest that changes with every new step, and when the run is finished."""
-        return storage.digest(f"{self._finished()} {[(file.name, changed) for file, changed in self.files().items()]}")
+        """A digest that changes with every new step or unreadable file, and when the run is finished."""
+        files = [(file.name, changed, (file, changed) in self._skipped) for file, changed in self.files().items()]
+        return storage.digest(f"{self._finished()} {files}")
 
     def steps(self) -> dict[str, Any]:
-        """The columns of the summary so far, and whether the run is finished."""
+        """The columns of the summary so far, the files left out as unreadable, and whether the run is finished."""
         sums = self._summed()
         status: dict[str, Any] = {"run": self.run, "finished": self._finished()}
+        if skipped := sorted(file.name for file, changed in self._skipped if self._changed(file) == changed):
+            status["skipped"] = skipped
         if not sums:
             return status
         table = rollouts.summary(rollouts.frame_of(list(sums.values())))
@@ -122,18 +128,30 @@ class Replay:
         ]
 
     def picture(self, name: str) -> bytes | None:
-        """A stored picture; None for a file that is not of this run."""
-        path = (self.folder / "pictures" / name).resolve()
-        return path.read_bytes() if path.is_relative_to(self.dir) and path.is_file() else None
+        """A stored picture; None for a link, for another format, and for a file that is not of this run."""
+        path = self.folder / "pictures" / name
+        content = path.read_bytes() if self._changed(path) is not None else b""
+        return content if content.startswith(JPEG) else None
 
     def _summed(self) -> dict[tuple[Path, int], pa.Table]:
         """The summary's columns of every file; only new files are read."""
         with self._lock:
             files = self.files().items()
-            new = {key: rollouts.read_table(key[0], rollouts.SUMMED) for key in files if key not in self._sums}
-            every = {key: self._sums[key] if key in self._sums else new[key] for key in files}
+            every: dict[tuple[Path, int], pa.Table] = {}
+            for key in files:
+                if key not in self._skipped:
+                    with self._skipping(key):
+                        every[key] = self._sums[key] if key in self._sums else _checked(key[0], rollouts.SUMMED)
             self._sums = {key: table for key, table in every.items() if len(table)}  # an empty one was just deleted
             return self._sums
+
+    @contextmanager
+    def _skipping(self, key: tuple[Path, int]) -> Iterator[None]:
+        """Leave out a step's file that cannot be read; the page names it."""
+        try:
+            yield
+        except (KitError, OSError):
+            self._skipped.add(key)
 
     def _finished(self) -> bool:
         return (self.dir / "metrics.json").is_file()
@@ -141,12 +159,26 @@ class Replay:
     def _step(self, step: int, phase: str) -> list[dict[str, list]] | None:
         path = self.folder / "steps" / f"{step:08d}-{phase}.parquet"
         changed = self._changed(path)
-        return None if changed is None else self._rows(path, changed)
+        if changed is None or (path, changed) in self._skipped:
+            return None
+        with self._skipping((path, changed)):
+            return self._rows(path, changed)
+        return None
+
+
+def _checked(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of a step's file. Raises KitError if it is not of the step and phase in its name, or lacks values."""
+    table = rollouts.read_table(file, columns)
+    step, phase = file.stem.split("-")
+    others = {*zip(table["step"].to_pylist(), table["phase"].to_pylist(), strict=True)} - {(int(step), phase)}
+    if others or any(table[name].null_count for name in table.column_names if name not in rollouts.OPTIONAL):
+        raise KitError(f"{file.name}: expected rows of that step and phase with all values")
+    return table
 
 
 def _rows(file: Path, changed: int) -> list[dict[str, list]] | None:
     """A step's rollouts by place, columns as lists; `changed` is the cache key of the file's version."""
-    frame = rollouts.frame_of([rollouts.read_table(file)])
+    frame = rollouts.frame_of([_checked(file)])
     columns = {name: frame[name].tolist() for name in frame.columns}
     columns |= {name: _rounded(columns[name]) for name in ("reward", "advantage", "km")}
     rows: dict[str, list[int]] = {}

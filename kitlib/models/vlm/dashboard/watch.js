@@ -10,7 +10,7 @@ const MOST_CARDS = 100;
 const at = (id) => document.getElementById(id);
 
 const state = {
-  tag: "", finished: false,
+  tag: "", finished: false, skipped: [],
   tables: {}, // by phase: columns of the summary
   phase: "train", index: -1, // which row of that table is in view
   step: null, // what is loaded of it: its places, with points and rewards
@@ -41,7 +41,8 @@ async function poll() {
       state.tag = answer.headers.get("ETag");
       take(await answer.json());
     } else if (answer.status !== 304) throw new Error(answer.statusText);
-    tell(state.finished ? "finished" : "live", state.finished ? "" : "live");
+    const skipped = state.skipped.length ? `, unreadable: ${state.skipped.join(", ")}` : "";
+    tell((state.finished ? "finished" : "live") + skipped, state.finished ? "" : "live");
   } catch {
     tell("the server is gone", "lost");
   }
@@ -58,6 +59,7 @@ function take(summary) {
   const wasLast = state.index >= table().step.length - 1;
   const before = table().step[state.index];
   state.finished = summary.finished;
+  state.skipped = summary.skipped ?? []; // names of files
   state.tables = byPhase(summary);
   at("run").textContent = summary.run;
   document.title = `${summary.run} · watch`;

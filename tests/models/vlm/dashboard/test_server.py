@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from browser_helper import chromium
 
@@ -157,6 +158,7 @@ def test_outlines_are_rings_on_the_globe(server):
         "/pictures/../../params.json", "/pictures/%2e%2e/%2e%2e/params.json", "/pictures/..%2f..%2fparams.json",
         "/pictures//etc/passwd", "/pictures/..", "/pictures/", "/pictures/.hidden.jpg", "/pictures/%00.jpg",
         "/pictures/outside.jpg", "/pictures/folder.jpg", "/pictures/away/outside.jpg", "/pictures/none.jpg",
+        "/pictures/inside.jpg", "/pictures/text.jpg",
         "/pictures/..\\..\\params.jpg", "/step/7/train/../../../params.json", "/step/-1/train", "/step/7/test",
         "/step/99/train", "/step/7/train/99", "/step/99/train", "/step/3/train/0/steps/", "/rollouts.jsonl",
         "/watch.html", "/assets/watch.js", "/../watch.py", "*", "http://127.0.0.1/etc/passwd", "/STEPS",
@@ -169,6 +171,9 @@ def test_nothing_else_is_served(server, run, path):
     for link, target in (("outside.jpg", outside), ("away", run.dir.parent)):
         if not (pictures / link).is_symlink():
             (pictures / link).symlink_to(target)
+    if not (pictures / "inside.jpg").is_symlink():
+        (pictures / "inside.jpg").symlink_to(run.dir / "params.json")
+    (pictures / "text.jpg").write_text("<script>secret</script>")
     (pictures / "folder.jpg").mkdir(exist_ok=True)
     status, _, body = ask(server, path)
     assert status == 404 and b"secret" not in body and len(body) < 30
@@ -186,6 +191,30 @@ def test_a_linked_step_or_folder_is_not_followed(shared_home):
     pictures.symlink_to(outside.dir / "rollouts" / "pictures")
     with pytest.raises(KitError, match="pictures"):
         watch.server("linked")
+
+
+def test_an_unreadable_step_is_left_out_and_named(shared_home):
+    steps = drawing.draw_run("damaged", 6).dir / "rollouts" / "steps"
+    whole = (steps / "00000001-train.parquet").read_bytes()
+    (steps / "00000001-train.parquet").write_bytes(whole[: len(whole) // 2])
+    (steps / "00000002-train.parquet").write_bytes(b"")
+    (steps / "00000003-train.parquet").write_bytes(whole)  # another step's
+    column = pq.ParquetFile(steps / "00000004-train.parquet").metadata.row_group(0)
+    pages = next(column.column(i) for i in range(column.num_columns) if "replies" in column.column(i).path_in_schema)
+    content = bytearray((steps / "00000004-train.parquet").read_bytes())
+    begin = pages.dictionary_page_offset or pages.data_page_offset
+    content[begin : begin + pages.total_compressed_size] = b"\xaa" * pages.total_compressed_size
+    (steps / "00000004-train.parquet").write_bytes(content)
+    with serving("damaged") as server:
+        first = read_json(server, "/steps")
+        assert first["step"] == [0, 0, 4, 5]
+        assert first["skipped"] == [f"0000000{step}-train.parquet" for step in (1, 2, 3)]
+        assert [ask(server, f"/step/{step}/train")[0] for step in range(6)] == [200, 404, 404, 404, 404, 200]
+        again = read_json(server, "/steps")  # texts of step 4 could not be read
+        assert again["step"] == [0, 0, 5] and "00000004-train.parquet" in again["skipped"]
+        (steps / "00000001-train.parquet").write_bytes(whole)
+        assert read_json(server, "/steps")["step"] == [0, 0, 1, 5]
+        assert "00000001-train.parquet" not in read_json(server, "/steps")["skipped"]
 
 
 def test_only_this_machine_under_its_own_name_may_ask(server):
