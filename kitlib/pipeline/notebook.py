@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from kitlib.core import paths, settings
-from kitlib.core.errors import KitError
+from kitlib.core.errors import KitError, one_line, shown
 
 Value = bool | int | float | str
 TYPES = {kind.__name__: kind for kind in settings.MEANING}
@@ -62,12 +62,13 @@ def read_notebook(path: Path) -> Notebook:
     would silently run the defaults), or a line in that cell that papermill cannot read.
     """
     try:
-        cells = json.loads(path.read_text())["cells"]
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources = ["".join(cell["source"]) for cell in cells]
         tags = [cell["metadata"].get("tags", []) for cell in cells]
         kinds = [cell["cell_type"] for cell in cells]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise KitError(f"{path.name} cannot be read as a notebook: {error!r}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise KitError(f"{path.name}: expected a notebook, JSON with cells; got {reason}") from None
     tagged = [
         i for i, (kind, tag) in enumerate(zip(kinds, tags, strict=True)) if "parameters" in tag and kind == "code"
     ]
@@ -93,9 +94,9 @@ def cast(value: Value, parameter: Parameter, taker: str, from_text: bool = False
     if type(value) is kind:
         return value
     if kind is float and type(value) is int:
-        return float(value)
+        return settings.typed(value, kind, f"parameter {parameter.name} of {taker}")
     meaning = f"{settings.MEANING[kind]} ({parameter.type})"
-    raise KitError(f"parameter {parameter.name} of {taker}: expected {meaning}; got {value!r}")
+    raise KitError(f"parameter {parameter.name} of {taker}: expected {meaning}; got {shown(value)}")
 
 
 def _parameters(source: str, name: str) -> dict[str, Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from kitlib.core import paths
@@ -10,7 +11,7 @@ from kitlib.core.settings import Settings
 from kitlib.data.places import Places
 from kitlib.evaluation import crossval
 from kitlib.evaluation.runs import Run
-from kitlib.vision import encoders
+from kitlib.vision import encoders, lora
 from kitlib.vision.device import best_device, best_dtype, dtype_of, precision_of
 from kitlib.vision.inputs import Inputs
 
@@ -54,10 +55,15 @@ class EncoderSession(TorchSession[C], Inputs):
         recorded: Mapping[str, Any] | None,
         **options: Any,
     ) -> dict[str, str]:
-        """Refuse an encoder that cannot be had before a run begins."""
+        """Refuse an encoder that cannot be loaded, or not be trained as the config says, before a run begins."""
         settings: Any = config
         if recorded is None:
-            encoders.load(settings.encoder, settings.image_size or None)
+            encoder = encoders.load(settings.encoder, settings.image_size or None)
+            learns = asdict(settings).get("finetune_epochs") or asdict(settings).get("finetune")
+            if learns and asdict(settings).get("lora_rank"):
+                lora.targets(encoder, settings.lora_rank)
+            if learns and settings.gradient_checkpointing:
+                encoder.enable_checkpointing()
         return {}
 
     def prepare(self) -> None:

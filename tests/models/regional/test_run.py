@@ -205,7 +205,7 @@ def test_a_failure_in_one_fold_only_is_named_too(routed, world):
     (regional_fold.folder / "failed_Mountain.txt").write_text("no luck\n")
     try:
         assert regional_fold.model_of[regional_fold.regions.names.tolist().index("Mountain")] == "failed: no luck"
-        assert fold_module.failures(regional_fold.folder) == {"Mountain": "failed: no luck"}
+        assert fold_module.failures(regional_fold.folder, ["Mountain", "Pacific"]) == {"Mountain": "failed: no luck"}
     finally:
         regional_fold.clear_failure("Mountain")
 
