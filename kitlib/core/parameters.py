@@ -14,9 +14,10 @@ LARGEST_KM = 20_000  # half of the way around the Earth
 ROWS = 100  # of pictures in one figure
 
 
-def _texts(name: str, text: str) -> None:
-    """Refuse YAML of anything but a mapping to texts."""
+def _tables(name: str, text: str) -> None:
+    """Refuse all but a mapping from options of `data.load` to texts."""
     for key, value in settings.mapping(text, name).items():
+        one_of(name, key, ("train_csv", "test_csv", "train_images", "test_images", "region_column"))
         if type(value) is not str:
             raise KitError(f"{name}: {key}: expected a text (str); got {shown(value)}")
 
@@ -41,7 +42,7 @@ RULES: Mapping[str, Callable[[str, Any], Any]] = {  # what no type says; fields 
     "SIZES": partial(whole_numbers, low=1),
     "SMOOTH_KM": partial(number, low=0, high=LARGEST_KM, kind=float, above=True),
     "START_FROM": lambda name, text: text and paths.file_name(text, name),
-    "TABLES": _texts,
+    "TABLES": _tables,
     "WANDB": lambda name, text: text and paths.file_name(text, name),
     "WORST": partial(number, low=1, high=ROWS),
 }

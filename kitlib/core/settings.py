@@ -160,7 +160,7 @@ def typed(value: Any, kind: type, name: str) -> Any:
         return shown(value)
     if type(value) is not kind:
         raise KitError(f"{name}: expected {MEANING[kind]} ({kind.__name__}); got {shown(value)}")
-    if kind is str and "\0" in value:
+    if isinstance(value, str) and "\0" in value:
         raise KitError(f"{name}: expected a text without NUL characters; got {shown(value)}")
     return value
 

@@ -91,7 +91,7 @@ def test_refuses_unknown_names_and_wrong_types(folder, given, message):
             r"whole number \(int\); got True",
         ),
         ("description: d\nsteps:\n- notebook: 11_train\n", r"no notebook '11_train'"),
-        ("description: [d\n", r"not valid YAML"),
+        ("description: [d\n", r"expected YAML in UTF-8"),
         ("just a text", r"the whole file"),
     ],
 )
@@ -135,7 +135,7 @@ def test_refuses_a_notebook_without_its_one_tag(tmp_path, cells):
 
 def test_refuses_what_is_no_notebook(tmp_path):
     (tmp_path / "x.ipynb").write_text("{}")
-    with pytest.raises(KitError, match="cannot be read as a notebook"):
+    with pytest.raises(KitError, match="expected a notebook, JSON with cells"):
         read_notebook(tmp_path / "x.ipynb")
 
 
