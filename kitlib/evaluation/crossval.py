@@ -71,6 +71,10 @@ class Session(ABC, Generic[C]):
         return cls(run, places, *args, **options)
 
     @classmethod
+    def check_model(cls, config: C) -> None:
+        """Raise KitError for a model that cannot be loaded or trained as the config says, before pictures are read."""
+
+    @classmethod
     def check(
         cls,
         config: C,
@@ -168,9 +172,11 @@ class Session(ABC, Generic[C]):
         if folds_column not in cls.FOLDS:
             raise KitError(f"folds_column: expected one of {', '.join(cls.FOLDS)}; got {folds_column!r}")
         began = time.monotonic()
-        todo = cls.select_folds(places, folds_column, n_folds, only_folds)
         begun = run_name in runs.list_runs() and not overwrite
         recorded = runs.open_run(run_name).settings if begun else None
+        if recorded is None:
+            cls.check_model(config)
+        todo = cls.select_folds(places, folds_column, n_folds, only_folds)
         checksums = data_checksums(places, folds_column)
         checksums |= cls.check(config, places, folds_column, todo, recorded, **options)
         settings = asdict(config) | {"family": cls.family, "folds_column": folds_column, "n_folds": n_folds}  # type: ignore[call-overload]
@@ -195,7 +201,8 @@ class Session(ABC, Generic[C]):
         data: the present location of the data set, if it is not the one that the run recorded.
         """
         run = runs.open_run(run_name)
-        checks.number("fold", fold, 0, run.settings["n_folds"] - 1)
+        n_folds = 1 if run.settings["folds_column"] == "given" else run.settings["n_folds"]
+        checks.number("fold", fold, 0, n_folds - 1)
         cls.open(run, reload_places(run, data), devices, max_hours, **options).complete_fold(fold)
         return is_done(run, fold)
 
@@ -210,11 +217,11 @@ class Session(ABC, Generic[C]):
         cls, places: Places, folds_column: str, n_folds: int, only_folds: Sequence[int] | str | None
     ) -> list[int]:
         """The folds to train; makes the saved folds if there are none. Raises KitError for an unknown fold."""
-        folds.load_or_make(places, n_folds)
         only = checks.whole_numbers("folds", only_folds) if isinstance(only_folds, str) else only_folds
         todo = list(only or ([0] if cls.ONE_FOLD else range(n_folds)))
         if not set(todo) <= set(range(n_folds)):
             raise KitError(f"folds: expected numbers from 0 to {n_folds - 1}; got {', '.join(map(str, todo))}")
+        folds.load_or_make(places, n_folds)
         return todo
 
     def complete_fold(self, fold: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -46,25 +46,15 @@ class EncoderSession(TorchSession[C], Inputs):
         Inputs.__init__(self, places, config.encoder, config.image_size, config.mirror, self.dtype)
 
     @classmethod
-    def check(
-        cls,
-        config: C,
-        places: Places,
-        folds_column: str,
-        todo: Sequence[int],
-        recorded: Mapping[str, Any] | None,
-        **options: Any,
-    ) -> dict[str, str]:
-        """Refuse an encoder that cannot be loaded, or not be trained as the config says, before a run begins."""
-        settings: Any = config
-        if recorded is None:
-            encoder = encoders.load(settings.encoder, settings.image_size or None)
-            learns = asdict(settings).get("finetune_epochs") or asdict(settings).get("finetune")
-            if learns and asdict(settings).get("lora_rank"):
-                lora.targets(encoder, settings.lora_rank)
-            if learns and settings.gradient_checkpointing:
+    def check_model(cls, config: C) -> None:
+        """Refuse an encoder that cannot be loaded, or not be trained as the config says."""
+        settings = asdict(config)  # type: ignore[call-overload]
+        encoder = encoders.load(settings["encoder"], settings["image_size"] or None)
+        if settings.get("finetune_epochs") or settings.get("finetune"):
+            if settings.get("lora_rank"):
+                lora.targets(encoder, settings["lora_rank"])
+            if settings["gradient_checkpointing"]:
                 encoder.enable_checkpointing()
-        return {}
 
     def prepare(self) -> None:
         """Embed all pictures, or find that this was done before."""
