@@ -23,6 +23,7 @@ REFUSALS = {
     errno.EADDRINUSE: "the address or port is in use",
     errno.ENAMETOOLONG: "the file name is too long",
     errno.ENOTDIR: "a file stands where a folder is expected",
+    errno.EEXIST: "a file stands where a folder is expected",
     errno.EISDIR: "a folder stands where a file is expected",
     errno.EMFILE: "too many files are open",
     errno.EIO: "the disk cannot be read or written",

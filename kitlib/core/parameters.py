@@ -55,11 +55,16 @@ def check_parameters(parameters: MutableMapping[str, Any], optional: Collection[
     variables of this machine are checked as well. optional: texts that may be empty although their rule refuses that.
     """
     check_machine()
-    kinds = {name: kind for name, kind in parameters.get("__annotations__", {}).items() if name.isupper()}
-    for name in [name for name in parameters if name in {*kinds, *RULES}]:
-        if name in kinds:
-            parameters[name] = settings.typed(parameters[name], kinds[name], name)
-        if name in RULES and not (name in optional and parameters[name] == ""):
+    for name, kind in parameters.get("__annotations__", {}).items():
+        if name.isupper():
+            parameters[name] = settings.typed(parameters[name], kind, name)
+    check_rules(parameters, optional)
+
+
+def check_rules(parameters: Mapping[str, Any], optional: Collection[str] = ()) -> None:
+    """Check the parameters that have a rule. Raises KitError. optional: as for `check_parameters`."""
+    for name in RULES.keys() & parameters.keys():
+        if not (name in optional and parameters[name] == ""):
             RULES[name](name, parameters[name])
     if "ONLY_FOLDS" in parameters and "FOLDS" in parameters:
         whole_numbers("ONLY_FOLDS", parameters["ONLY_FOLDS"], high=parameters["FOLDS"] - 1)

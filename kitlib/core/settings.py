@@ -162,6 +162,8 @@ def typed(value: Any, kind: type, name: str) -> Any:
         raise KitError(f"{name}: expected {MEANING[kind]} ({kind.__name__}); got {shown(value)}")
     if isinstance(value, str) and "\0" in value:
         raise KitError(f"{name}: expected a text without NUL characters; got {shown(value)}")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise KitError(f"{name}: expected at most {LARGEST}; got {shown(value)}")
     return value
 
 

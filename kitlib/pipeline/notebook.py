@@ -91,12 +91,10 @@ def cast(value: Value, parameter: Parameter, taker: str, from_text: bool = False
     kind = TYPES[parameter.type]
     if isinstance(value, str) and kind is not str and (from_text or kind is float):  # YAML takes 1e-3 for a text
         return settings.cast(value, kind, f"parameter {parameter.name} of {taker}")
-    if type(value) is kind:
-        return value
-    if kind is float and type(value) is int:
-        return settings.typed(value, kind, f"parameter {parameter.name} of {taker}")
-    meaning = f"{settings.MEANING[kind]} ({parameter.type})"
-    raise KitError(f"parameter {parameter.name} of {taker}: expected {meaning}; got {shown(value)}")
+    name = f"parameter {parameter.name} of {taker}"
+    if type(value) is kind or (kind is float and type(value) is int):
+        return settings.typed(value, kind, name)
+    raise KitError(f"{name}: expected {settings.MEANING[kind]} ({parameter.type}); got {shown(value)}")
 
 
 def _parameters(source: str, name: str) -> dict[str, Parameter]:

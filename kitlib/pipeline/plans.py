@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from kitlib.core import paths, settings
 from kitlib.core.errors import KitError, one_line, shown
+from kitlib.core.parameters import check_rules
 from kitlib.pipeline.notebook import Notebook, Value, cast, read_notebook
 
 
@@ -93,6 +94,8 @@ def check(name_or_path: str | Path, given: Mapping[str, str] | None = None) -> t
                 _check_name(name, {*book.parameters, *book.settings}, f"plan {file.name}", book.name)
         values = _values(book, plan.parameters | step.parameters, given)
         before = sum(other.notebook.name == book.name for other in ready)
+        defaults = {name: parameter.default for name, parameter in book.parameters.items()}
+        check_rules(defaults | values, optional=[name for name, default in defaults.items() if default == ""])
         ready.append(Ready(book.name if not before else f"{book.name}-{before + 1}", book, values))
     return file, plan, ready
 
