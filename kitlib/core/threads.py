@@ -8,7 +8,7 @@ import sys
 
 import psutil
 
-from kitlib.core.errors import KitError
+from kitlib.core.errors import KitError, shown
 
 
 def count() -> int:
@@ -19,7 +19,9 @@ def count() -> int:
     """
     if named := os.environ.get("OMP_NUM_THREADS"):
         if not re.fullmatch(r"\s*0*[1-9][0-9]{0,3}\s*(,\s*[0-9]{1,4}\s*)*", named):
-            raise KitError(f"OMP_NUM_THREADS: expected a whole number from 1 to 9999, or a list of them; got {named!r}")
+            raise KitError(
+                f"OMP_NUM_THREADS: expected a whole number from 1 to 9999, or a list of them; got {shown(named)}"
+            )
         return int(named.partition(",")[0])
     allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return min(psutil.cpu_count(logical=False) or allowed, allowed)

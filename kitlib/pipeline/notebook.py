@@ -43,15 +43,20 @@ class Notebook:
     parameters: dict[str, Parameter]
 
     @cached_property
-    def settings(self) -> dict[str, Parameter]:
-        """The fields of the Config that the notebook makes from its parameters and MORE, by name in upper case.
+    def config(self) -> type[settings.Settings] | None:
+        """The Config that the notebook makes from its parameters and MORE; a notebook without MORE has none.
 
-        A notebook without MORE has none. Looking them up imports the family, which takes seconds.
+        Looking it up imports the family, which takes seconds.
         """
         made = re.search(r"(\w+)\.Config\.(?:from_parameters|for_methods)\(", self.code)
         if made is None or "MORE" not in self.parameters:
-            return {}
-        defaults = importlib.import_module(f"kitlib.models.{made.group(1)}").Config.defaults()
+            return None
+        return importlib.import_module(f"kitlib.models.{made.group(1)}").Config
+
+    @cached_property
+    def settings(self) -> dict[str, Parameter]:
+        """The fields of the Config by name in upper case, none without a Config."""
+        defaults = self.config.defaults() if self.config else {}
         return {name.upper(): Parameter(name.upper(), type(value).__name__, value) for name, value in defaults.items()}
 
 

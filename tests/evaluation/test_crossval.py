@@ -160,3 +160,23 @@ def test_two_sessions_guess_the_same(places):
     run = train(places)
     one, other = (Session(run, places).guess_held_out(1) for _ in range(2))
     assert np.array_equal(guesses.stack([one]).state_probs, other.state_probs)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"run_name": "../x"}, {"run_name": "x" * 300}, {"devices": 0}, {"max_hours": -1.0}, {"max_hours": float("nan")},
+     {"only_folds": "99"}, {"only_folds": "x"}, {"n_folds": 1}, {"folds_column": "x"}],
+)  # fmt: skip
+def test_a_bad_call_leaves_no_run(places, wrong):
+    before = runs.list_runs()
+    with pytest.raises(KitError, match="expected"):
+        Session.train(Config(), places, **({"run_name": "bad", "n_folds": 3} | wrong))
+    assert runs.list_runs() == before
+
+
+def test_a_fold_that_a_run_does_not_have_is_refused(places):
+    run = Session.train(Config(), places, "three", n_folds=3, only_folds="0")
+    for fold in (3, 99, -1):
+        with pytest.raises(KitError, match="fold: expected a whole number from 0 to 2"):
+            Session.train_fold(run.name, fold)
+    assert crossval.done_folds(run) == [0]
