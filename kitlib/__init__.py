@@ -17,5 +17,6 @@ threads.configure()
 if TYPE_CHECKING:
     from kitlib.core.errors import KitError as KitError
     from kitlib.core.headline import headline as headline
+    from kitlib.core.parameters import check_parameters as check_parameters
 else:
     __getattr__, __dir__ = lazy.face(__name__, __file__)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kitlib.core.errors import KitError
+from kitlib.core import checks, paths
+from kitlib.core.errors import KitError, sentence, shown
 
 if TYPE_CHECKING:
     from kitlib.evaluation.runs import Run
@@ -34,6 +35,14 @@ app = typer.Typer(
 
 SETTINGS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set one of the fields of the family's Config.")
 PARAMETERS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")
+
+
+@app.callback()
+def machine() -> None:
+    """Refuse environment variables that the kit cannot use."""
+    from kitlib.core.parameters import check_machine
+
+    check_machine()
 
 
 @app.command()
@@ -70,12 +79,15 @@ def sample(
     places: Annotated[int, typer.Option(help="Training places.", min=1)] = 1000,
     test: Annotated[int, typer.Option(help="Test places.", min=1)] = 250,
     size: Annotated[int, typer.Option(help="Width and height of a picture, in pixels.", min=32)] = 256,
-    seed: Annotated[int, typer.Option(help="Another seed, another world.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed, another world.", min=0, max=checks.LARGEST)] = 0,
 ) -> None:
     """Draw a sample competition in the real file format."""
     from kitlib.data.sample import competition as world
 
-    typer.echo(world.draw(folder, n_train=places, n_test=test, size=size, seed=seed))
+    try:
+        typer.echo(world.draw(folder, n_train=places, n_test=test, size=size, seed=seed))
+    except FileNotFoundError as error:  # of a folder below /proc, for example
+        raise KitError(f"{folder}: expected a folder that can be made; got {error.strerror}") from error
 
 
 @app.command()
@@ -126,11 +138,17 @@ def train(
 ) -> None:
     """Train a family without a notebook; resume an interrupted run."""
     from kitlib.data import readers
-    from kitlib.evaluation.crossval import whole_numbers
 
     began, given = time.monotonic(), pairs(parameter)
-    numbers = whole_numbers("--seeds", seeds)
-    whole_numbers("--folds", folds)
+    numbers = checks.whole_numbers("--seeds", seeds)
+    if not numbers:
+        raise KitError("--seeds: expected at least one number; got none")
+    for seed in numbers:
+        paths.file_name(run if len(numbers) == 1 else f"{run}-seed{seed}", "run name")
+    checks.whole_numbers("--folds", folds)
+    checks.one_of("--folds-column", folds_column, ("stratified", "spatial", "given"))
+    if max_hours is not None:
+        checks.number("--max-hours", max_hours, 0, kind=float, above=True)
     module = family_module(family)
     settings = module.Config.typed(given)
     places = readers.load(data)
@@ -164,6 +182,8 @@ def train_fold(
     """Train one fold of a started run; `python -m torch.distributed.run` calls this for several GPUs."""
     from kitlib.evaluation import runs
 
+    if max_hours is not None:
+        checks.number("--max-hours", max_hours, 0, kind=float, above=True)
     module = family_module(runs.open_run(run).settings["family"])
     module.train_fold(run, fold, data, devices, max_hours, **({"only_regions": region} if region else {}))
 
@@ -226,9 +246,9 @@ def pairs(given: list[str] | None) -> dict[str, str]:
     for text in given or []:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise KitError(f"-p: expected NAME=VALUE; got {text!r}")
+            raise KitError(f"-p: expected NAME=VALUE; got {shown(text)}")
         if name in named:
-            raise KitError(f"-p {name}: expected one value; got {named[name]!r} and {value!r}")
+            raise KitError(f"-p {name}: expected one value; got {shown(named[name])} and {shown(value)}")
         named[name] = value
     return named
 
@@ -244,15 +264,17 @@ def stoppable() -> Iterator[None]:
 
 
 def main() -> None:
-    """Run the command line; print a KitError as one sentence on stderr, and exit with 2."""
+    """Run the command line; what is the user's to mend ends it with one sentence on stderr and exit code 2."""
     # a log file, in which lines cannot be overwritten, gets fewer progress bars
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "20")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("kitlib").setLevel("INFO")
     try:
         app()
-    except KitError as error:
-        typer.echo(f"error: {error}", err=True)
+    except Exception as error:
+        if (text := sentence(error)) is None:
+            raise
+        typer.echo(f"error: {text}", err=True)
         sys.exit(2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -33,6 +34,48 @@ def test_bad_input_is_one_sentence_and_exit_code_2(kitlib):
     assert kitlib("run", "sample", "-p", "EPOCHS")[::2] == (2, "error: -p: expected NAME=VALUE; got 'EPOCHS'\n")
     assert kitlib("run", "sample", "-p", "A=1", "-p", "A=2")[0] == 2
     assert kitlib("scoer")[0] == 2
+
+
+def test_what_the_system_refuses_is_one_sentence_too(kitlib, monkeypatch):
+    def refused(*arguments, **options):
+        raise OSError(errno.EROFS, "x", "/home/a/b.npz")
+
+    monkeypatch.setattr(runner, "run_plan", refused)
+    assert kitlib("run", "sample") == (2, "", "error: b.npz: the file system is read-only\n")
+    assert kitlib("sample", "/dev/null/x")[::2] == (2, "error: null: a file stands where a folder is expected\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("OMP_NUM_THREADS", "x"), ("KITLIB_DEVICE", "gpu"), ("KITLIB_PRECISION", "x"), ("KITLIB_WORKERS", "0"),
+     ("KITLIB_HOME", __file__)],
+)  # fmt: skip
+def test_a_machine_that_is_described_wrongly_is_refused_by_every_command(kitlib, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    for words in (["plans"], ["train", "r"], ["run", "sample"], ["doctor"]):
+        code, out, err = kitlib(*words)
+        assert (code, out) == (2, "") and err.startswith(f"error: {name}: expected ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--seeds", "4294967296"], ["--seeds", "9" * 6000], ["--seeds", ""], ["--seeds", "-1"], ["--folds", "x"],
+        ["--max-hours", "nan"], ["--max-hours", "inf"], ["--max-hours", "-1"], ["--max-hours", "0"],
+        ["--folds-column", "x"], ["--family", "x"], ["-p", "heads_rate=nan"], ["-p", "seed=4294967296"],
+        ["-p", f"hidden={'9' * 6000}"], ["-p", "fusion=x"], ["--family", "vlm", "-p", "fields=x"],
+        ["--family", "vlm", "-p", "lengths=2.7"], ["--family", "regional", "-p", "regions=x"],
+        ["--family", "retrieval", "-p", "gallery=grid:nan"],
+    ],
+)  # fmt: skip
+def test_bad_words_of_train_are_refused_before_the_data_is_read(kitlib, monkeypatch, home, words):
+    from kitlib.data import readers
+
+    monkeypatch.setattr(readers, "load", lambda data: pytest.fail("the data was read"))
+    code, out, err = kitlib("train", "r", *words)
+    assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1 and len(err) < 400
+    assert kitlib("train", "../r")[2].startswith("error: run name: expected")
+    assert kitlib("train", "r" * 97, "--seeds", "0,1")[2].startswith("error: run name: expected")
 
 
 def test_how_a_plan_ends_is_the_exit_code(kitlib, monkeypatch, tmp_path):

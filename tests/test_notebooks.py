@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import math
 import re
 import warnings
 
 import pytest
 
 from kitlib.core import paths
-from kitlib.pipeline.notebook import read_notebook
+from kitlib.core.errors import KitError
+from kitlib.core.parameters import RULES, check_parameters
+from kitlib.pipeline.notebook import TYPES, read_notebook
 from kitlib.pipeline.runner import ORCHESTRATION
 
 NOTEBOOKS = sorted(paths.notebooks_dir().glob("*.ipynb"))
@@ -74,6 +77,53 @@ def test_parameters_have_the_defaults_of_the_config(file, nb):
     for name in (book.parameters.keys() & book.settings.keys()) - fixed:
         same = (book.parameters[name].type, book.parameters[name].default)
         assert same == (book.settings[name].type, book.settings[name].default) or name == "START_FROM", name
+
+
+def test_parameters_are_checked_before_anything_else(nb):
+    first = code(nb)[1]
+    assert first.index("check_parameters(globals()") < first.index("data.load(")
+
+
+BAD = {
+    "int": [-2, math.nan, 10**30, None, "x"],
+    "float": [-1.0, math.nan, math.inf, 10**400, None, "x"],
+    "bool": ["x", 2, None],
+    "str": ["a\0b", None, [1]],
+}
+BAD_TEXTS = {
+    key: ["../x", "x" * 300, "a b"] for key in ["RUN", "NAME", "START_FROM", "WANDB", "RUNS", "COMPARE", "ALSO"]
+}
+BAD_TEXTS |= {key: ["x", "5", "[]", "{", "9" * 6000, "[" * 1500] for key in ["MORE", "TABLES"]}
+BAD_TEXTS |= {"ONLY_FOLDS": ["0;1", "1.5", "99", "x"], "SIZES": ["0", "-5", "x"], "FOLDS_COLUMN": ["", "x"]}
+
+
+def test_bad_values_of_every_parameter_are_refused_in_a_sentence(file, home):
+    book = read_notebook(file)
+    given = {name: parameter.default for name, parameter in book.parameters.items()}
+    given["__annotations__"] = {name: TYPES[parameter.type] for name, parameter in book.parameters.items()}
+
+    def check(**changed):
+        values = given | changed
+        check_parameters(values, optional=[name for name in RULES if given.get(name) == ""])
+        if book.config:
+            book.config.from_parameters(values, values["MORE"])
+
+    check()
+    for name, parameter in book.parameters.items():
+        for value in BAD[parameter.type] + BAD_TEXTS.get(name, []):
+            with pytest.raises(KitError, match=f"^({name}|{name.lower()}): ") as refused:
+                check(**{name: value})
+            assert len(str(refused.value).splitlines()) == 1 and len(str(refused.value)) < 600
+
+
+def test_a_number_for_a_text_parameter_is_the_text(file, home):
+    """Papermill turns `-p RUN 2024` into a number."""
+    book = read_notebook(file)
+    texts = [name for name, parameter in book.parameters.items() if parameter.type == "str"]
+    for name in set(texts) - {"MORE", "TABLES", "FOLDS_COLUMN"}:
+        values = {name: 2, "__annotations__": {name: str}}
+        check_parameters(values)
+        assert values[name] == "2"
 
 
 def test_short_cells_that_define_nothing_and_print_nothing(nb):

@@ -16,7 +16,7 @@ import os
 import re
 from pathlib import Path
 
-from kitlib.core.errors import KitError
+from kitlib.core.errors import REFUSALS, KitError, refusal, shown
 
 COMPETITION = "geo-guessr-street-view-cs-gy-6643"
 KAGGLE_INPUT = Path("/kaggle/input")
@@ -48,6 +48,14 @@ def home() -> Path:
     return checkout() if is_checkout() else Path.cwd()
 
 
+def check_environment() -> None:
+    """Raise KitError for a variable of those above whose value cannot be used, before any work."""
+    for check in (device_name, precision_name, workers):
+        check()
+    if home().exists() and not home().is_dir():
+        raise KitError(f"KITLIB_HOME: expected a folder; got the file {home().name!r}")
+
+
 def raw_dir() -> Path:
     """The folder of the original data; the kit writes only the drawn sample competition to it."""
     return home() / "data" / "raw"
@@ -67,7 +75,7 @@ def file_name(name: str, what: str) -> str:
     """Check a name that becomes part of a file's name, such as a run's. Raises KitError, beginning with `what`."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         allowed = "1 to 100 letters, digits, '.', '-' and '_', a letter or digit first"
-        raise KitError(f"{what}: expected {allowed}; got {name[:120]!r}")
+        raise KitError(f"{what}: expected {allowed}; got {shown(name)}")
     return name
 
 
@@ -110,8 +118,8 @@ def precision_name() -> str:
 def workers() -> int:
     """The number of threads that decode pictures."""
     threads = os.environ.get("KITLIB_WORKERS", "")
-    if threads and (not threads.isdigit() or int(threads) < 1):
-        raise KitError(f"KITLIB_WORKERS: expected a whole number from 1; got {threads!r}")
+    if threads and not (re.fullmatch("[0-9]{1,4}", threads) and int(threads)):
+        raise KitError(f"KITLIB_WORKERS: expected a whole number from 1 to 9999; got {shown(threads)}")
     return int(threads) if threads else min(os.cpu_count() or 1, 8)
 
 
@@ -136,15 +144,30 @@ def find_data(data: str | Path) -> Path:
     candidates += [KAGGLE_INPUT / "competitions" / data, KAGGLE_INPUT / data]
     if KAGGLE_INPUT.is_dir():
         candidates += sorted((KAGGLE_INPUT / "datasets").glob(f"*/{data}"))
-    for candidate in candidates:
-        # Path.is_dir and expanduser raise for names that no file or person can have.
-        if os.path.isdir(candidate):  # noqa: PTH112
-            inner = candidate / "kaggle_dataset"
-            return (inner if inner.is_dir() else candidate).resolve()
-        if os.path.isfile(candidate) and candidate.suffix.lower() == ".zip":  # noqa: PTH113
-            return candidate.resolve()
-    tried = ", ".join(str(c)[:200] for c in dict.fromkeys(candidates))
-    raise KitError(f"data set {data[:200]!r} not found; looked for a folder or .zip at {tried}")
+    try:
+        for candidate in candidates:
+            if candidate.is_dir():
+                inner = candidate / "kaggle_dataset"
+                return (inner if inner.is_dir() else candidate).resolve()
+            if candidate.is_file() and candidate.suffix.lower() == ".zip":
+                return candidate.resolve()
+    except OSError as error:  # such as a name that is too long
+        raise KitError(f"data set: expected a folder, a .zip, or a name under data/raw; got {shown(data)}, "
+                       f"{REFUSALS.get(error.errno or 0, error.strerror)}") from None  # fmt: skip
+    tried = ", ".join(str(c) for c in dict.fromkeys(candidates))
+    raise KitError(f"data set {shown(data)} not found; looked for a folder or .zip at {tried}")
+
+
+def given_file(name: str, text: str) -> Path | None:
+    """The path of an existing file that a parameter names, seen from home; None for "". Raises KitError."""
+    if not text:
+        return None
+    try:
+        if (path := home() / Path(text).expanduser()).is_file():
+            return path
+    except OSError as error:
+        raise KitError(f"{name}: {refusal(error) or error}") from None
+    raise KitError(f"{name}: expected an existing file, seen from {home()}; got {shown(text)}")
 
 
 def data_name(folder: Path) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, Self
 
 import yaml
 
 from kitlib.core import paths
-from kitlib.core.errors import KitError
+from kitlib.core.checks import LARGEST, one_of
+from kitlib.core.errors import KitError, one_line, shown
 
 MEANING = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 Names = Collection[str]  # of fields
+LARGEST_PICTURE = 4096  # px of a side
 
 
 class Settings:
@@ -28,6 +30,8 @@ class Settings:
     POSITIVE: ClassVar[Names] = ()  # more than 0
     SHARES: ClassVar[Names] = ()  # from 0 to 1
     MINUS_ONE: ClassVar[Names] = ()  # -1 has a meaning; all other numbers are at least 0
+    LIMITS: ClassVar[Mapping[str, int]] = {}  # the largest allowed number, where a larger one would fill the memory
+    PARSERS: ClassVar[Mapping[str, Callable[[str], Any]]] = {}  # of texts that hold lists: raise KitError for others
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     _sources: ClassVar[Mapping[str, str]] = {}  # field -> where its value comes from, unless it is the default
 
@@ -36,7 +40,8 @@ class Settings:
         bases = [vars(base) for base in reversed(cls.__mro__)]
         for name in ("POSITIVE", "SHARES", "MINUS_ONE"):
             setattr(cls, name, {field for base in bases for field in base.get(name, ())})
-        cls.CHOICES = {field: choices for base in bases for field, choices in base.get("CHOICES", {}).items()}
+        for name in ("CHOICES", "LIMITS", "PARSERS"):
+            setattr(cls, name, {field: value for base in bases for field, value in base.get(name, {}).items()})
         presets: dict[str, dict[str, Any]] = {}
         for name, values in (item for base in bases for item in base.get("PRESETS", {}).items()):
             presets[name] = presets.get(name, {}) | values
@@ -45,17 +50,26 @@ class Settings:
     def __post_init__(self) -> None:
         """Check every field. Raises KitError naming the first wrong one and the allowed values."""
         for name, default in self.defaults().items():
-            value, kind = getattr(self, name), type(default)
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise KitError(f"{name}: expected {MEANING[kind]} ({kind.__name__}); got {value!r}")
-            if name in self.CHOICES and value not in self.CHOICES[name]:
-                raise KitError(f"{name}: expected one of {', '.join(self.CHOICES[name])}; got {value!r}")
-            if name in self.POSITIVE and not value > 0:
-                raise KitError(f"{name}: expected more than 0; got {value}")
-            if name in self.SHARES and not 0 <= value <= 1:
-                raise KitError(f"{name}: expected a number from 0 to 1; got {value}")
-            if kind in (int, float) and not (-1 if name in self.MINUS_ONE else 0) <= value < math.inf:
-                raise KitError(f"{name}: expected a finite number that is not negative; got {value}")
+            self._check(name, getattr(self, name), type(default))
+
+    @classmethod
+    def _check(cls, name: str, value: Any, kind: type) -> None:
+        """Raise KitError for a value that its field does not allow, whatever the other fields are."""
+        if kind is str and type(value) is not str:
+            raise KitError(f"{name}: expected {MEANING[kind]} ({kind.__name__}); got {shown(value)}")
+        value = typed(value, kind, name)
+        if name in cls.CHOICES:
+            one_of(name, value, cls.CHOICES[name])
+        if name in cls.PARSERS:
+            cls.PARSERS[name](value)
+        if name in cls.POSITIVE and not value > 0:
+            raise KitError(f"{name}: expected more than 0; got {shown(value)}")
+        if name in cls.SHARES and not 0 <= value <= 1:
+            raise KitError(f"{name}: expected a number from 0 to 1; got {shown(value)}")
+        if kind in (int, float) and not (-1 if name in cls.MINUS_ONE else 0) <= value < math.inf:
+            raise KitError(f"{name}: expected a finite number that is not negative; got {shown(value)}")
+        if kind in (int, float) and value > (limit := cls.LIMITS.get(name, LARGEST)):
+            raise KitError(f"{name}: expected at most {limit}; got {shown(value)}")
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -99,11 +113,14 @@ class Settings:
 
     @classmethod
     def typed(cls, texts: Mapping[str, str]) -> dict[str, Any]:
-        """Convert texts by name, in lower or upper case, to typed settings. Raises KitError."""
+        """Convert texts by name, in lower or upper case, to typed settings, each checked by itself. Raises KitError."""
         defaults = cls.defaults()
         named = {name.lower(): text for name, text in texts.items()}
         cls._refuse_unknown(named)
-        return {name: cast(text, type(defaults[name]), name) for name, text in named.items()}
+        values = {name: cast(text, type(defaults[name]), name) for name, text in named.items()}
+        for name, value in values.items():
+            cls._check(name, value, type(defaults[name]))
+        return values
 
     @classmethod
     def from_run(cls, settings: Mapping[str, Any]) -> Self:
@@ -125,9 +142,31 @@ class Settings:
             "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
             for row in rows
         )
-        return (
-            f"<table><thead><tr><th>setting</th><th>value</th><th>from</th></tr></thead><tbody>{cells}</tbody></table>"
+        table = "<table><thead><tr><th>setting</th><th>value</th><th>from</th></tr></thead><tbody>{}</tbody></table>"
+        if not any(source.startswith("preset") for source in self._sources.values()):
+            return table.format(cells)
+        return table.format(cells) + (
+            "<p>A preset replaces a parameter that has its default value; to keep a default, give it in MORE.</p>"
         )
+
+
+def typed(value: Any, kind: type, name: str) -> Any:
+    """A parameter's value in its type: a text may come as the number that it looks like, a float as a whole number.
+
+    >>> typed(2024, str, "RUN"), typed(1, float, "MAX_HOURS")
+    ('2024', 1.0)
+    """
+    if kind is float and type(value) is int and abs(value) < 10**300:
+        return float(value)
+    if kind is str and type(value) in (int, float):
+        return shown(value)
+    if type(value) is not kind:
+        raise KitError(f"{name}: expected {MEANING[kind]} ({kind.__name__}); got {shown(value)}")
+    if isinstance(value, str) and "\0" in value:
+        raise KitError(f"{name}: expected a text without NUL characters; got {shown(value)}")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise KitError(f"{name}: expected at most {LARGEST}; got {shown(value)}")
+    return value
 
 
 def cast(text: str, kind: type, name: str) -> Any:
@@ -140,21 +179,21 @@ def cast(text: str, kind: type, name: str) -> Any:
     try:
         return truths[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
-        raise KitError(f"{name}: expected {MEANING[kind]} ({kind.__name__}); got {text!r}") from None
+        raise KitError(f"{name}: expected {MEANING[kind]} ({kind.__name__}); got {shown(text)}") from None
 
 
-def mapping(text: str) -> dict[str, Any]:
-    """Parse the YAML of a mapping from field names, such as `{vary: 0}`. Raises KitError for other text.
+def mapping(text: str, name: str = "MORE") -> dict[str, Any]:
+    """Parse the YAML of a mapping from field names, such as `{vary: 0}`. Raises KitError, with `name`, for other text.
 
     >>> mapping("{vary: 0}"), mapping("")
     ({'vary': 0}, {})
     """
+    expected = f"{name}: expected YAML of a mapping such as {{vary: 0}}; got {shown(text)}"
     try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise KitError(
-            f"MORE: expected YAML of a mapping such as {{vary: 0}}; got {text!r} ({' '.join(str(error).split())})"
-        ) from None
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise KitError(f"MORE: expected YAML of a mapping such as {{vary: 0}}; got {text!r}")
-    return {name.lower(): value for name, value in values.items()}
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a number of thousands of digits
+        raise KitError(f"{expected} ({one_line(error)})") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise KitError(expected)
+    return {key.lower(): value for key, value in values.items()}

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from kitlib import geo
-from kitlib.core import paths, storage
+from kitlib.core import checks, paths, storage
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Settings
 from kitlib.data import folds
@@ -70,6 +70,10 @@ class Session(ABC, Generic[C]):
     def open(cls, run: Run, places: Places, *args: Any, **options: Any) -> Session[C]:
         """Make the session of a run."""
         return cls(run, places, *args, **options)
+
+    @classmethod
+    def check_model(cls, config: C) -> None:
+        """Raise KitError for a model that cannot be loaded or trained as the config says, before pictures are read."""
 
     @classmethod
     def check(
@@ -163,12 +167,17 @@ class Session(ABC, Generic[C]):
         """
         if unknown := sorted(set(options) - set(cls.OPTIONS)):
             raise KitError(f"{cls.family}: unknown option {', '.join(unknown)}; expected: {', '.join(cls.OPTIONS)}")
+        paths.file_name(run_name, "run name")
+        checks.number("devices", devices, 1)
+        checks.number("max_hours", max_hours or 0, 0, kind=float)
         if folds_column not in cls.FOLDS:
             raise KitError(f"folds_column: expected one of {', '.join(cls.FOLDS)}; got {folds_column!r}")
         began = time.monotonic()
-        todo = cls.select_folds(places, folds_column, n_folds, only_folds)
         begun = run_name in runs.list_runs() and not overwrite
         recorded = runs.open_run(run_name).settings if begun else None
+        if recorded is None:
+            cls.check_model(config)
+        todo = cls.select_folds(places, folds_column, n_folds, only_folds)
         checksums = data_checksums(places, folds_column)
         checksums |= file_checksums(config) | cls.check(config, places, folds_column, todo, recorded, **options)
         settings = portable(config) | {"family": cls.family, "folds_column": folds_column, "n_folds": n_folds}
@@ -193,6 +202,8 @@ class Session(ABC, Generic[C]):
         data: the present location of the data set, if it is not the one that the run recorded.
         """
         run = runs.open_run(run_name)
+        n_folds = 1 if run.settings["folds_column"] == "given" else run.settings["n_folds"]
+        checks.number("fold", fold, 0, n_folds - 1)
         cls.open(run, reload_places(run, data), devices, max_hours, **options).complete_fold(fold)
         return is_done(run, fold)
 
@@ -207,11 +218,11 @@ class Session(ABC, Generic[C]):
         cls, places: Places, folds_column: str, n_folds: int, only_folds: Sequence[int] | str | None
     ) -> list[int]:
         """The folds to train; makes the saved folds if there are none. Raises KitError for an unknown fold."""
-        folds.load_or_make(places, n_folds)
-        only = whole_numbers("folds", only_folds) if isinstance(only_folds, str) else only_folds
+        only = checks.whole_numbers("folds", only_folds) if isinstance(only_folds, str) else only_folds
         todo = list(only or ([0] if cls.ONE_FOLD else range(n_folds)))
         if not set(todo) <= set(range(n_folds)):
             raise KitError(f"folds: expected numbers from 0 to {n_folds - 1}; got {', '.join(map(str, todo))}")
+        folds.load_or_make(places, n_folds)
         return todo
 
     def complete_fold(self, fold: int) -> None:
@@ -349,15 +360,3 @@ def history(run: Run) -> pd.DataFrame:
     files = sorted(run.checkpoints.glob("fold_*/*/history.csv"))
     parts = [pd.read_csv(f).assign(fold=int(f.parts[-3].removeprefix("fold_")), phase=f.parts[-2]) for f in files]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"fold": [], "phase": []})
-
-
-def whole_numbers(name: str, text: str) -> list[int]:
-    """Parse different whole numbers separated by commas; an empty text gives none. Raises KitError for other text.
-
-    >>> whole_numbers("folds", "0,3")
-    [0, 3]
-    """
-    numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
-    if text.strip() and len(set(numbers)) != text.count(",") + 1:
-        raise KitError(f"{name}: expected different whole numbers from 0, separated by commas; got {text!r}")
-    return numbers

@@ -51,6 +51,7 @@ def check_template(places: Places) -> pd.DataFrame:
 def save(name: str, guesses: Guesses, places: Places, meta: Mapping[str, Any]) -> tuple[Path, list[str]]:
     """Write submissions/<name>.csv by `write_submission`; return its path and the warnings of `validate`."""
     template = check_template(places)
+    name = paths.file_name(name, "submission name")
     path = write_submission(paths.submissions_dir() / f"{name}.csv", guesses, template, meta, places.states)
     return path, validate(path, template, places.states)
 

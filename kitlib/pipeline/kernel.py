@@ -38,6 +38,13 @@ SHOW_PROGRESS = (
     "import logging; logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S'); "
     "logging.getLogger('kitlib').setLevel('INFO')"
 )
+# Here, where the exception itself is at hand, its class and cause tell whether it is the user's to mend (`sentence`).
+NAME_USER_ERRORS = (
+    "from kitlib.core import errors as _errors; get_ipython().set_custom_exc((Exception,), "
+    "lambda shell, kind, error, trace, tb_offset=None: shell.showtraceback((kind, error, trace) "
+    "if (text := _errors.sentence(error)) is None else (_errors.KitError, _errors.KitError(text), trace), "
+    "tb_offset=tb_offset))"
+)
 
 
 @dataclass
@@ -62,7 +69,8 @@ class ThisPython(KernelSpecManager):
             "TQDM_MININTERVAL": os.environ.get("TQDM_MININTERVAL", "1"),  # ten bars a second fill a notebook
         }
         quiet = "--IPKernelApp.log_level=50"  # warns at each start that its loopback port is not encrypted
-        settings = get_kernel_dict(extra_arguments=[f"--IPKernelApp.exec_lines={SHOW_PROGRESS}", quiet])
+        lines = [f"--IPKernelApp.exec_lines={line}" for line in (SHOW_PROGRESS, NAME_USER_ERRORS)]
+        settings = get_kernel_dict(extra_arguments=[*lines, quiet])
         return KernelSpec(**settings, env=environment)
 
 

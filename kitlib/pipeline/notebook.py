@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from kitlib.core import paths, settings
-from kitlib.core.errors import KitError
+from kitlib.core.errors import KitError, one_line, shown
 
 Value = bool | int | float | str
 TYPES = {kind.__name__: kind for kind in settings.MEANING}
@@ -44,15 +44,20 @@ class Notebook:
     parameters: dict[str, Parameter]
 
     @cached_property
-    def settings(self) -> dict[str, Parameter]:
-        """The fields of the Config that the notebook makes from its parameters and MORE, by name in upper case.
+    def config(self) -> type[settings.Settings] | None:
+        """The Config that the notebook makes from its parameters and MORE; a notebook without MORE has none.
 
-        A notebook without MORE has none. Looking them up imports the family, which takes seconds.
+        Looking it up imports the family, which takes seconds.
         """
         made = re.search(r"(\w+)\.Config\.(?:from_parameters|for_methods)\(", self.code)
         if made is None or "MORE" not in self.parameters:
-            return {}
-        defaults = importlib.import_module(f"kitlib.models.{made.group(1)}").Config.defaults()
+            return None
+        return importlib.import_module(f"kitlib.models.{made.group(1)}").Config
+
+    @cached_property
+    def settings(self) -> dict[str, Parameter]:
+        """The fields of the Config by name in upper case, none without a Config."""
+        defaults = self.config.defaults() if self.config else {}
         return {name.upper(): Parameter(name.upper(), type(value).__name__, value) for name, value in defaults.items()}
 
 
@@ -63,12 +68,13 @@ def read_notebook(path: Path) -> Notebook:
     would silently run the defaults), or a line in that cell that papermill cannot read.
     """
     try:
-        cells = json.loads(path.read_text())["cells"]
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources = ["".join(cell["source"]) for cell in cells]
         tags = [cell["metadata"].get("tags", []) for cell in cells]
         kinds = [cell["cell_type"] for cell in cells]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise KitError(f"{path.name} cannot be read as a notebook: {error!r}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise KitError(f"{path.name}: expected a notebook, JSON with cells; got {reason}") from None
     tagged = [
         i for i, (kind, tag) in enumerate(zip(kinds, tags, strict=True)) if "parameters" in tag and kind == "code"
     ]
@@ -91,12 +97,10 @@ def cast(value: Value, parameter: Parameter, taker: str, from_text: bool = False
     kind = TYPES[parameter.type]
     if isinstance(value, str) and kind is not str and (from_text or kind is float):  # YAML takes 1e-3 for a text
         return settings.cast(value, kind, f"parameter {parameter.name} of {taker}")
-    if type(value) is kind:
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    meaning = f"{settings.MEANING[kind]} ({parameter.type})"
-    raise KitError(f"parameter {parameter.name} of {taker}: expected {meaning}; got {value!r}")
+    name = f"parameter {parameter.name} of {taker}"
+    if type(value) is kind or (kind is float and type(value) is int):
+        return settings.typed(value, kind, name)
+    raise KitError(f"{name}: expected {settings.MEANING[kind]} ({parameter.type}); got {shown(value)}")
 
 
 def _parameters(source: str, name: str) -> dict[str, Parameter]:

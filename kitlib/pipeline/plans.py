@@ -16,7 +16,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from kitlib.core import paths, settings
-from kitlib.core.errors import KitError
+from kitlib.core.errors import KitError, one_line, shown
+from kitlib.core.parameters import check_rules
 from kitlib.pipeline.notebook import Notebook, Value, cast, read_notebook
 
 
@@ -55,11 +56,14 @@ def read_plan(name_or_path: str | Path) -> tuple[Path, Plan]:
     file = Path(name) if name.endswith((".yaml", ".yml")) else paths.plans_dir() / f"{name}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in paths.plans_dir().glob("*.yaml")))
-        raise KitError(f"there is no plan {name!r}; expected {known or 'none'}, or the path of a .yaml file")
+        raise KitError(f"there is no plan {shown(name)}; expected {known or 'none'}, or the path of a .yaml file")
+    paths.file_name(file.stem, "plan name")
     try:
-        return file, Plan.model_validate(yaml.safe_load(file.read_text()))
-    except yaml.YAMLError as error:
-        raise KitError(f"plan {file.name} is not valid YAML: {' '.join(str(error).split())}") from None
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, …
+        raise KitError(f"plan {file.name}: expected YAML in UTF-8; got: {one_line(error)}") from None
+    try:
+        return file, Plan.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
@@ -90,6 +94,8 @@ def check(name_or_path: str | Path, given: Mapping[str, str] | None = None) -> t
                 _check_name(name, {*book.parameters, *book.settings}, f"plan {file.name}", book.name)
         values = _values(book, plan.parameters | step.parameters, given)
         before = sum(other.notebook.name == book.name for other in ready)
+        defaults = {name: parameter.default for name, parameter in book.parameters.items()}
+        check_rules(defaults | values, optional=[name for name, default in defaults.items() if default == ""])
         ready.append(Ready(book.name if not before else f"{book.name}-{before + 1}", book, values))
     return file, plan, ready
 

@@ -19,6 +19,7 @@ GIB = 2**30
 def facts() -> dict[str, str]:
     """The properties of this machine that decide what can run and how fast, by name."""
     memory = psutil.virtual_memory()
+    existing = next(folder for folder in (paths.home(), *paths.home().parents) if folder.is_dir())
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "kitlib": __version__,
@@ -30,5 +31,5 @@ def facts() -> dict[str, str]:
         "cores": str(psutil.cpu_count()),
         "threads": str(threads.count()),
         "memory": f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free",
-        "disk": f"{shutil.disk_usage(paths.home()).free / GIB:.1f} GiB free where data/ is",
+        "disk": f"{shutil.disk_usage(existing).free / GIB:.1f} GiB free where data/ is",
     }

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from kitlib.core.settings import Names, Settings
+from kitlib.core.settings import LARGEST_PICTURE, Names, Settings
 from kitlib.training import fit
 from kitlib.vision import augment, encoders, lora
 from kitlib.vision.encoders import Encoder
@@ -31,6 +31,8 @@ class EncoderOptions(Settings):
     gradient_checkpointing: bool = False  # a tenth of the activations' memory for 23 % more work
     seed: int = 0  # of weights, order, dropout, augmentation and choices
 
+    LIMITS: ClassVar = {"image_size": LARGEST_PICTURE}
+
 
 @dataclass(frozen=True)
 class TrainingOptions(EncoderOptions):
@@ -44,6 +46,7 @@ class TrainingOptions(EncoderOptions):
     finetune_rate: float = 2e-5  # learning rate of the encoder's top layer
     layer_decay: float = 0.9  # factor from each layer's rate of the encoder to the one below it
 
+    LIMITS: ClassVar = {"lora_rank": 1024}
     SHARES: ClassVar[Names] = ("view_dropout", "warmup", "layer_decay")
     MINUS_ONE: ClassVar[Names] = ("finetune_blocks",)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from kitlib.core import paths
@@ -10,7 +11,7 @@ from kitlib.core.settings import Settings
 from kitlib.data.places import Places
 from kitlib.evaluation import crossval
 from kitlib.evaluation.runs import Run
-from kitlib.vision import encoders
+from kitlib.vision import encoders, lora
 from kitlib.vision.device import best_device, best_dtype, dtype_of, precision_of
 from kitlib.vision.inputs import Inputs
 
@@ -45,20 +46,15 @@ class EncoderSession(TorchSession[C], Inputs):
         Inputs.__init__(self, places, config.encoder, config.image_size, config.mirror, self.dtype)
 
     @classmethod
-    def check(
-        cls,
-        config: C,
-        places: Places,
-        folds_column: str,
-        todo: Sequence[int],
-        recorded: Mapping[str, Any] | None,
-        **options: Any,
-    ) -> dict[str, str]:
-        """Refuse an encoder that cannot be had before a run begins."""
-        settings: Any = config
-        if recorded is None:
-            encoders.load(settings.encoder, settings.image_size or None)
-        return {}
+    def check_model(cls, config: C) -> None:
+        """Refuse an encoder that cannot be loaded, or not be trained as the config says."""
+        settings = asdict(config)  # type: ignore[call-overload]
+        encoder = encoders.load(settings["encoder"], settings["image_size"] or None)
+        if settings.get("finetune_epochs") or settings.get("finetune"):
+            if settings.get("lora_rank"):
+                lora.targets(encoder, settings["lora_rank"])
+            if settings["gradient_checkpointing"]:
+                encoder.enable_checkpointing()
 
     def prepare(self) -> None:
         """Embed all pictures, or find that this was done before."""

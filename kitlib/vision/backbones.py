@@ -150,7 +150,6 @@ class _Tower(nn.Module):
 def vision_tower(name: str, image_size: int | None) -> Parts:
     """Load the vision tower of a repository on the Hugging Face hub or of a folder, and none of its other weights."""
     import transformers
-    from safetensors import SafetensorError
 
     spec = f"hf:{name}"
     folders = [root / Path(name).expanduser() for root in (Path(), paths.home())]
@@ -173,7 +172,7 @@ def vision_tower(name: str, image_size: int | None) -> Parts:
             )
         except KitError:
             raise
-        except (OSError, ValueError, SafetensorError) as error:
+        except Exception as error:  # a damaged, foreign or unsafe file fails in many ways
             raise KitError(
                 f"encoder {spec!r} could not be loaded ({first_line(error)}); expected a repository of the Hugging "
                 "Face hub or a folder with config.json, preprocessor_config.json and model.safetensors"

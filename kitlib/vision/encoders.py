@@ -20,10 +20,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kitlib.core import storage
-from kitlib.core.errors import KitError
+from kitlib.core.errors import KitError, shown
 from kitlib.vision import backbones
 from kitlib.vision.preprocess import Preprocess
 
+SMALLEST = 16  # px of an encoder's input
 STREETCLIP = "hf:geolocal/StreetCLIP"
 ALLOWED = "expected tiny, timm:NAME, timm:NAME@WEIGHTS, timm:NAME?option=value@WEIGHTS, hf:REPO_OR_FOLDER"
 
@@ -127,7 +128,9 @@ def load(spec: str, image_size: int | None = None) -> Encoder:
     kind, _, name = spec.partition(":")
     makers = {"timm": backbones.timm_model, "hf": backbones.vision_tower}
     if spec != "tiny" and not (kind in makers and name):
-        raise KitError(f"encoder {spec!r}: {ALLOWED}")
+        raise KitError(f"encoder {shown(spec)}: {ALLOWED}")
+    if image_size and image_size < SMALLEST:
+        raise KitError(f"image_size: expected {SMALLEST} px or more, or 0 for the encoder's own; got {image_size}")
     with torch.random.fork_rng(devices=[]):  # initial weights must not advance the caller's generator
         parts = backbones.tiny(image_size) if spec == "tiny" else makers[kind](name, image_size)
     return Encoder(spec, *parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "out_proj", "query", "key", "value", "o_proj"]  # in transformers' towers
 
 
+# peft imports bitsandbytes, which warns there of a kernel for 4-bit weights that no encoder here has.
+logging.getLogger("bitsandbytes").setLevel("ERROR")
+
+
 def add(encoder: Encoder, rank: int) -> list[list[nn.Parameter]]:
     """Freeze `encoder` and add trainable low-rank updates to its attention projections, grouped as by `Encoder.layers`.
 
@@ -21,16 +26,21 @@ def add(encoder: Encoder, rank: int) -> list[list[nn.Parameter]]:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets(encoder, rank))
+    inject_adapter_in_model(config, encoder.backbone)
+    learning = ([parameter for parameter in layer if parameter.requires_grad] for layer in encoder.layers())
+    return [layer for layer in learning if layer]
+
+
+def targets(encoder: Encoder, rank: int) -> list[str]:
+    """The names of an encoder's attention projections. Raises KitError if it has none."""
     names = {name.rpartition(".")[2] for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
-    targets = sorted(names.intersection(PROJECTIONS))
-    if not targets:
+    if not (found := sorted(names.intersection(PROJECTIONS))):
         raise KitError(
             f"lora_rank {rank}: expected an hf: encoder with attention projections named as in the transformers "
             f"library; got {encoder.spec!r}; lora_rank 0 trains the blocks themselves"
         )
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), encoder.backbone)
-    learning = ([parameter for parameter in layer if parameter.requires_grad] for layer in encoder.layers())
-    return [layer for layer in learning if layer]
+    return found
 
 
 def merge(encoder: Encoder) -> list[str]:

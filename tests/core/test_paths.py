@@ -118,3 +118,27 @@ def test_a_setting_is_written_without_folders_and_found_again(home, tmp_path_fac
     plain = tmp_path_factory.mktemp("plain") / "a.pth"
     plain.touch()
     assert paths.portable("more", f"{{geoclip: {plain}, k: 1/2}}") == "{geoclip: a.pth, k: 1/2}"
+
+
+def test_a_home_that_is_a_file_is_refused_and_one_that_is_not_there_yet_is_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("KITLIB_HOME", str(tmp_path / "new"))
+    paths.check_environment()
+    (tmp_path / "new").write_text("")
+    with pytest.raises(KitError, match="KITLIB_HOME: expected a folder; got the file 'new'"):
+        paths.check_environment()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000, "a\0b", "nowhere", "/dev/null", ""])
+def test_data_that_cannot_be_found_is_refused_in_a_short_sentence(home, name):
+    with pytest.raises(KitError, match=r"^data set") as refused:
+        paths.find_data(name)
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["nowhere.csv", "x" * 300, "a\0b", "folder"])
+def test_a_file_that_a_parameter_names_has_to_exist(home, name):
+    (home / "folder").mkdir()
+    (home / "truth.csv").write_text("")
+    assert paths.given_file("TRUTH", "truth.csv") == home / "truth.csv" and paths.given_file("TRUTH", "") is None
+    with pytest.raises(KitError, match=r"^TRUTH: "):
+        paths.given_file("TRUTH", name)

@@ -6,10 +6,12 @@ import dataclasses
 import math
 import re
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import ClassVar
 
 import pytest
 
+from kitlib.core.checks import whole_numbers
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Names, Settings, mapping
 
@@ -22,11 +24,14 @@ class Example(Settings):
     width: float = 2.0
     blocks: int = -1
     on: bool = True
+    lengths: str = "1,2"
 
     CHOICES: ClassVar = {"colour": ("red", "blue")}
     POSITIVE: ClassVar[Names] = ("size",)
     SHARES: ClassVar[Names] = ("share",)
     MINUS_ONE: ClassVar[Names] = ("blocks",)
+    LIMITS: ClassVar = {"size": 100}
+    PARSERS: ClassVar = {"lengths": partial(whole_numbers, "lengths")}
     PRESETS: ClassVar = {"small": {"size": 1, "width": 0.5}}
 
 
@@ -59,7 +64,15 @@ def test_settings_travel_by_name():
         ({"width": math.inf}, "width: expected a finite number that is not negative; got inf"),
         ({"on": 1}, r"on: expected true or false \(bool\); got 1"),
         ({"colour": None}, r"colour: expected a text \(str\); got None"),
-        ({"weight": 1}, "unknown setting weight; expected: colour, size, share, width, blocks, on"),
+        ({"weight": 1}, "unknown setting weight; expected: colour, size, share, width, blocks, on, lengths"),
+        ({"size": 101}, "size: expected at most 100; got 101"),
+        ({"blocks": 2**32}, "blocks: expected at most 4294967295; got 4294967296"),
+        ({"size": 16**6000}, "size: expected at most 4294967295; got a number of thousands of digits"),
+        ({"width": math.nan}, "width: expected a finite number that is not negative; got nan"),
+        ({"width": 10**400}, r"width: expected a number \(float\); got "),
+        ({"lengths": "1,x"}, "lengths: expected different whole numbers from 0, commas between; got '1,x'"),
+        ({"lengths": "1\0"}, "lengths: expected a text without NUL characters; got "),
+        ({"lengths": ["1"]}, r"lengths: expected a text \(str\); got \['1'\]"),
     ],
 )
 def test_refuses_wrong_values_and_unknown_names(wrong, message):
@@ -95,7 +108,7 @@ def test_parameters_of_a_notebook():
     assert Example.from_parameters(cell, "{WIDTH: 3}", on=False) == Example(width=3, share=0.25, on=False)
 
 
-@pytest.mark.parametrize("text", ["[1]", "size", "{size: [}", "{1: 2}"])
+@pytest.mark.parametrize("text", ["[1]", "size", "{size: [}", "{1: 2}", "[]", "0", "{", "9" * 6000, "[" * 1500])
 def test_more_is_the_yaml_of_a_mapping(text):
     with pytest.raises(KitError, match="MORE: expected YAML of a mapping"):
         mapping(text)
@@ -107,6 +120,9 @@ def test_texts_of_a_command_line():
         Example.typed({"SIZE": "2.5"})
     with pytest.raises(KitError, match="unknown setting sizes"):
         Example.typed({"SIZES": "2"})
+    for name, text in (("SIZE", "9" * 6000), ("SIZE", "0"), ("width", "nan"), ("lengths", "x"), ("colour", "green")):
+        with pytest.raises(KitError, match=f"^{name.lower()}: expected"):  # before the data is read
+            Example.typed({name: text})
 
 
 def test_the_table_shows_where_each_value_comes_from():

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from kitlib.core import threads
+from kitlib.core.errors import KitError
 
 SHOW = "import os, kitlib, torch; print(os.environ['OMP_WAIT_POLICY'], torch.get_num_threads())"
 
@@ -23,6 +24,17 @@ def test_importing_kitlib_configures_threads_unless_they_are_set(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert shown() == ["PASSIVE", str(threads.count())]
     assert shown(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="ACTIVE") == ["ACTIVE", "1"]
+
+
+def test_the_first_number_of_a_list_counts_and_other_texts_are_refused(monkeypatch):
+    for named, expected in (("4,2", 4), (" 3 ", 3), ("02", 2)):
+        monkeypatch.setenv("OMP_NUM_THREADS", named)
+        assert threads.count() == expected
+    for named in ("x", "auto", "0", "-1", "4,x", "1.5", "9" * 6000):
+        monkeypatch.setenv("OMP_NUM_THREADS", named)
+        with pytest.raises(KitError, match="OMP_NUM_THREADS: expected a whole number"):
+            threads.count()
+        threads.configure()  # must not fail: importing kitlib calls it, and the command line then says the sentence
 
 
 @pytest.mark.parametrize(("physical", "allowed", "expected"), [(8, 16, 8), (8, 2, 2), (None, 3, 3)])

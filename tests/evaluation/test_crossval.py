@@ -178,3 +178,23 @@ def test_a_file_is_recorded_by_name_and_content(places, tmp_path_factory, monkey
     assert train(places, config=moved).finished
     monkeypatch.setenv("KITLIB_GIVEN", "{}")
     assert Session(run, places).config.encoder == "timm:x@m.pth"  # which is looked for below home, or refused
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"run_name": "../x"}, {"run_name": "x" * 300}, {"devices": 0}, {"max_hours": -1.0}, {"max_hours": float("nan")},
+     {"only_folds": "99"}, {"only_folds": "x"}, {"n_folds": 1}, {"folds_column": "x"}],
+)  # fmt: skip
+def test_a_bad_call_leaves_no_run(places, wrong):
+    before = runs.list_runs()
+    with pytest.raises(KitError, match="expected"):
+        Session.train(Config(), places, **({"run_name": "bad", "n_folds": 3} | wrong))
+    assert runs.list_runs() == before
+
+
+def test_a_fold_that_a_run_does_not_have_is_refused(places):
+    run = Session.train(Config(), places, "three", n_folds=3, only_folds="0")
+    for fold in (3, 99, -1):
+        with pytest.raises(KitError, match="fold: expected a whole number from 0 to 2"):
+            Session.train_fold(run.name, fold)
+    assert crossval.done_folds(run) == [0]

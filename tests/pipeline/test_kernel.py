@@ -43,6 +43,24 @@ def test_a_notebook_runs_in_this_very_python_and_its_folders_are_taken_out(home,
     assert json.loads(source.read_text())["cells"][3]["outputs"] == []
 
 
+@pytest.mark.slow
+def test_what_is_the_user_s_to_mend_is_a_sentence_and_other_errors_are_not(home):
+    raised = {
+        "OSError(28, 'x', '/a/b')": (True, "b: no space or no inodes are left on the disk"),
+        "kitlib.core.errors.Damaged('a.npz: cut')": (True, "a.npz: cut"),
+        "ZeroDivisionError('oh')": (False, "ZeroDivisionError: oh"),
+    }
+    for error, expected in raised.items():
+        source = write_notebook(
+            home / "00_x.ipynb",
+            prose("# 00"),
+            parameters("N: int = 1"),
+            code(f"import kitlib.core.errors\nraise {error}"),
+        )
+        outcome = kernel.execute(source, home / "out.ipynb", {})
+        assert (outcome.status, outcome.user_error, outcome.error) == ("failed", *expected)
+
+
 def test_without_machine(home):
     text = f"{home}/a.csv, '{paths.checkout()}/notebooks/x', {paths.package_dir()}/geo.py, {Path.home()}/b"
     assert without_machine(text) == "./a.csv, './notebooks/x', kitlib/geo.py, ~/b"

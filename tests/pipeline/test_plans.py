@@ -91,14 +91,43 @@ def test_refuses_unknown_names_and_wrong_types(folder, given, message):
             r"whole number \(int\); got True",
         ),
         ("description: d\nsteps:\n- notebook: 11_train\n", r"no notebook '11_train'"),
-        ("description: [d\n", r"not valid YAML"),
+        ("description: [d\n", r"expected YAML in UTF-8"),
         ("just a text", r"the whole file"),
+        ("", r"the whole file"),
+        (f"description: d\nparameters: {{EPOCHS: {'9' * 6000}}}\nsteps: []\n", r"expected YAML in UTF-8"),
+        (
+            f"description: d\nparameters: {{EPOCHS: 0x{'f' * 6000}}}\nsteps:\n- notebook: 10_train\n",
+            r"EPOCHS of 10_train: ",
+        ),
+        ("[" * 1500, r"expected YAML in UTF-8"),
+        ('description: d\nparameters: {DATA: "a\\0b"}\nsteps:\n- notebook: 10_train\n', r"DATA of 10_train: "),
     ],
 )
 def test_refuses_a_malformed_plan(folder, text, message):
     (folder / "bad.yaml").write_text(text)
     with pytest.raises(KitError, match=message):
         plans.check(folder / "bad.yaml")
+
+
+def test_refuses_a_plan_of_another_encoding_and_a_name_that_makes_no_folder(folder):
+    (folder / "bad.yaml").write_bytes("description: d\nsteps: []\n".encode("utf-16"))
+    with pytest.raises(KitError, match=r"plan bad\.yaml: expected YAML in UTF-8; got: 'utf-8' codec"):
+        plans.check(folder / "bad.yaml")
+    (folder / "a b.yaml").write_text("description: d\nsteps: []\n")
+    with pytest.raises(KitError, match="plan name: expected"):
+        plans.check(folder / "a b.yaml")
+
+
+def test_refuses_bad_values_of_the_kit_s_own_notebooks_before_any_of_them_runs():
+    for name, value in (
+        ("PLACES_SHOWN", "0"),
+        ("FOLDS", "1"),
+        ("SHARP_KM", "nan"),
+        ("NAME", "../evil"),
+        ("QUERIES", "-1"),
+    ):
+        with pytest.raises(KitError, match=f"^{name}: expected"):
+            plans.check("sample", {name: value})
 
 
 def test_an_unknown_plan_is_told_with_those_there_are():
@@ -135,7 +164,7 @@ def test_refuses_a_notebook_without_its_one_tag(tmp_path, cells):
 
 def test_refuses_what_is_no_notebook(tmp_path):
     (tmp_path / "x.ipynb").write_text("{}")
-    with pytest.raises(KitError, match="cannot be read as a notebook"):
+    with pytest.raises(KitError, match="expected a notebook, JSON with cells"):
         read_notebook(tmp_path / "x.ipynb")
 
 

@@ -316,6 +316,20 @@ def test_other_towers_agree_with_the_library(kind, tmp_path, pictures):
     assert all(p.grad is not None for p in encoder.parameters() if p.requires_grad)  # or DDP would refuse to train
 
 
+def test_weights_that_are_a_pickle_run_no_code(clip, tmp_path):
+    import shutil
+
+    shutil.copytree(clip, tmp_path / "clip")
+    (tmp_path / "clip" / "model.safetensors").unlink()
+    code = f"cposix\nmkdir\n(S'{tmp_path}/ran'\ntR.".encode()
+    (tmp_path / "clip" / "pytorch_model.bin").write_bytes(code)
+    (tmp_path / "weights.pth").write_bytes(code)
+    for spec in (f"hf:{tmp_path}/clip", f"timm:resnet18@{tmp_path}/weights.pth"):
+        with pytest.raises(KitError, match=r"could not be loaded|cannot be read as weights"):
+            encoders.load(spec)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_folders_that_do_not_hold_an_encoder(clip, tmp_path):
     import json
     import shutil

@@ -60,6 +60,7 @@ class Config(GeolocatorOptions):
     finetune_heads_rate: float = 2e-4  # learning rate of the heads
 
     CHOICES: ClassVar = {"fusion": FUSIONS, "tie": TIES}
+    LIMITS: ClassVar = {"hidden": 2**14, "points": 2**14}
     POSITIVE: ClassVar[Names] = ("hidden", "places_per_cell", "points", "heads_epochs", "heads_batch",
                                  "finetune_batch", "device_batch")  # fmt: skip
     SHARES: ClassVar[Names] = ("dropout", "gps_share")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -35,10 +34,14 @@ POOLED = "pooled"
 Rows = tuple[str, np.ndarray]  # a split, and rows of it
 
 
-def failures(folder: Path) -> dict[str, str]:
-    """The reasons why models of a fold could not be trained, by name."""
-    files = sorted(folder.glob("failed_*.txt"))
-    return {unquote(file.stem.removeprefix("failed_")): f"failed: {file.read_text().strip()}" for file in files}
+def failures(folder: Path, regions: Iterable[str]) -> dict[str, str]:
+    """The reasons why models of a fold's regions, and the pooled one, could not be trained, by name."""
+    files = {name: _failure(folder, name) for name in (*regions, POOLED)}
+    return {name: f"failed: {file.read_text().strip()}" for name, file in files.items() if file.is_file()}
+
+
+def _failure(folder: Path, name: str) -> Path:
+    return folder / f"failed_{file_id(name)}.txt"
 
 
 class RegionalFold:
@@ -129,21 +132,21 @@ class RegionalFold:
 
     def is_trained(self, name: str) -> bool:
         """Whether the training of a model is finished or has failed."""
-        return (self._model_folder(name) / "finished.ckpt").is_file() or self._failure(name).is_file()
+        return (self._model_folder(name) / "finished.ckpt").is_file() or _failure(self.folder, name).is_file()
 
     def record_failure(self, name: str, reason: str) -> None:
         """Record that a model could not be trained; the guesses of its regions are their median points."""
-        with storage.atomic_write(self._failure(name)) as beside:
+        with storage.atomic_write(_failure(self.folder, name)) as beside:
             beside.write_text(reason + "\n")
 
     def clear_failure(self, name: str) -> None:
         """Delete the record of a failure, so that the model is trained again."""
-        self._failure(name).unlink(missing_ok=True)
+        _failure(self.folder, name).unlink(missing_ok=True)
 
     @property
     def model_of(self) -> list[str]:
         """The model of each of the R regions: own, pooled, or "failed: …" with the reason."""
-        failed = failures(self.folder)
+        failed = failures(self.folder, self.regions.names)
         named = zip(self.regions.names, self.has_own, strict=True)
         return [failed.get(name, "own") if own else failed.get(POOLED, POOLED) for name, own in named]
 
@@ -239,9 +242,6 @@ class RegionalFold:
 
     def _model_folder(self, name: str) -> Path:
         return self.folder / (POOLED if name == POOLED else f"region_{file_id(name)}")
-
-    def _failure(self, name: str) -> Path:
-        return self.folder / f"failed_{file_id(name)}.txt"
 
     def _loader(self, split: str, encoder: Encoder) -> Callable[[np.ndarray], Batch]:
         labels = self.labels(split)

@@ -7,6 +7,7 @@ regions.probabilities(state_probs)            # (N, R) from predicted state prob
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from kitlib import geo
 from kitlib.core import storage
-from kitlib.core.errors import KitError, shorten
+from kitlib.core.errors import KitError, shorten, shown
 from kitlib.data.places import Places
 
 SCHEMES = "state (the data's own labels), division (of the US Census Bureau), cluster:N (k-means)"
@@ -82,6 +83,19 @@ class Regions:
         return cls(**storage.read_npz(path))
 
 
+def n_clusters_of(scheme: str) -> int:
+    """The N of cluster:N, 0 for the other schemes. Raises KitError for an unknown scheme.
+
+    >>> n_clusters_of("cluster:12")
+    12
+    """
+    if scheme in ("state", "division"):
+        return 0
+    if not re.fullmatch("cluster:0*[1-9][0-9]{0,4}", scheme):
+        raise KitError(f"regions: expected {SCHEMES}; got {shown(scheme)}")
+    return int(scheme.removeprefix("cluster:"))
+
+
 def _divisions(states: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The names of the divisions, and the number of each place's division."""
     table = pd.read_csv(Path(__file__).parent / "divisions.csv", index_col="state")["division"]
@@ -95,9 +109,6 @@ def _cluster_centres(points: np.ndarray, scheme: str, seed: int) -> np.ndarray:
     """The centres (C, 2) of C clusters of points (N, 2), fewer where there are fewer distinct points."""
     from sklearn.cluster import KMeans
 
-    kind, _, number = scheme.partition(":")
-    if kind != "cluster" or not number.isdecimal() or int(number) < 1:
-        raise KitError(f"regions: expected {SCHEMES}; got {scheme!r}")
     vectors = geo.unit_vectors(points)
-    n_clusters = min(int(number), len(np.unique(vectors, axis=0)))
+    n_clusters = min(n_clusters_of(scheme), len(np.unique(vectors, axis=0)))
     return geo.from_unit_vectors(KMeans(n_clusters, n_init=3, random_state=seed).fit(vectors).cluster_centers_)

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kitlib.core import storage
+from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Names
 from kitlib.data import folds
@@ -35,8 +35,8 @@ from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.models.regional import analysis, cleaning
 from kitlib.models.regional.cleaning import Cleaned
-from kitlib.models.regional.fold import RegionalFold, failures
-from kitlib.models.regional.regions import Regions
+from kitlib.models.regional.fold import POOLED, RegionalFold, failures
+from kitlib.models.regional.regions import Regions, n_clusters_of
 from kitlib.models.regional.scalers import KINDS
 from kitlib.models.regional.training import RegressorOptions
 from kitlib.training import wandb_logger
@@ -61,6 +61,7 @@ class Config(RegressorOptions):
     finetune: bool = True  # each region trains an encoder of its own; False: ridge regression on frozen features
 
     CHOICES: ClassVar = {"scaler": KINDS}
+    PARSERS: ClassVar = {"regions": n_clusters_of, "router": lambda text: paths.file_name(text, "router")}
     POSITIVE: ClassVar[Names] = ("min_places", "routes", "min_samples")
     PRESETS: ClassVar = {"sample": {"encoder": "tiny", "finetune": False, "scaler": "standard"}}
 
@@ -77,6 +78,12 @@ def clean(config: Config, places: Places) -> Cleaned:
         min_samples=config.min_samples,
         exclude=[name.strip() for name in config.exclude.split(",") if name.strip()],
     )
+
+
+def _names(only_regions: str | Sequence[str] | None) -> list[str]:
+    """The regions in a list, or in a text with commas."""
+    parts = only_regions.split(",") if isinstance(only_regions, str) else only_regions or []
+    return [name.strip() for name in parts if name.strip()]
 
 
 def _router_checksum(router: str, folds_column: str, places: Places) -> dict[str, str]:
@@ -135,11 +142,15 @@ class Session(EncoderSession[Config]):
         recorded: Mapping[str, Any] | None,
         **options: Any,
     ) -> dict[str, str]:
-        """Refuse an unsuitable router, and filters or regions that leave nothing; returns the router's checksum."""
-        if options.get("only_regions") and not config.finetune:
+        """Refuse an unsuitable router, unknown regions, and filters that leave none; returns the router's checksum."""
+        only = _names(options.get("only_regions"))
+        if only and not config.finetune:
             raise KitError("only_regions: expected none with finetune=False, which fits all regions at once")
         checksums = _router_checksum(config.router, folds_column, places)
-        Regions.make(places, np.flatnonzero(clean(config, places).kept), config.regions, config.seed)
+        regions = Regions.make(places, np.flatnonzero(clean(config, places).kept), config.regions, config.seed)
+        own = [*regions.names[regions.count >= config.min_places], POOLED]  # a fold may have fewer
+        if unknown := sorted(set(only) - set(own)):
+            raise KitError(f"only_regions: expected some of {', '.join(own)}; got {', '.join(unknown)}")
         return super().check(config, places, folds_column, todo, recorded) | checksums
 
     @property
@@ -182,8 +193,7 @@ class Session(EncoderSession[Config]):
 
     def fit_fold(self, fold: int) -> None:
         """Train the regressors of a fold. Raises Unfinished while some regions remain to be trained elsewhere."""
-        regional_fold, only = self.regional_fold(fold), self.options.get("only_regions") or ""
-        names = [name.strip() for name in only.split(",") if name.strip()] if isinstance(only, str) else list(only)
+        regional_fold, names = self.regional_fold(fold), _names(self.options.get("only_regions"))
         models = regional_fold.models
         if unknown := sorted(set(names) - set(models)):
             raise KitError(f"only_regions: expected some of {', '.join(models)}; got {', '.join(unknown)}")
@@ -242,7 +252,8 @@ class Session(EncoderSession[Config]):
         within["median_point_km"] = float(table["median_point_km"]["all"])
         failed = {name: model for name, model in table.drop("all")["model"].items() if "failed" in model}
         for fold in crossval.done_folds(self.run):  # a failed region may have no held-out place
-            failed |= failures(self.folder(fold)) | failed
+            names = Regions.load(self.folder(fold) / "regions.npz").names
+            failed |= failures(self.folder(fold), names) | failed
         for name, reason in failed.items():
             log.warning("run %s: region %s: %s", self.run.name, name, reason)
         return {"within_regions": within, "failed": failed}

@@ -90,8 +90,10 @@ class RegionScaler:
 def file_id(region: str) -> str:
     """A region's name as part of a file name: without separators, short enough, and different for different names.
 
+    A name whose encoding is long, at six letters for one of another script, ends in a checksum.
+
     >>> file_id("New York"), file_id("a/b"), file_id("3")
     ('New York', 'a%2Fb', '3')
     """
-    name = quote(region, safe=" ")
-    return name if len(name) <= 100 else f"{name[:80]}-{storage.digest(region)}"
+    encoded = quote(region, safe=" ")
+    return encoded if len(encoded) <= 120 else f"{encoded[:100]}~{storage.digest(region)}"

@@ -38,6 +38,7 @@ class RegressorOptions(EncoderOptions):
     val_share: float = 0.1  # of training places, for early stopping; a region table has its own
 
     CHOICES: ClassVar = {"loss": LOSSES}
+    LIMITS: ClassVar = {"t_0": 10_000, "t_mult": 10_000}
     POSITIVE: ClassVar[Names] = ("batch", "epochs", "t_0", "t_mult", "val_share")
     SHARES: ClassVar[Names] = ("val_share",)
 

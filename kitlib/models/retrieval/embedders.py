@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 
+from kitlib.core.checks import numbers
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Names
 from kitlib.data.loader import Batches
@@ -55,6 +57,8 @@ class EmbedderOptions(TrainingOptions):
     finetune_batch: int = 32  # places a step and device
 
     CHOICES: ClassVar = {"method": METHODS, "loss": LOSSES}
+    LIMITS: ClassVar = {"dim": 2**14, "hidden": 2**14}
+    PARSERS: ClassVar = {"sigmas": partial(numbers, "sigmas")}
     POSITIVE: ClassVar[Names] = ("near_km", "dim", "hidden", "epochs", "batch", "rate", "finetune_batch")
     SHARES: ClassVar[Names] = ("dropout",)
 
@@ -166,21 +170,6 @@ def check(features: torch.Tensor, n_features: int) -> None:
         )
 
 
-def scales(sigmas: str) -> tuple[float, ...]:
-    """The numbers in a text with commas. Raises KitError where they are none.
-
-    >>> scales("2,4,8")
-    (2.0, 4.0, 8.0)
-    """
-    try:
-        numbers = tuple(float(text) for text in sigmas.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or not all(0 < scale < math.inf for scale in numbers):
-        raise KitError(f"sigmas: expected numbers above 0 with commas between, such as 2,4,8; got {sigmas!r}")
-    return numbers
-
-
 T = TypeVar("T", MetricOptions, MatchOptions)
 
 
@@ -251,7 +240,7 @@ def _network(options: EmbedderOptions, features: torch.Tensor, rows: np.ndarray)
         match = GpsMatch(n_features, hidden=options.hidden, dropout=options.dropout)
         match.load_published(options.geoclip)
     else:
-        dim, hidden, sigmas = options.dim, options.hidden, scales(options.sigmas)
+        dim, hidden, sigmas = options.dim, options.hidden, tuple(numbers("sigmas", options.sigmas))
         match = GpsMatch(
             n_features, dim=dim, hidden=hidden, location_hidden=hidden, dropout=options.dropout, sigmas=sigmas
         )

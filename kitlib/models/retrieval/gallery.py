@@ -14,12 +14,13 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from kitlib import geo
-from kitlib.core.errors import KitError, shorten
+from kitlib.core.errors import KitError, shorten, shown
 from kitlib.data.files import Files
 from kitlib.evaluation import metrics
 from kitlib.geo import grid
 from kitlib.geo.grid import land_grid, world_grid
 
+COARSEST_KM = 1000.0  # between the points of a grid
 LATITUDE, LONGITUDE = ("latitude", "lat"), ("longitude", "lon", "lng", "long")  # in order of preference
 
 
@@ -101,14 +102,30 @@ def read_csv(path: str | Path) -> tuple[np.ndarray, pd.DataFrame]:
 
 def named(name: str) -> np.ndarray:
     """The points (M, 2) of grid:KM (`land_grid`), world:KM (`world_grid`) or a CSV (`read_csv`)."""
-    kind, _, km = name.partition(":")
-    if kind not in ("grid", "world"):
+    if (km := spacing_km(name)) is None:
         return read_csv(name)[0]
+    return land_grid(km) if name.startswith("grid:") else world_grid(km)
+
+
+def spacing_km(name: str) -> float | None:
+    """The KM of grid:KM or world:KM, None for other names. Raises KitError for an impossible one, and for no name.
+
+    >>> spacing_km("grid:50"), spacing_km("train")
+    (50.0, None)
+    """
+    kind, _, km = name.partition(":")
+    least = {"grid": grid.GRID_KM, "world": grid.WORLD_KM}.get(kind)
+    if not name:
+        raise KitError("gallery: expected train, grid:KM, world:KM or a CSV; got an empty text")
+    if least is None:
+        return None
     try:
-        spacing_km = float(km)
+        value = float(km)
     except ValueError:
-        raise KitError(f"gallery: expected {kind}:KM such as {kind}:50; got {name!r}") from None
-    return land_grid(spacing_km) if kind == "grid" else world_grid(spacing_km)
+        value = 0.0
+    if not least <= value <= COARSEST_KM:
+        raise KitError(f"gallery: expected {kind}:KM with {least:g} to {COARSEST_KM:g} km; got {shown(name)}")
+    return value
 
 
 def expected_scores(gallery_points: ArrayLike, truth_points: ArrayLike) -> dict[str, float]:

@@ -55,6 +55,7 @@ class Config(EmbedderOptions):
     val_share: float = 0.2  # of training places, on which metric and gps choose k and temperature
 
     CHOICES: ClassVar = {"by": search.BY}
+    PARSERS: ClassVar = {"gallery": galleries.spacing_km}
     POSITIVE: ClassVar[Names] = ("smoothing", "val_share")
     SHARES: ClassVar[Names] = ("smoothing", "val_share")
     PRESETS: ClassVar = {"sample": {"encoder": "tiny", "dim": 256, "hidden": 128, "epochs": 20, "rate": 4e-3}}
@@ -79,7 +80,6 @@ class Config(EmbedderOptions):
             raise KitError("val_share: expected below 1, which leaves places to train on; got 1")
         if self.dropout == 1:
             raise KitError("dropout: expected below 1, which leaves features to train on; got 1")
-        embedders.scales(self.sigmas)
 
     @classmethod
     def for_methods(

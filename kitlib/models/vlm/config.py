@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from kitlib.core import paths
 from kitlib.core.errors import KitError
-from kitlib.core.settings import Names
+from kitlib.core.settings import LARGEST_PICTURE, Names
 from kitlib.models.vlm import loading
 from kitlib.models.vlm.conversation.prompts import ReplyForm
 from kitlib.models.vlm.conversation.rewards import Weights
@@ -71,6 +72,10 @@ class Config(TaskOptions):
                                  "samples", "eval_places", "checkpoint_steps",
                                  "shuffle_buffer")  # fmt: skip
     SHARES: ClassVar[Names] = ("warmup", "smoothing", "guess_top_p")
+    LIMITS: ClassVar = {"max_side": LARGEST_PICTURE, "digits": 15, "lora_rank": 1024, "group": 1024, "samples": 1024,
+                        "reply_tokens": 2**15, "shuffle_buffer": 10**6}  # fmt: skip
+    PARSERS: ClassVar = {"model": loading.check, "fields": lambda text: ReplyForm(_split(text)),
+                         "start_from": lambda text: text and paths.file_name(text, "start_from")}  # fmt: skip
     PRESETS: ClassVar = {
         "sample": {"model": "tiny", "max_side": 96, "digits": 1, "lora_rank": 0, "gradient_checkpointing": False,
                    "reply_tokens": 24, "samples": 4},
@@ -90,13 +95,14 @@ class Config(TaskOptions):
     def __post_init__(self) -> None:
         """Check every field, and that they fit together. Raises KitError."""
         super().__post_init__()
-        loading.check(self.model)
         if self.method == "grpo" and (self.group < 2 or self.batch % self.group):
             raise KitError(
                 f"batch: expected a multiple of a group of at least 2; got {self.batch} with group {self.group}"
             )
         if self.batch % self.device_batch:
             raise KitError(f"batch: expected a multiple of device_batch {self.device_batch}; got {self.batch}")
+        if self.method == "grpo" and self.environment != "geohash" and not any(vars(self._weights()).values()):
+            raise KitError(f"reward_distance, …: expected a weight above 0 for one of {self.fields}, form; got none")
         if self.vllm and self.method != "grpo":
             raise KitError("vllm: expected False with method 'sft', which generates nothing in training; got True")
         if self.four_bit and not self.lora_rank:
@@ -120,17 +126,26 @@ class Config(TaskOptions):
         if not self.lora_rank:
             raise KitError(f"lora_rank: expected more than 0 with {self.model}; got 0")
 
-    def task(self, region: str, labels: dict[str, Labels]) -> Task:
-        """The task of these settings; region: the data's word for a region. Raises KitError for an invalid form."""
-        fields = tuple(name.strip() for name in self.fields.split(","))
+    def _weights(self) -> Weights:
+        """The weights of the rewards for the fields of a reply."""
+        fields = _split(self.fields)
         weights = {name: getattr(self, f"reward_{name}") for name in ("distance", "geoscore", "form")}
         weights |= {name: getattr(self, f"reward_{name}") for name in fields if name != "point"}
         if "point" not in fields:
             weights |= {"distance": 0.0, "geoscore": 0.0}
+        return Weights(**weights)
+
+    def task(self, region: str, labels: dict[str, Labels]) -> Task:
+        """The task of these settings; region: the data's word for a region. Raises KitError for an invalid form."""
         return Task(
-            ReplyForm(fields, region, self.digits),
+            ReplyForm(_split(self.fields), region, self.digits),
             labels,
-            Weights(**weights),
+            self._weights(),
             TaskOptions.from_run(vars(self)),
             [self.label] if self.list_states and self.label in labels else [],
         )
+
+
+def _split(fields: str) -> tuple[str, ...]:
+    """The names of fields with commas between."""
+    return tuple(name.strip() for name in fields.split(","))

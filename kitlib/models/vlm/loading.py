@@ -12,17 +12,22 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import re
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from kitlib.core import paths
-from kitlib.core.errors import KitError
+from kitlib.core.errors import KitError, one_line
 from kitlib.models.vlm import tiny_model
 
 # trl and peft still call gradient checkpointing by the name that transformers has deprecated.
@@ -56,8 +61,27 @@ def check(name: str, four_bit: bool = False, vllm: bool = False) -> None:
         raise KitError("four_bit needs the library bitsandbytes: pip install bitsandbytes, or set it to False")
     if four_bit and kind in ("tiny", "tinker"):
         raise KitError(f"four_bit: expected False with {name}; got True")
+    if four_bit:
+        logging.getLogger("bitsandbytes").setLevel("WARNING")  # see vision/lora.py
     if vllm and not (importlib.util.find_spec("vllm") and torch.cuda.is_available()):
         raise KitError("vllm needs the library vllm and a CUDA device: pip install vllm, or set it to False")
+
+
+def check_published(name: str, lora_rank: int, attention_only: bool) -> None:
+    """Raise KitError for a model of the transformers library that cannot be trained here; its weights are not read."""
+    import transformers as hf
+
+    source = _source(name)
+    with _readable(name):
+        hf.AutoProcessor.from_pretrained(source)
+        with torch.device("meta"):
+            model = hf.AutoModelForImageTextToText.from_config(hf.AutoConfig.from_pretrained(source))
+        if Path(source).is_dir() and not any(Path(source).glob("*.safetensors")):
+            raise ValueError("its weights are not in .safetensors files, and no other file is opened")
+    _check_architecture(name, model)
+    targets = re.compile(lora_targets(attention_only))
+    if lora_rank and not any(targets.fullmatch(module) for module, _ in model.named_modules()):
+        raise KitError(f"lora_rank {lora_rank}: expected a model whose language_model has {PROJECTIONS}")
 
 
 def load(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool = False) -> tuple[Any, Any]:
@@ -79,8 +103,6 @@ def _published(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool =
     import transformers as hf
 
     options: dict[str, Any] = {"dtype": dtype}
-    folders = [root / Path(name).expanduser() for root in (Path(), paths.home())]
-    source = next((str(folder) for folder in folders if folder.is_dir()), name)
     if four_bit:
         options["quantization_config"] = hf.BitsAndBytesConfig(
             load_in_4bit=True,
@@ -88,18 +110,36 @@ def _published(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool =
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    try:
+    source = _source(name)
+    with _readable(name):
         processor = hf.AutoProcessor.from_pretrained(source, padding_side="left")
-        model = hf.AutoModelForImageTextToText.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise KitError(f"model hf:{name} cannot be loaded: {reason}; {EXPECTED}") from error
-    if position_module(model) is None:
-        kind = type(model).__name__
-        raise KitError(f"model: expected the architecture of Qwen2.5-VL or Qwen3-VL; hf:{name} is a {kind}")
+        model = hf.AutoModelForImageTextToText.from_pretrained(source, use_safetensors=True, **options)
+    _check_architecture(name, model)
     if four_bit:
         _disable_packing(model)
     return model, processor
+
+
+def _source(name: str) -> str:
+    """The folder of a model, seen from here or from home, or its name on the hub."""
+    folders = [root / Path(name).expanduser() for root in (Path(), paths.home())]
+    return next((str(folder) for folder in folders if folder.is_dir()), name)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Convert what the transformers library raises for a model that it cannot read to a KitError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = one_line(error).rstrip(".")
+        raise KitError(f"model hf:{name} cannot be loaded: {reason}; {EXPECTED}") from error
+
+
+def _check_architecture(name: str, model: nn.Module) -> None:
+    if position_module(model) is None:
+        kind = type(model).__name__
+        raise KitError(f"model: expected the architecture of Qwen2.5-VL or Qwen3-VL; hf:{name} is a {kind}")
 
 
 def _disable_packing(model: nn.Module) -> None:

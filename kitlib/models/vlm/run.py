@@ -27,6 +27,8 @@ train, train_fold, predict = Session.train, Session.train_fold, Session.predict
 def merge(run_name: str, out: str | Path, fold: int | None = None) -> Path:
     """Write a fold's model (the first trained fold's when None) with its adapter merged, for transformers and vLLM."""
     run = runs.open_run(run_name)
+    if (family := run.settings["family"]) != "vlm":
+        raise KitError(f"run {run_name}: expected a run of the family vlm; got one of {family}")
     done = crossval.done_folds(run)
     if not done or (fold is not None and fold not in done):
         raise KitError(f"run {run_name}: fold {fold} is not trained; trained folds: {done or 'none'}")

@@ -62,6 +62,15 @@ class Session(TorchSession[Config]):
         return (RemoteSession if remote else Session)(run, places, *args, **options)
 
     @classmethod
+    def check_model(cls, config: Config) -> None:
+        """Refuse a model or a stream that cannot be read."""
+        if config.model.startswith("hf:"):
+            name = config.model.removeprefix("hf:")
+            loading.check_published(name, config.lora_rank, config.lora_attention_only)
+        if config.stream:
+            dataset.stream_views(config.stream, config.stream_split)
+
+    @classmethod
     def check(
         cls,
         config: Config,
@@ -71,7 +80,7 @@ class Session(TorchSession[Config]):
         recorded: Mapping[str, Any] | None,
         **options: Any,
     ) -> dict[str, str]:
-        """Refuse an unavailable model and an unsuitable run to start from; return the checksum of the latter."""
+        """Refuse missing libraries, and an unsuitable run to start from; return the checksum of the latter."""
         from kitlib.models.vlm.tinker import client
 
         loading.check(config.model, config.four_bit, config.vllm)

@@ -44,6 +44,12 @@ HEADS = dataclasses.replace(SMALL, finetune_epochs=0)
 # Config
 
 
+def test_lora_on_an_encoder_without_attention_leaves_no_run(world):
+    with pytest.raises(KitError, match=r"lora_rank 4: expected an hf: encoder"):
+        multiview.train(dataclasses.replace(SMALL, lora_rank=4), world, "refused", n_folds=3)
+    assert "refused" not in runs.list_runs()
+
+
 def test_config_goes_to_a_dict_and_back():
     assert Config.from_dict(dataclasses.asdict(SMALL)) == SMALL
 

@@ -69,6 +69,22 @@ def test_a_run_guesses_every_place_out_of_fold_and_the_test(routed, world):
     assert routed.metrics["oof"]["n"] == 60
 
 
+def test_bad_settings_and_unknown_regions_leave_no_run(world):
+    for wrong, options, message in (
+        ({"finetune": True}, {"only_regions": "nowhere"}, "only_regions: expected some of .*pooled; got nowhere"),
+        ({}, {"only_regions": "Pacific"}, "only_regions: expected none with finetune=False"),
+        ({"router": "nobody"}, {}, "there is no run 'nobody'"),
+        ({"encoder": "timm:nope"}, {}, "expected a model of timm"),
+        ({"finetune": True, "encoder": "tiny", "image_size": 7}, {}, "image_size: expected 16 px or more"),
+    ):
+        with pytest.raises(KitError, match=message):
+            regional.train(dataclasses.replace(HEADS, **wrong), world, "refused", n_folds=3, **options)
+    for wrong in ({"regions": "cluster:0"}, {"regions": "x"}, {"router": "../x"}, {"regions": "cluster:" + "9" * 6000}):
+        with pytest.raises(KitError, match=f"^{next(iter(wrong))}: expected"):
+            dataclasses.replace(HEADS, **wrong)
+    assert "refused" not in runs.list_runs()
+
+
 def test_points_lie_in_the_regions_that_the_router_thinks_likely(routed, world):
     session = regional.Session(routed, world)
     regional_fold = session.regional_fold(0)
@@ -207,7 +223,7 @@ def test_a_failure_in_one_fold_only_is_named_too(routed, world):
     (regional_fold.folder / "failed_Mountain.txt").write_text("no luck\n")
     try:
         assert regional_fold.model_of[regional_fold.regions.names.tolist().index("Mountain")] == "failed: no luck"
-        assert fold_module.failures(regional_fold.folder) == {"Mountain": "failed: no luck"}
+        assert fold_module.failures(regional_fold.folder, ["Mountain", "Pacific"]) == {"Mountain": "failed: no luck"}
     finally:
         regional_fold.clear_failure("Mountain")
 

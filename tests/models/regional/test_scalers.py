@@ -70,4 +70,11 @@ def test_a_saved_scaler_is_read_without_the_kit(kind, tmp_path):
 def test_different_names_are_different_files():
     names = ["New York", "new/york", "1", "1.0", "a%2Fb", "a/b", "São Paulo", "x" * 300, "x" * 301, "é" * 90]
     assert len({file_id(name) for name in names}) == len(names)
-    assert not any("/" in file_id(name) or len(file_id(name)) > 100 for name in names)
+    assert not any("/" in file_id(name) or len(file_id(name)) > 120 for name in names)
+
+
+def test_a_long_name_is_a_short_file(tmp_path):
+    names = ["東京都千代田区霞が関" * 9, "東京都千代田区霞が関" * 9 + "x", "/" * 5000]
+    assert len({file_id(name) for name in names}) == 3
+    for name in names:
+        assert RegionScaler.fit(CITY, "robust").save(tmp_path, name).is_file()

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from kitlib.core.errors import KitError
 from kitlib.models.retrieval import embedders
-from kitlib.models.retrieval.embedders import Frozen, Matched, Projected, scales
+from kitlib.models.retrieval.embedders import EmbedderOptions, Frozen, Matched, Projected
 from kitlib.models.retrieval.gps_network import GpsMatch
 from kitlib.models.retrieval.metric_learning import Projection
 
@@ -32,8 +32,7 @@ def test_frozen_features_are_standardised():
     assert np.allclose(standard.mean((0, 1)), 0, atol=1e-3) and np.allclose(standard.std((0, 1)), 1, atol=0.03)
 
 
-def test_scales_refuse():
-    assert scales("1, 16,256") == (1.0, 16.0, 256.0)
-    for bad in ("", "0", "2,,4", "inf"):
-        with pytest.raises(KitError, match="numbers above 0"):
-            scales(bad)
+@pytest.mark.parametrize("bad", ["", "0", "2,,4", "inf", "nan", "-1", "x"])
+def test_sigmas_that_are_no_scales_are_refused(bad):
+    with pytest.raises(KitError, match="sigmas: expected numbers above 0"):
+        EmbedderOptions(sigmas=bad)

@@ -24,7 +24,7 @@ from kitlib import __main__ as cli
 from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.data import pictures, readers
-from kitlib.evaluation import crossval, metrics
+from kitlib.evaluation import crossval, metrics, runs
 from kitlib.models.vlm import dataset, guessing, loading, reply_cache, tiny_model
 from kitlib.models.vlm import run as vlm
 from kitlib.models.vlm.config import Config
@@ -464,7 +464,16 @@ def test_a_stream_is_learned_from_instead_of_the_places(data, tmp_path):
         ({"vllm": True}, "which generates nothing in training"),
         ({"fields": "point,region"}, "in this order"),
         ({"kl": 0.1}, "kl: expected 0 with lora_rank 0"),
-        ({"radii_km": "far"}, "expected numbers with commas"),
+        ({"radii_km": "far"}, "radii_km: expected numbers above 0"),
+        ({"lengths": "2.7"}, "lengths: expected increasing values"),
+        ({"fields": "x"}, "fields: expected some of city, region, country, point"),
+        ({"fields": ""}, "fields: expected some of city, region, country, point"),
+        ({"start_from": "../x"}, "start_from: expected 1 to 100 letters"),
+        ({"samples": 10**6}, "samples: expected at most 1024"),
+        (
+            {"method": "grpo", "reward_distance": 0.0, "reward_form": 0.0, "reward_region": 0.0},
+            "a weight above 0 for one",
+        ),
         ({"environment": "dance"}, "expected one of single"),
     ],
 )
@@ -488,6 +497,28 @@ def test_what_is_not_installed_or_does_not_fit_is_refused_before_a_run_begins(sf
         vlm.train(GRPO, data, "refused", only_folds=[1])
     with pytest.raises(KitError, match="cannot be loaded"):
         loading.load("hf:/nowhere/at-all", torch.float32)
+
+
+def test_a_model_or_a_stream_that_cannot_be_read_leaves_no_run(data, tmp_path):
+    model, processor = tiny_model.build("qwen2.5")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loading.check_published(str(tmp_path), 4, False)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")  # where a pickle with code would be
+    for wrong, message in (
+        ({"model": f"hf:{tmp_path}"}, "its weights are not in .safetensors files"),
+        ({"model": "hf:/nowhere/at-all"}, "hf:/nowhere/at-all cannot be loaded"),
+        ({"stream": "/nowhere"}, "dataset nowhere .* cannot be streamed"),
+    ):
+        with pytest.raises(KitError, match=message):
+            vlm.train(dataclasses.replace(SFT, **wrong), data, "unreadable")
+    assert "unreadable" not in runs.list_runs()
+
+
+def test_a_run_of_another_family_is_not_merged(data, tmp_path):
+    runs.start("other", {"family": "multiview"}, data={})
+    with pytest.raises(KitError, match="run other: expected a run of the family vlm; got one of multiview"):
+        vlm.merge("other", tmp_path / "out")
 
 
 def test_a_model_that_is_built_otherwise_is_refused(tmp_path):

@@ -7,14 +7,17 @@ messages, reply = task.example(views, truth, seed=7)        # for fine-tuning: t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
 from kitlib import geo
-from kitlib.core.errors import KitError
+from kitlib.core.checks import numbers, whole_numbers
+from kitlib.core.errors import KitError, shown
 from kitlib.core.settings import Names, Settings
 from kitlib.geo import geohash
 from kitlib.models.vlm.conversation.environments import Environment, Graded, Hierarchical, SingleTurn, Telescoping
@@ -28,6 +31,20 @@ from kitlib.models.vlm.conversation.vocabulary import Labels
 ENVIRONMENTS = ("single", "telescoping", "geohash", "hierarchical")
 STEPS = 1000  # of a training whose last step is opened
 LEVELS = ("country", "region", "city", "point")  # from coarse to fine
+
+
+def geohash_lengths(text: str) -> list[int]:
+    """Increasing numbers of characters with commas between. Raises KitError for anything else.
+
+    >>> geohash_lengths("2, 4")
+    [2, 4]
+    """
+    lengths: list[int] = []
+    with contextlib.suppress(KitError):  # the sentence below says more
+        lengths = whole_numbers("lengths", text, 1, geohash.LONGEST)
+    if not lengths or lengths != sorted(lengths):
+        raise KitError(f"lengths: expected increasing values from 1 to {geohash.LONGEST}; got {shown(text)}")
+    return lengths
 
 
 @dataclass(frozen=True)
@@ -47,15 +64,7 @@ class TaskOptions(Settings):
     CHOICES: ClassVar = {"environment": ENVIRONMENTS, "tau_schedule": SCHEDULES}
     POSITIVE: ClassVar[Names] = ("tau_first_km", "tau_last_km")
     SHARES: ClassVar[Names] = ("forcing",)
-
-    def __post_init__(self) -> None:
-        """Check every field, and that the two lists read as such. Raises KitError."""
-        super().__post_init__()
-        lengths = self.turn_lengths
-        if list(lengths) != sorted(set(lengths)) or not 1 <= lengths[0] <= lengths[-1] <= geohash.LONGEST:
-            raise KitError(f"lengths: expected increasing values from 1 to {geohash.LONGEST}; got {self.lengths!r}")
-        if not min(self.turn_radii_km) > 0:
-            raise KitError(f"radii_km: expected numbers above 0; got {self.radii_km!r}")
+    PARSERS: ClassVar = {"radii_km": partial(numbers, "radii_km"), "lengths": geohash_lengths}
 
     @property
     def turn_radii_km(self) -> tuple[float, ...]:
@@ -65,19 +74,7 @@ class TaskOptions(Settings):
     @property
     def turn_lengths(self) -> tuple[int, ...]:
         """The number of characters of each turn of geohash."""
-        return tuple(int(length) for length in numbers("lengths", self.lengths))
-
-
-def numbers(name: str, text: str) -> list[float]:
-    """Numbers with commas between. Raises KitError for anything else.
-
-    >>> numbers("radii_km", "2000, 25")
-    [2000.0, 25.0]
-    """
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise KitError(f"{name}: expected numbers with commas between; got {text!r}") from None
+        return tuple(geohash_lengths(self.lengths))
 
 
 @dataclass(frozen=True)
