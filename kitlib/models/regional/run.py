@@ -86,7 +86,8 @@ def _router_checksum(router: str, folds_column: str, places: Places) -> dict[str
     if router in ("known", "logistic"):
         return {}
     run = runs.open_run(router)
-    same = crossval.data_checksums(places, folds_column).items() <= run.params["data"].items()
+    n_folds = run.settings.get("n_folds", 5)
+    same = crossval.data_checksums(places, folds_column, n_folds).items() <= run.params["data"].items()
     if not run.finished or not same or run.settings.get("folds_column", "stratified") != folds_column:
         raise KitError(
             f"router: expected a finished run on the same places in the same folds ({folds_column}), whose guesses "
@@ -138,9 +139,9 @@ class Session(EncoderSession[Config]):
         """Refuse an unsuitable router, and filters or regions that leave nothing; returns the router's checksum."""
         if options.get("only_regions") and not config.finetune:
             raise KitError("only_regions: expected none with finetune=False, which fits all regions at once")
-        checksums = _router_checksum(config.router, folds_column, places)
         Regions.make(places, np.flatnonzero(clean(config, places).kept), config.regions, config.seed)
-        return super().check(config, places, folds_column, todo, recorded) | checksums
+        super().check(config, places, folds_column, todo, recorded)
+        return _router_checksum(config.router, folds_column, places)
 
     @property
     def spawns(self) -> bool:

@@ -261,7 +261,7 @@ class Session(TorchSession[Config]):
 
 def _starting_run(config: Config, places: Places, folds_column: str, todo: Sequence[int]) -> str:
     """A checksum of the run to start from. Raises KitError for an unsuitable run, or one trained on held-out places."""
-    name, data = config.start_from, crossval.data_checksums(places, folds_column)
+    name = config.start_from
     earlier = runs.open_run(name)
     settings, done = earlier.settings, crossval.done_folds(earlier)
     if settings["family"] != "vlm" or not done:
@@ -269,7 +269,8 @@ def _starting_run(config: Config, places: Places, folds_column: str, todo: Seque
     for key in ("model", "lora_rank", "lora_attention_only"):
         if settings[key] != getattr(config, key):
             raise KitError(f"{key}: expected {settings[key]!r} as in {name!r}; got {getattr(config, key)!r}")
-    if earlier.params["data"]["places"] == data["places"]:
+    if earlier.params["data"]["places"] == places.checksum:
+        data = crossval.data_checksums(places, folds_column, settings["n_folds"])
         if settings["folds_column"] != folds_column or earlier.params["data"].get("folds") != data["folds"]:
             raise KitError(f"start_from={name!r} was trained on other folds, on places that are held out here")
         if missing := sorted(set(todo) - set(done)):
