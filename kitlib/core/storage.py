@@ -167,21 +167,36 @@ def reserve(path: Path, size: int) -> None:
 
 @contextmanager
 def lock(path: str | Path, busy: str | None = None) -> Iterator[None]:
-    """Hold the lock file `path`; the system releases it however the process ends.
+    """Hold the lock file `path`, which exists as long; the system releases it however the process ends.
 
     Waits for another process that holds it, or raises KitError with the sentence `busy`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if busy:
-                raise KitError(busy) from None
-            log.info("waiting for another process that writes %s", path.stem.lstrip("."))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if busy:
+                    raise KitError(busy) from None
+                log.info("waiting for another process that writes %s", path.stem.lstrip("."))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file.fileno(), path):
+                continue  # whoever held the lock has just deleted this file
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def place(path: str | Path) -> str:

@@ -393,7 +393,10 @@ def done_folds(run: Run) -> list[int]:
 def history(run: Run) -> pd.DataFrame:
     """The logged training history of a run, with the columns fold and phase (the fit's folder); empty without any."""
     files = sorted(run.checkpoints.glob("fold_*/*/history.csv"))
-    parts = [pd.read_csv(f).assign(fold=int(f.parts[-3].removeprefix("fold_")), phase=f.parts[-2]) for f in files]
+    parts = []
+    for file in files:
+        with storage.reading(file):
+            parts.append(pd.read_csv(file).assign(fold=int(file.parts[-3][len("fold_") :]), phase=file.parts[-2]))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"fold": [], "phase": []})
 
 

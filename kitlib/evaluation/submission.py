@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from kitlib import geo
 from kitlib.core import paths
 from kitlib.core.errors import KitError, shorten
-from kitlib.core.storage import atomic_write
+from kitlib.core.storage import atomic_write, lock
 from kitlib.data.files import Files
 from kitlib.data.places import Places
 from kitlib.data.readers import PREDICTED
@@ -65,7 +65,8 @@ def write_submission(
 ) -> Path:
     """Write guesses as a submission, and `meta` (members, weights, scores) as .json beside it; return the path.
 
-    Rows and picture columns are the template's, joined on sample_id; fewer than five states are padded with -1. Raises
+    Rows and picture columns are the template's, joined on sample_id; fewer than five states are padded with -1. Two
+    processes write one after the other, so that both files are of one of them. Raises
     KitError, and writes neither file, if a place has no guess or `validate` refuses the result.
     """
     path = Path(path)
@@ -76,7 +77,11 @@ def write_submission(
     table = template.astype(dict.fromkeys(PREDICTED, object))
     table[RANKS] = np.pad(ranked, ((0, 0), (0, len(RANKS) - ranked.shape[1])), constant_values=-1)
     table[POINT] = guesses.point().round(6)  # 6 decimals are 11 cm
-    with atomic_write(path) as csv_file, atomic_write(path.with_suffix(".json")) as json_file:
+    with (
+        lock(path.with_name(f".{path.stem}.lock")),
+        atomic_write(path) as csv_file,
+        atomic_write(path.with_suffix(".json")) as json_file,
+    ):
         table.to_csv(csv_file, index=False, lineterminator="\n")
         json_file.write_text(json.dumps({"public_score": None, **meta}, indent=1) + "\n")
         written = read(csv_file, list(template.columns))

@@ -37,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 what = str(error).partition(": delete")[0]
                 log.warning("%s; perhaps it was cut short; going back to the one before it", what)
         raise Damaged(f"none of {len(checkpoints)} checkpoints in {storage.place(Path(path).parent)} can be read: "
-                      f"{_mend(Path(path))}")  # fmt: skip
+                      f"{mend(Path(path).parent)}")  # fmt: skip
 
 
 def listed(folder: Path) -> list[Path]:
@@ -51,7 +51,7 @@ def begin(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     path = folder / "fit.json"
     if not path.exists():
         return {"settings": settings}
-    record = storage.read_json(path, needed=("settings",), mend=_mend(path))
+    record = storage.read_json(path, needed=("settings",), mend=mend(path.parent))
     old, new = _flat(record["settings"]), _flat(settings)
     changes = [(name, old.get(name, "unset"), new.get(name, "unset")) for name in sorted(old | new)]
     if message := "; ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in changes if was != now):
@@ -105,16 +105,17 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 def _load(path: Path) -> dict[str, Any]:
     """Read what `_save` wrote; torch itself does not compare the checksums that its zip files hold."""
     if not path.is_file():
-        raise Damaged(f"{storage.place(path)}: expected a checkpoint; there is no such file: {_mend(path)}")
-    with storage.reading(path, "a whole checkpoint", _mend(path)):
+        raise Damaged(f"{storage.place(path)}: expected a checkpoint; there is no such file: {mend(path.parent)}")
+    with storage.reading(path, "a whole checkpoint", mend(path.parent)):
         with zipfile.ZipFile(path) as file:
             if flipped := file.testzip():
                 raise zipfile.BadZipFile(flipped)
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _mend(path: Path) -> str:
-    return f"delete {paths.relative(path.parent)} and run the same command again, which trains that part anew"
+def mend(folder: Path) -> str:
+    """What to do about a damaged file of a fit."""
+    return f"delete {paths.relative(folder)} and run the same command again, which trains that part anew"
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

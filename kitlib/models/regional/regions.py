@@ -79,7 +79,9 @@ class Regions:
     @classmethod
     def load(cls, path: Path) -> Regions:
         """Read what `save` wrote."""
-        return cls(**storage.read_npz(path))
+        arrays = storage.read_npz(path)
+        with storage.reading(path):
+            return cls(**arrays)
 
 
 def _divisions(states: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kitlib.core import paths
+from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
 from kitlib.models.vlm import tiny_model
 
@@ -146,6 +146,7 @@ def save(model: Any, processor: Any, folder: Path) -> None:
             model.save_pretrained(new, selected_adapters=["default"])  # "ref" is the initial adapter of a KL term
         (new / "README.md").unlink(missing_ok=True)  # peft's template of a model card, not filled in
         _remove_local_paths(new / "adapter_config.json")
+        storage.seal(new)
         shutil.rmtree(folder / kind, ignore_errors=True)
         new.rename(folder / kind)
 
@@ -184,6 +185,7 @@ def reload(
     path = saved(folder)
     if path is None:
         raise KitError(f"{paths.relative(folder)} holds no trained model yet: train it to the end first")
+    storage.check_seal(path, f"delete {paths.relative(folder)} and train that fold again")
     if path.name == "model":
         return _published(str(path), torch.float32)
     from peft import PeftModel
@@ -208,6 +210,7 @@ def merge(name: str, folder: Path, out: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".merging-") as beside:
         model.save_pretrained(Path(beside) / "merged")
         processor.save_pretrained(Path(beside) / "merged")
+        storage.seal(Path(beside) / "merged")
         (Path(beside) / "merged").rename(out)
     return out
 

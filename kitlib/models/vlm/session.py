@@ -181,7 +181,7 @@ class Session(TorchSession[Config]):
 
     def choice(self, fold: int) -> dict[str, Any]:
         """The chosen source of a fold's state probabilities, and the score of each."""
-        return json.loads((self.folder(fold) / "choice.json").read_text())
+        return storage.read_json(self.folder(fold) / "choice.json", needed=("chosen", "state_scores"))
 
     def _evaluate(
         self, fold: int, step: int, cases: Cases, generations: Generations, recorder: Recorder
