@@ -46,8 +46,8 @@ SAVED = (".ckpt", ".npz", ".safetensors", ".csv", ".jsonl")  # files that hold w
 # `torch.distributed.run`, which ends, with the processes that it starts, when this process does
 LAUNCHER = """
 from kitlib.core.processes import end_with_parent
-from torch.distributed.run import main
 end_with_parent()
+from torch.distributed.run import main
 main()
 """
 
