@@ -5,7 +5,7 @@ Near-duplicates, places some metres apart or a little further with similar pictu
 
 from __future__ import annotations
 
-import json
+import logging
 
 import numpy as np
 import pandas as pd
@@ -14,10 +14,12 @@ from scipy.sparse.csgraph import connected_components
 
 from kitlib import geo
 from kitlib.core import paths, storage
-from kitlib.core.errors import KitError
+from kitlib.core.errors import Damaged, KitError
 from kitlib.data import pictures
 from kitlib.data.places import Places
 from kitlib.geo.grid import blocks
+
+log = logging.getLogger(__name__)
 
 KINDS = ("stratified", "spatial")
 
@@ -105,18 +107,28 @@ def load_or_make(places: Places, n_folds: int = 5, block_km: float = 50.0, seed:
     """Load the saved folds of these places; the first call makes them with the hashes of the training pictures.
 
     That call packs the pictures if necessary, so that every caller gets the same folds. Raises KitError if the file was
-    changed since, or was made with other settings.
+    changed since, or was made with other settings. If only folds.json cannot be read, it is made anew, provided that
+    the folds in folds.csv are those that these places and settings give.
     """
     csv, meta = places.derived / "folds.csv", places.derived / "folds.json"
     settings = {"n_folds": n_folds, "block_km": float(block_km), "seed": seed}
     mend = f"delete {paths.relative(csv)} and .json to make new folds"
-    if not (csv.exists() and meta.exists()):
-        table = make(places, pictures.pack(places, "train").hashes, n_folds, block_km, seed)
-        with storage.atomic_write(csv) as path:
-            table.to_csv(path, index=False, lineterminator="\n")
-        storage.write_json(meta, {**settings, "hashes": True, "checksum": storage.digest(csv)})
-        return table
-    saved = json.loads(meta.read_text())
+    with storage.lock(places.derived / ".folds.lock"):
+        try:
+            saved = storage.read_json(meta, needed=(*settings, "checksum"), mend=mend) if csv.is_file() else None
+        except (Damaged, FileNotFoundError) as error:
+            log.warning("%s: folds.json is made anew (%s)", places.name, error)
+            saved = None
+        if saved is None:
+            table = make(places, pictures.pack(places, "train").hashes, n_folds, block_km, seed)
+            content = table.to_csv(index=False, lineterminator="\n")
+            if csv.is_file() and csv.read_bytes() != content.encode():
+                raise KitError(f"{paths.relative(csv)}: expected the folds that {settings} give, as folds.json cannot "
+                               f"be read; got others: {mend}")  # fmt: skip
+            with storage.atomic_write(csv) as path:
+                path.write_bytes(content.encode())
+            storage.write_json(meta, {**settings, "hashes": True, "checksum": storage.digest(csv)})
+            return table
     if saved["checksum"] != storage.digest(csv):
         raise KitError(f"{paths.relative(csv)} was changed since it was made (its checksum is in folds.json): {mend}")
     if other := {name: saved[name] for name in settings if saved[name] != settings[name]}:
@@ -128,7 +140,7 @@ def load_or_make(places: Places, n_folds: int = 5, block_km: float = 50.0, seed:
 
 def folds_checksum(places: Places) -> str:
     """The checksum of the saved folds of these places. Raises KitError if there are none yet."""
-    meta = places.derived / "folds.json"
-    if not meta.exists():
-        raise KitError(f"{places.name} has no folds yet: data.load_folds(places, n_folds) makes them")
-    return json.loads(meta.read_text())["checksum"]
+    try:
+        return storage.read_json(places.derived / "folds.json", needed=("checksum",))["checksum"]
+    except FileNotFoundError:
+        raise KitError(f"{places.name} has no folds yet: data.load_folds(places, n_folds) makes them") from None

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from kitlib import geo
 from kitlib.core import storage
+from kitlib.core.errors import Damaged
 from kitlib.data.places import Places
 from kitlib.geo.geocells import make
 
@@ -65,7 +66,11 @@ def load_or_make_cells(
     key = storage.digest(points, state, f"{places_per_cell} {min_places} {seed}")
     path = places.derived / f"cells-{key}.parquet"
     if path.is_file():
-        return pd.read_parquet(path)
+        try:
+            with storage.reading(path):
+                return pd.read_parquet(path)
+        except Damaged as error:
+            log.warning("%s; it is made anew", str(error).partition(": expected")[0])
     cells = make(points, state, places_per_cell, min_places, seed)
     with storage.atomic_write(path) as beside:
         cells.to_parquet(beside, index=False)

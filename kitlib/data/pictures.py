@@ -30,7 +30,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from kitlib.core import paths, storage
-from kitlib.core.errors import KitError, refusal
+from kitlib.core.errors import Damaged, KitError, refusal
 from kitlib.data.files import Files
 from kitlib.data.picture_checks import TURNED, Picture, examine, far_twins, shape
 from kitlib.data.places import Places, finding
@@ -82,6 +82,8 @@ class Pack:
     checksum: str  # of the pictures, their order and ids
     blob: Path
     found: list[dict] = field(repr=False)
+    content: np.ndarray = field(repr=False)  # (N, V) uint64 checksums of the stored pictures
+    read_again: Callable[[int, int], bytes] = field(repr=False)  # a picture from its file, as it would be stored
 
     @property
     def unusable_places(self) -> np.ndarray:
@@ -107,9 +109,23 @@ class Pack:
         return np.memmap(self.blob, np.uint8, mode="r") if self.usable.any() else np.empty(0, np.uint8)
 
     def read(self, i: int, v: int) -> bytes:
-        """The JPEG of place `i`, view `v`; empty for an unusable one."""
+        """The JPEG of place `i`, view `v`; empty for an unusable one.
+
+        One that is not as it was stored is read again from its file. Raises Damaged if that has changed as well.
+        """
         start, length = self.offsets[i, v]
-        return self._bytes[start : start + length].tobytes()
+        data = self._bytes[start : start + length].tobytes()
+        if length and _checksum(data) != self.content[i, v]:
+            what = f"{storage.place(self.blob)}: the picture of {self.sample_id[i]} {self.views[v]} is damaged"
+            data = self.read_again(i, v)
+            if _checksum(data) != self.content[i, v]:
+                raise Damaged(f"{what}, and its file is not what it was: delete {paths.relative(self.blob.parent)}, "
+                              "which the next call makes anew")  # fmt: skip
+            log.warning("%s; it is read again from its file", what)
+            with contextlib.suppress(OSError), self.blob.open("r+b") as file:
+                file.seek(start)
+                file.write(data)
+        return data
 
     def decode(self, rows: np.ndarray, size: int | None = None) -> np.ndarray:
         """Decode the pictures (B, V, H, W, 3) uint8 RGB of the places in `rows` (B,).
@@ -136,8 +152,7 @@ class Pack:
                     out[b, v] = GREY
                     continue
                 place = rows[b], shown
-                start, length = self.offsets[place]
-                data = self._bytes[start : start + length]
+                data = self.read(*place)
                 if (self.height[place], self.width[place]) == (H, W):
                     simplejpeg.decode_jpeg(data, "RGB", buffer=out[b, v])
                 else:
@@ -162,7 +177,7 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
     signature = storage.digest(f"{FORMAT} {split} {places.checksum}", "\n".join(names.flat), stamps)
     blob, table = out_dir / f"{split}.bin", out_dir / f"{split}.npz"
     with storage.lock(out_dir / f".{split}.lock"):
-        saved = storage.read_npz(table) if table.is_file() and blob.is_file() else None
+        saved = _saved(table, ("records", "signature", "checksum", "found")) if blob.is_file() else None
         if saved is None or saved["signature"] != signature or saved["records"]["length"].sum() != blob.stat().st_size:
             work = out_dir / f".{split}-{signature}"
             records, found = _write(places, split, files, names, work)
@@ -185,9 +200,35 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
         checksum=str(saved["checksum"]),
         blob=blob,
         found=json.loads(str(saved["found"])),
+        content=records["content"],
+        read_again=partial(_read_again, places, files, names),
     )
     _tell(packed)
     return packed
+
+
+def _saved(path: Path, needed: tuple[str, ...]) -> dict[str, Any] | None:
+    """The content of an .npz file of packing, None if there is none or it has to be made anew."""
+    try:
+        return storage.read_npz(path, needed) if path.is_file() else None
+    except Damaged as error:
+        log.warning("%s; it is made anew", str(error).partition(": expected")[0])
+        return None
+
+
+def _read_again(places: Places, files: Files, names: np.ndarray, i: int, v: int) -> bytes:
+    return _examiner(places, files, names)(names[i, v : v + 1])[0].data
+
+
+def _examiner(places: Places, files: Files, names: np.ndarray) -> Callable[[np.ndarray], list[Picture]]:
+    """What reads and checks the pictures of a place."""
+    size = _common_size(files, names) if places.template is not None else None
+    return partial(_examine_place, files, size)
+
+
+def _checksum(data: bytes) -> int:
+    """The checksum of a picture that its record holds."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _write(places: Places, split: str, files: Files, names: np.ndarray, work: Path) -> tuple[np.ndarray, list]:
@@ -195,16 +236,16 @@ def _write(places: Places, split: str, files: Files, names: np.ndarray, work: Pa
     for stale in set(work.parent.glob(f".{split}-*")) - {work}:
         shutil.rmtree(stale)
     work.mkdir(parents=True, exist_ok=True)
-    size = _common_size(files, names) if places.template is not None else None
+    examine_place = _examiner(places, files, names)
     labels = places.sample_id(split).astype(str)[:, None] + np.array([f" {view}" for view in places.views])
     records, found, end = np.zeros(names.shape, RECORD), [], 0
     with (work / "blob").open("ab") as out, tqdm(total=names.size, desc=f"packing {split}", unit=" pictures") as bar:
         for start in range(0, len(names), SHARD):
             part, rows = work / f"{start:08d}.npz", slice(start, start + SHARD)
-            shard = storage.read_npz(part) if part.exists() else None
+            shard = _saved(part, ("records", "found", "end"))
             if shard is None or shard["end"] > out.tell():
                 out.truncate(end)  # an interrupted pass may have written beyond its last whole shard
-                shard = _shard(partial(_examine_place, files, size), names[rows], labels[rows], out, bar)
+                shard = _shard(examine_place, names[rows], labels[rows], out, bar)
                 storage.write_npz(part, shard)
             else:
                 bar.initial += names[rows].size  # so that the rate is that of this pass
@@ -227,8 +268,7 @@ def _shard(
     for i, place in enumerate(_threads(os.getpid()).map(examine_place, names)):
         for v, picture in enumerate(place):
             out.write(picture.data)
-            content = int.from_bytes(hashlib.blake2b(picture.data, digest_size=8).digest(), "little")
-            records[i, v] = (len(picture.data), *picture[1:-1], content)
+            records[i, v] = (len(picture.data), *picture[1:-1], _checksum(picture.data))
             found += [(check, labels[i, v] + detail) for check, detail in picture.found]
         bar.update(len(place))
     out.flush()

@@ -9,9 +9,11 @@ and `predict`:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -26,11 +28,11 @@ import numpy as np
 import pandas as pd
 
 from kitlib import geo
-from kitlib.core import checks, paths, storage
-from kitlib.core.errors import KitError
+from kitlib.core import checks, paths, processes, storage
+from kitlib.core.errors import Damaged, KitError
 from kitlib.core.settings import Settings
-from kitlib.data import folds
-from kitlib.data.places import Places
+from kitlib.data import folds, pictures
+from kitlib.data.places import SPLITS, Places
 from kitlib.data.readers import read
 from kitlib.evaluation import guesses, metrics, runs
 from kitlib.evaluation.guesses import Guesses
@@ -39,6 +41,15 @@ from kitlib.evaluation.runs import Run
 log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Settings)
+
+SAVED = (".ckpt", ".npz", ".safetensors", ".csv", ".jsonl")  # files that hold work, in the folder of checkpoints
+# `torch.distributed.run`, which ends, with the processes that it starts, when this process does
+LAUNCHER = """
+from kitlib.core.processes import end_with_parent
+end_with_parent()
+from torch.distributed.run import main
+main()
+"""
 
 
 class Unfinished(Exception):
@@ -163,7 +174,9 @@ class Session(ABC, Generic[C]):
         such as "0,1" (one is enough for a submission, and is scored on its own held-out places). devices: more than one
         starts `torch.distributed.run` for each fold. max_hours: stop after that time with everything saved; the same
         call then continues the run. options: those of the family's OPTIONS.
-        Raises KitError for an unknown fold or column, and if the run was started with other settings or data.
+        Raises KitError for an unknown fold or column, if the run was started with other settings or data, or while
+        another process trains it; all that needs no pictures is checked before these are packed. A run that is refused
+        before it has saved anything is removed, so that it can be started with other settings.
         """
         if unknown := sorted(set(options) - set(cls.OPTIONS)):
             raise KitError(f"{cls.family}: unknown option {', '.join(unknown)}; expected: {', '.join(cls.OPTIONS)}")
@@ -173,26 +186,36 @@ class Session(ABC, Generic[C]):
         if folds_column not in cls.FOLDS:
             raise KitError(f"folds_column: expected one of {', '.join(cls.FOLDS)}; got {folds_column!r}")
         began = time.monotonic()
-        begun = run_name in runs.list_runs() and not overwrite
-        recorded = runs.open_run(run_name).settings if begun else None
-        if recorded is None:
-            cls.check_model(config)
         todo = cls.select_folds(places, folds_column, n_folds, only_folds)
-        checksums = data_checksums(places, folds_column)
-        checksums |= file_checksums(config) | cls.check(config, places, folds_column, todo, recorded, **options)
-        settings = portable(config) | {"family": cls.family, "folds_column": folds_column, "n_folds": n_folds}
-        settings |= cls.resolve(config, recorded) | data_reference(places)
-        run = runs.start(run_name, settings, data=checksums, overwrite=overwrite)
-        hours = max_hours - (time.monotonic() - began) / 3600 if max_hours else None
-        session = cls.open(run, places, devices, hours, **options)
-        for fold in todo:
-            if not is_done(run, fold):
-                session.complete_fold(fold)
-            if not is_done(run, fold):
-                log.warning("run %s: fold %d is not done yet; the same call continues", run.name, fold)
-                return run
-        session.finish()
-        return run
+        with runs.lock(run_name):
+            begun = run_name in runs.list_runs() and not overwrite
+            earlier = runs.open_run(run_name).params if begun else None
+            recorded = earlier["settings"] if earlier else None
+            if recorded is None:
+                cls.check_model(config)
+            settings = portable(config) | {"family": cls.family, "folds_column": folds_column, "n_folds": n_folds}
+            settings |= cls.resolve(config, recorded) | data_reference(places)
+            checksums = {"places": places.checksum} | file_checksums(config)
+            checksums |= cls.check(config, places, folds_column, todo, recorded, **options)
+            if earlier:
+                runs.refuse_changes(runs.open_run(run_name), settings, earlier["data"] | checksums)
+            checksums |= data_checksums(places, folds_column, n_folds) | picture_checksums(places)
+            run = runs.start(run_name, settings, data=checksums, overwrite=overwrite)
+            hours = max_hours - (time.monotonic() - began) / 3600 if max_hours else None
+            try:
+                session = cls.open(run, places, devices, hours, **options)
+                for fold in sorted({*todo, *discard_damaged(run)}):
+                    if not is_done(run, fold):
+                        session.complete_fold(fold)
+                    if not is_done(run, fold):
+                        log.warning("run %s: fold %d is not done yet; the same call continues", run.name, fold)
+                        return run
+            except KitError:
+                if not any(path.suffix in SAVED for path in run.checkpoints.rglob("*")):
+                    shutil.rmtree(run.dir)
+                raise
+            session.finish()
+            return run
 
     @classmethod
     def train_fold(cls, run_name: str, fold: int, data: str = "", devices: int = 1, max_hours: float | None = None,
@@ -202,27 +225,36 @@ class Session(ABC, Generic[C]):
         data: the present location of the data set, if it is not the one that the run recorded.
         """
         run = runs.open_run(run_name)
-        n_folds = 1 if run.settings["folds_column"] == "given" else run.settings["n_folds"]
-        checks.number("fold", fold, 0, n_folds - 1)
-        cls.open(run, reload_places(run, data), devices, max_hours, **options).complete_fold(fold)
+        if launched():  # the process that holds the lock has started this one
+            processes.end_with_parent()
+        with contextlib.nullcontext() if launched() else runs.lock(run_name):
+            places, settings, recorded = reload_places(run, data), run.settings, run.params["data"]
+            if not launched():
+                column, n_folds = settings["folds_column"], settings["n_folds"]
+                if fold not in cls.select_folds(places, column, n_folds, [fold]):
+                    raise KitError(f"fold: expected 0 with folds_column {column!r}; got {fold}")
+                now = data_checksums(places, column, n_folds) | picture_checksums(places)
+                runs.refuse_changes(run, settings, recorded | {k: v for k, v in now.items() if k in recorded})
+            cls.open(run, places, devices, max_hours, **options).complete_fold(fold)
         return is_done(run, fold)
 
     @classmethod
     def predict(cls, run_name: str, places: Places, split: str = "test") -> Guesses:
         """The averaged guesses of the run's models for the places of `split`, by the settings of the run."""
         session = cls.open(runs.open_run(run_name), places)
+        for fold in done_folds(session.run):
+            check_fold(session.run, fold)
         return guesses.average([session.guess(fold, split) for fold in done_folds(session.run)])
 
     @classmethod
     def select_folds(
         cls, places: Places, folds_column: str, n_folds: int, only_folds: Sequence[int] | str | None
     ) -> list[int]:
-        """The folds to train; makes the saved folds if there are none. Raises KitError for an unknown fold."""
+        """The folds to train. Raises KitError for an unknown fold."""
         only = checks.whole_numbers("folds", only_folds) if isinstance(only_folds, str) else only_folds
         todo = list(only or ([0] if cls.ONE_FOLD else range(n_folds)))
         if not set(todo) <= set(range(n_folds)):
             raise KitError(f"folds: expected numbers from 0 to {n_folds - 1}; got {', '.join(map(str, todo))}")
-        folds.load_or_make(places, n_folds)
         return todo
 
     def complete_fold(self, fold: int) -> None:
@@ -235,9 +267,7 @@ class Session(ABC, Generic[C]):
             self.fit_fold(fold)
             if is_first_process():
                 held_out, test = self.guess_held_out(fold), self.guess_test(fold)
-                if test is not None:
-                    test.save(self.folder(fold) / "test.npz")
-                held_out.save(self.folder(fold) / "oof.npz")
+                save_fold(self.run, fold, held_out, test)
         except Unfinished:
             return
 
@@ -246,17 +276,27 @@ class Session(ABC, Generic[C]):
 
         more: further options of the command. Raises KitError if a process fails.
         """
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={self.devices}", "-m", "kitlib"]
+        command = [sys.executable, "-c", LAUNCHER, f"--nproc_per_node={self.devices}", "-m", "kitlib"]
         command += ["train-fold", self.run.name, str(fold), "--devices", str(self.devices)]
         command += ["--data", str(self.places.folder), *more]
         command += ["--max-hours", str(self.hours_left)] if self.hours_left else []
         if code := subprocess.run(command, check=False).returncode:
             raise KitError(f"fold {fold} of run {self.run.name} ended with code {code}; see its log above")
 
+    def _refuse_foreign(self, fold: int, guess: Guesses) -> None:
+        """Raise Damaged if guesses are not those for the held-out places of a fold."""
+        expected = self.places.sample_id("train")[self.held_out(fold)]
+        if not np.array_equal(np.sort(expected), np.sort(guess.sample_id)):
+            file = folder(self.run, fold) / "oof.npz"
+            raise Damaged(f"{storage.place(file)}: expected the {len(expected)} held-out places of fold {fold}; "
+                          f"got {len(guess)} others: {storage.MEND}")  # fmt: skip
+
     def finish(self) -> None:
         """Join the guesses of the done folds into oof.npz, test.npz and metrics.json, which finishes the run."""
         run, places, finished = self.run, self.places, done_folds(self.run)
         held_out = [Guesses.load(folder(run, fold) / "oof.npz") for fold in finished]
+        for fold, guess in zip(finished, held_out, strict=True):
+            self._refuse_foreign(fold, guess)
         oof = guesses.stack(held_out)
         run.save_guesses("oof", oof)
         tests = [folder(run, fold) / "test.npz" for fold in finished]
@@ -281,9 +321,21 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def data_checksums(places: Places, folds_column: str) -> dict[str, str]:
-    """Checksums of the places and, unless these are "given", of their saved folds."""
-    return {"places": places.checksum} | ({} if folds_column == "given" else {"folds": folds.folds_checksum(places)})
+def data_checksums(places: Places, folds_column: str, n_folds: int) -> dict[str, str]:
+    """Checksums of the places and, unless these are "given", of their saved folds, which are made if there are none."""
+    if folds_column == "given":
+        return {"places": places.checksum}
+    folds.load_or_make(places, n_folds)
+    return {"places": places.checksum, "folds": folds.folds_checksum(places)}
+
+
+def picture_checksums(places: Places) -> dict[str, str]:
+    """Checksums of the packed pictures of each split. Raises KitError if no training place has a usable one."""
+    packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
+    if (train := packs["train"]).unusable_places.all():
+        reasons = [f"{e['count']} x {e['check']}, e.g. {e['examples'][0]}" for e in train.problems()[:2]]
+        raise KitError(f"{places.name}: no training place has a usable picture ({'; '.join(reasons)})")
+    return {f"{split} pictures": pack.checksum for split, pack in packs.items()}
 
 
 def portable(config: Settings) -> dict[str, Any]:
@@ -345,6 +397,43 @@ def folder(run: Run, fold: int) -> Path:
     return run.checkpoints / f"fold_{fold}"
 
 
+def save_fold(run: Run, fold: int, held_out: Guesses, test: Guesses | None) -> None:
+    """Write a fold's guesses, and fold.json with the checksums of all files directly in its folder.
+
+    oof.npz comes last and marks the fold as done.
+    """
+    where = folder(run, fold)
+    if test is not None:
+        test.save(where / "test.npz")
+    with storage.atomic_write(where / "oof.npz") as beside:
+        held_out.save(beside)
+        files = [path for path in sorted(where.iterdir()) if path.is_file() and not path.name.startswith(".")]
+        checksums = {path.name: storage.digest(path) for path in files if path.name not in ("fold.json", "oof.npz")}
+        storage.write_json(where / "fold.json", checksums | {"oof.npz": storage.digest(beside)})
+
+
+def check_fold(run: Run, fold: int) -> None:
+    """Compare the files of a done fold with fold.json. Raises Damaged; a fold of an earlier kit, without it, passes."""
+    where = folder(run, fold)
+    mend = f"run the training of {run.name} again, which makes it anew, or delete {paths.relative(where)}"
+    if (where / "fold.json").is_file():
+        storage.compare(where, storage.read_json(where / "fold.json", mend=mend), mend)
+
+
+def discard_damaged(run: Run) -> list[int]:
+    """Delete the guesses of done folds whose files are not as they were written; return these folds."""
+    damaged = []
+    for fold in done_folds(run):
+        try:
+            check_fold(run, fold)
+            Guesses.load(folder(run, fold) / "oof.npz")
+        except Damaged as error:
+            log.warning("run %s: %s; fold %d is completed anew", run.name, str(error).partition(": expected")[0], fold)
+            (folder(run, fold) / "oof.npz").unlink()
+            damaged.append(fold)
+    return damaged
+
+
 def is_done(run: Run, fold: int) -> bool:
     """Whether the fold's held-out guesses, its last file, exist."""
     return (folder(run, fold) / "oof.npz").is_file()
@@ -358,5 +447,8 @@ def done_folds(run: Run) -> list[int]:
 def history(run: Run) -> pd.DataFrame:
     """The logged training history of a run, with the columns fold and phase (the fit's folder); empty without any."""
     files = sorted(run.checkpoints.glob("fold_*/*/history.csv"))
-    parts = [pd.read_csv(f).assign(fold=int(f.parts[-3].removeprefix("fold_")), phase=f.parts[-2]) for f in files]
+    parts = []
+    for file in files:
+        with storage.reading(file):
+            parts.append(pd.read_csv(file).assign(fold=int(file.parts[-3][len("fold_") :]), phase=file.parts[-2]))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"fold": [], "phase": []})

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from kitlib import geo
 from kitlib.core import storage
-from kitlib.core.errors import KitError
+from kitlib.core.errors import Damaged, KitError
 
 TOLERANCE = 1e-3  # of the sum of a row's probabilities: float32 sums over a few hundred entries
 
@@ -105,16 +105,18 @@ class Guesses:
 
     @classmethod
     def load(cls, path: str | Path) -> Guesses:
-        """Read a file written by `save`. Raises KitError if it is missing or holds other fields."""
-        path = Path(path)
-        names = [field.name for field in fields(cls)]
+        """Read a file written by `save`. Raises KitError if it is missing, Damaged if it holds anything else."""
+        names = tuple(field.name for field in fields(cls))
         try:
-            arrays = storage.read_npz(path)
-            return cls(**{name: arrays[name] for name in names})
-        except (OSError, KeyError, ValueError) as error:
-            raise KitError(
-                f"{path.name} in {path.parent.name} is not a guesses file with {', '.join(names)}: {error}"
-            ) from error
+            arrays = storage.read_npz(path, names)
+            with storage.reading(path, "guesses as the kit writes them"):
+                return cls(**{name: arrays[name] for name in names})
+        except FileNotFoundError:
+            raise KitError(f"{storage.place(path)}: expected guesses; there is no such file") from None
+        except Damaged:
+            raise
+        except KitError as error:  # of a field, without the file's name
+            raise Damaged(f"{storage.place(path)} is not a guesses file: {error}: {storage.MEND}") from error
 
 
 def _plain(values: np.ndarray) -> np.ndarray:

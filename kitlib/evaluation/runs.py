@@ -13,15 +13,16 @@ import logging
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from kitlib import __version__
-from kitlib.core import paths
-from kitlib.core.errors import KitError
-from kitlib.core.storage import write_json
+from kitlib.core import paths, storage
+from kitlib.core.errors import Damaged, KitError
 from kitlib.evaluation.guesses import Guesses
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,12 @@ class Run:
 
     @property
     def params(self) -> dict[str, Any]:
-        """The content of params.json; the caller's settings are under "settings"."""
-        return json.loads((self.dir / "params.json").read_text())
+        """The content of params.json; the caller's settings are under "settings". Raises Damaged."""
+        path, mend = self.dir / "params.json", f"start run {self.name} over (--overwrite), or delete its folder"
+        params = storage.read_json(path, needed=("settings", "data", "started"), mend=mend)
+        if not isinstance(params["settings"], dict) or not isinstance(params["data"], dict):
+            raise Damaged(f"{storage.place(path)}: expected settings and data by name; got others: {mend}")
+        return params
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -67,7 +72,8 @@ class Run:
         """The content of metrics.json. Raises KitError for an unfinished run."""
         if not self.finished:
             raise KitError(f"run {self.name} is not finished: it has no metrics.json; run its training again to go on")
-        return json.loads((self.dir / "metrics.json").read_text())
+        mend = "delete it and run the training again, which only joins the guesses of its folds"
+        return storage.read_json(self.dir / "metrics.json", mend=mend)
 
     def files(self, pattern: str = "*.*") -> list[Path]:
         """The tables, settings, guesses and metrics of the run, or the files of a `pattern` such as figures/*.png."""
@@ -89,7 +95,7 @@ class Run:
 
     def finish(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Write metrics.json, which marks the run as finished, and return the metrics."""
-        write_json(self.dir / "metrics.json", metrics)
+        storage.write_json(self.dir / "metrics.json", metrics)
         return metrics
 
     def _guesses_path(self, split: str) -> Path:
@@ -105,27 +111,19 @@ def start(name: str, settings: dict[str, Any], *, data: dict[str, str], overwrit
     KitError with the difference if the run was started with others, unless `overwrite`, which deletes the old run.
     """
     run = Run(name, paths.run_dir(name))
-    decides = json.loads(json.dumps({"settings": settings, "data": data}))
     if overwrite and run.dir.is_dir():
         log.info("run %s: starting over, the old one is deleted", name)
         shutil.rmtree(run.dir)
     if (run.dir / "params.json").is_file():
-        recorded = run.params
-        changes = [
-            f"{key} was {was!r}, now {now!r}"
-            for part in decides
-            for key, was, now in difference(recorded[part], decides[part])
-        ]
-        if changes:
-            raise KitError(
-                f"run {name} was started with other settings ({'; '.join(changes)}): "
-                "take another run name, the old settings, or overwrite the run"
-            )
+        refuse_changes(run, settings, data)
         return run
-    write_json(
+    if run.checkpoints.is_dir():
+        raise Damaged(f"run {name} has checkpoints but no params.json: overwrite the run, or delete its folder")
+    storage.write_json(
         run.dir / "params.json",
-        decides
-        | {
+        {
+            "settings": settings,
+            "data": data,
             "run": name,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "kitlib": __version__,
@@ -135,6 +133,27 @@ def start(name: str, settings: dict[str, Any], *, data: dict[str, str], overwrit
         },
     )
     return run
+
+
+def refuse_changes(run: Run, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Raise KitError with the difference if a run was started with other settings or checksums of data."""
+    recorded, now = run.params, json.loads(json.dumps({"settings": settings, "data": data}))
+    pairs = [pair for part in now for pair in difference(recorded[part], now[part])]
+    if message := "; ".join(f"{key} was {old!r}, now {new!r}" for key, old, new in pairs):
+        raise KitError(
+            f"run {run.name} was started with other settings or data ({message}): "
+            "take another run name, the old settings, or overwrite the run"
+        )
+
+
+def lock(name: str, busy: bool = True) -> AbstractContextManager[None]:
+    """The lock of whoever trains or deletes a run; it is beside the run's folder.
+
+    Raises KitError if another process holds it, or waits for that one unless `busy`.
+    """
+    folder = paths.run_dir(name)
+    sentence = f"run {name} is being trained by another process; wait for it to end, or take another run name"
+    return storage.lock(folder.with_name(f".{name}.lock"), sentence if busy else None)
 
 
 def open_run(name: str) -> Run:
@@ -152,9 +171,14 @@ def list_runs() -> list[str]:
 
 def finished_on(places_checksum: str) -> list[str]:
     """The names of the finished runs on the places with that checksum, the latest first."""
-    finished = [run for name in list_runs() if (run := open_run(name)).finished]
-    matches = [run for run in finished if run.params["data"].get("places") == places_checksum]
-    return [run.name for run in sorted(matches, key=lambda run: run.params["started"], reverse=True)]
+    started: dict[str, str] = {}
+    for run in (run for name in list_runs() if (run := open_run(name)).finished):
+        try:
+            if run.params["data"].get("places") == places_checksum:
+                started[run.name] = str(run.params["started"])
+        except Damaged as error:
+            log.warning("run %s is left out: %s", run.name, error)
+    return sorted(started, key=lambda name: started[name], reverse=True)
 
 
 def difference(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -77,7 +77,7 @@ def write_submission(
     table = template.astype(dict.fromkeys(PREDICTED, object))
     table[RANKS] = np.pad(ranked, ((0, 0), (0, len(RANKS) - ranked.shape[1])), constant_values=-1)
     table[POINT] = guesses.point().round(6)  # 6 decimals are 11 cm
-    with storage.atomic_write(path) as csv_file:
+    with storage.lock(path.with_name(f".{path.stem}.lock")), storage.atomic_write(path) as csv_file:
         table.to_csv(csv_file, index=False, lineterminator="\n")
         written = read(csv_file, list(template.columns))
         for warning in check(written, path.name, template, mapping):

@@ -6,12 +6,14 @@ run.metrics["oof"]["final"]
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data import folds, pictures
 from kitlib.data.places import SPLITS, Places
@@ -65,8 +67,9 @@ def logistic(
 ) -> Run:
     """Logistic regression on the views' mean features (`baselines.logistic`), out of fold and for the test places.
 
-    The run is called <places>-logistic-<encoder>, with -spatial behind it for spatial folds. encoder, image_size: as
-    for `load_encoder`. A run of that name with other settings or data is overwritten, as it costs so little.
+    The run is called <places>-logistic-<encoder>-<key>; the key is a checksum of all settings and data, so that no
+    other call ever changes the run. A process waits for another that makes it. encoder, image_size: as for
+    `load_encoder`.
     """
     from kitlib.vision import device
 
@@ -78,13 +81,18 @@ def logistic(
     settings["precision"] = device.precision_of(device.best_dtype(device.best_device()))
     settings |= {"folds_column": folds_column, "n_folds": n_folds}
     checksums = {"places": places.checksum, "folds": folds.folds_checksum(places)}
-    name = f"{places.name}-logistic-{re.split('[:/]', network.name.partition('?')[0])[-1]}"
-    name += "" if folds_column == "stratified" else f"-{folds_column}"
-    try:
-        run = runs.start(name, settings, data=checksums)
-    except KitError:
-        run = runs.start(name, settings, data=checksums, overwrite=True)
-    if not run.finished:
+    key = storage.digest(json.dumps([settings, checksums], sort_keys=True))[:8]
+    short = re.sub(r"[^A-Za-z0-9._-]+", "-", re.split("[:/]", network.name.partition("?")[0])[-1])
+    name = f"{places.name.strip('_-')[:30]}-logistic-{short[:40]}-{key}"
+    with runs.lock(name, busy=False):
+        try:
+            run = runs.start(name, settings, data=checksums)
+            if run.finished:
+                _ = run.metrics, [run.guesses({"train": "oof"}.get(split, split)) for split in embedded]
+                return run
+        except KitError as error:  # a file of it is damaged or missing
+            log.warning("run %s is made anew: %s", name, error)
+            run = runs.start(name, settings, data=checksums, overwrite=True)
         mean = {split: e.features.mean(axis=1, dtype=np.float32) for split, e in embedded.items()}
         oof, test = baselines.logistic(places, mean["train"], fold, mean.get("test"))
         run.save_guesses("oof", oof)

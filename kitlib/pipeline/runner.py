@@ -18,10 +18,11 @@ import tomllib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from kitlib.core import paths, storage
-from kitlib.core.errors import KitError
+from kitlib.core.errors import Damaged, KitError
 from kitlib.evaluation import runs
 from kitlib.pipeline.notebook import without_machine
 from kitlib.pipeline.plans import Ready, check
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 # Notebooks do not use these files and folders of the package: a change in them makes no step stale.
 ORCHESTRATION = {"__main__.py", "pipeline", "models/vlm/dashboard", "platforms"}
+RECORD_TEXTS = ("name", "title", "question", "status", "time", "finished", "page", "error")  # of a finished step
 HASHED_WHOLE = 16 * 2**20  # bytes; larger files are identified by size and time
 
 
@@ -209,11 +211,30 @@ def _write_report(folder: Path, state: dict[str, Any]) -> None:
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    """The record of the plan's last run, empty if there is none or it is unreadable."""
+    """The record of the plan's last run, empty if there is none or it is not as this kit writes it."""
+    file = folder / "plan.json"
     try:
-        return json.loads((folder / "plan.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        state = storage.read_json(file, needed=("steps",))
+        with storage.reading(file):
+            if not all(_is_record(step) for step in state["steps"]):
+                raise ValueError("a step")
+        return state
+    except FileNotFoundError:
         return {}
+    except Damaged as error:
+        log.warning("%s: all steps run", str(error).removesuffix(f": {storage.MEND}"))
+        return {}
+
+
+def _is_record(step: Any) -> bool:
+    """Whether a value is the complete record of a finished step."""
+    return (
+        isinstance(step, dict)
+        and all(isinstance(step.get(name), str) for name in RECORD_TEXTS)
+        and all(isinstance(step.get(name), dict) for name in ("parameters", "made_from", "files", "headline"))
+        and step["headline"].keys() >= {"label", "value", "wrote"}
+        and isinstance(step["headline"]["wrote"], list)
+    )
 
 
 def _data_signatures(steps: list[Ready]) -> list[list[Any]]:
@@ -242,26 +263,42 @@ def _find_or_fetch(data: str) -> Path:
 
 
 def _folder_signature(folder: Path) -> list[Any]:
-    """The content of CSV and JSON files, and the time and number of entries of each folder of pictures."""
+    """The content of CSV and JSON files, and name, size and time of all others, such as pictures, in each folder."""
     if folder.is_file():
         return [_file_signature(folder)]
     signature: list[Any] = []
-    for where, inner, files in os.walk(folder):
-        inner.sort()
-        tables = sorted(file for file in files if file.endswith((".csv", ".json")))
-        signature.append([os.path.relpath(where, folder), len(files), Path(where).stat().st_mtime_ns])
-        signature += [[table, storage.digest(Path(where, table))] for table in tables]
+    todo, seen = [str(folder)], set()
+    while todo:
+        where = todo.pop()
+        if (real := os.path.realpath(where)) in seen:  # links may lead round in circles
+            continue
+        seen.add(real)
+        stamps = []
+        with os.scandir(where) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                try:
+                    stat = entry.stat()
+                except OSError:  # a link to nothing
+                    stamps.append(f"{entry.name} missing")
+                    continue
+                if S_ISDIR(stat.st_mode):
+                    todo.append(entry.path)
+                elif entry.name.endswith((".csv", ".json")) and S_ISREG(stat.st_mode):
+                    stamps.append(f"{entry.name} {_file_signature(Path(entry.path))}")
+                else:
+                    stamps.append(f"{entry.name} {stat.st_size} {stat.st_mtime_ns}")
+        signature.append([os.path.relpath(where, folder), storage.digest("\n".join(stamps))])
     return signature
 
 
 def _file_signature(path: Path) -> str:
     """The content of a small file, the size and time of a large one, the existence of a folder."""
-    if path.is_dir():
-        return "folder"
     try:
         stat = path.stat()
     except FileNotFoundError:
         return "missing"
+    if not S_ISREG(stat.st_mode):
+        return "folder" if S_ISDIR(stat.st_mode) else "no file"
     return storage.digest(path) if stat.st_size <= HASHED_WHOLE else f"{stat.st_size} bytes at {stat.st_mtime_ns}"
 
 

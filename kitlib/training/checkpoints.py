@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from kitlib.core import paths, storage
-from kitlib.core.errors import KitError
+from kitlib.core.errors import Damaged, KitError
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +29,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
         """Read the newest checkpoint in the folder of `path` that is whole; KitError if none is."""
-        found = listed(Path(path).parent)
-        for checkpoint in found:
+        checkpoints = listed(Path(path).parent)
+        for checkpoint in checkpoints:
             try:
                 return _load(checkpoint)
-            except KitError as error:
-                log.warning("%s; perhaps it was cut short; going back to the one before it", error)
-        raise KitError(
-            f"none of {len(found)} checkpoints in {Path(path).parent} can be read: remove the folder to begin anew"
-        )
+            except Damaged as error:
+                what = str(error).partition(": delete")[0]
+                log.warning("%s; perhaps it was cut short; going back to the one before it", what)
+        raise Damaged(f"none of {len(checkpoints)} checkpoints in {storage.place(Path(path).parent)} can be read: "
+                      f"{mend(Path(path).parent)}")  # fmt: skip
 
 
 def listed(folder: Path) -> list[Path]:
@@ -52,7 +51,7 @@ def begin(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     path = folder / "fit.json"
     if not path.exists():
         return {"settings": settings}
-    record = json.loads(path.read_text())
+    record = storage.read_json(path, needed=("settings",), mend=mend(path.parent))
     old, new = _flat(record["settings"]), _flat(settings)
     changes = [(name, old.get(name, "unset"), new.get(name, "unset")) for name in sorted(old | new)]
     if message := "; ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in changes if was != now):
@@ -66,7 +65,7 @@ def save_best(folder: Path, weights: dict[str, Any]) -> None:
 
 
 def best_weights(folder: Path) -> dict[str, Any]:
-    """The state dict that `save_best` wrote last; KitError if it cannot be read."""
+    """The state dict that `save_best` wrote last; Damaged if it cannot be read."""
     return _load(folder / "best.ckpt")
 
 
@@ -91,7 +90,7 @@ def clear(folder: Path) -> None:
 
 
 def final_weights(folder: Path) -> dict[str, Any]:
-    """The state dict of a finished fit; KitError if it cannot be read."""
+    """The state dict of a finished fit; Damaged if it cannot be read."""
     return _load(folder / "finished.ckpt")
 
 
@@ -104,12 +103,19 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        if not zipfile.is_zipfile(path):  # torch would take it for another format, with errors of all kinds
-            raise OSError("not a whole file")
+    """Read what `_save` wrote; torch itself does not compare the checksums that its zip files hold."""
+    if not path.is_file():
+        raise Damaged(f"{storage.place(path)}: expected a checkpoint; there is no such file: {mend(path.parent)}")
+    with storage.reading(path, "a whole checkpoint", mend(path.parent)):
+        with zipfile.ZipFile(path) as file:
+            if flipped := file.testzip():
+                raise zipfile.BadZipFile(flipped)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise KitError(f"{path} cannot be read ({error})") from error
+
+
+def mend(folder: Path) -> str:
+    """What to do about a damaged file of a fit."""
+    return f"delete {paths.relative(folder)} and run the same command again, which trains that part anew"
 
 
 def _portable(value: Any, name: str = "") -> Any:

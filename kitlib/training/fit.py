@@ -24,7 +24,7 @@ import pytorch_lightning as pl
 import torch
 
 from kitlib.core import storage
-from kitlib.core.errors import KitError
+from kitlib.core.errors import Damaged, KitError
 from kitlib.data.loader import Batches
 from kitlib.training import checkpoints
 from kitlib.training.resume_callback import ResumeCallback, Stopped
@@ -35,6 +35,16 @@ log = logging.getLogger(__name__)
 
 OWN_NAMES = ("epoch", "step", "lr", "seconds", "loss")  # columns that every history has
 LIGHTNING = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}  # its names of number types
+
+
+def _saved_history(folder: Path) -> pd.DataFrame:
+    """The history of a finished fit; it decides nothing, so that an unreadable one is only reported."""
+    try:
+        with storage.reading(folder / "history.csv"):
+            return pd.read_csv(folder / "history.csv")
+    except (Damaged, FileNotFoundError):
+        log.warning("%s: the training history cannot be read", storage.place(folder / "history.csv"))
+        return pd.DataFrame(columns=OWN_NAMES)
 
 
 def total_steps(n_rows: int, batch_size: int, accumulate: int, epochs: int, devices: int = 1) -> int:
@@ -147,7 +157,8 @@ def fit(
     if "finished" in record:
         module.load_state_dict(checkpoints.final_weights(folder), strict=module.strict_loading)
         checkpoints.clear(folder)  # where the fit was killed at its very end
-        return Fitted(True, **record["finished"], history=pd.read_csv(folder / "history.csv"))
+        with storage.reading(folder / "fit.json", mend=checkpoints.mend(folder)):
+            return Fitted(True, **record["finished"], history=_saved_history(folder))
 
     deadline = math.inf if max_hours is None else time.monotonic() + max_hours * 3600
     callback = ResumeCallback(folder, batches, checkpoint_steps, seed, deadline, monitor, patience)

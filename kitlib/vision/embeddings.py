@@ -4,14 +4,17 @@
     embedded.features           # (N, V, D) float16, mapped from the disk
 
 The name of the cache folder is a checksum of all inputs: weights, preprocessing, split, pictures, number type, mirror.
-Unfinished work is in `<key>.partial`, and is resumed after an interruption.
+Unfinished work is in `<key>.partial`, and is resumed after an interruption. Both hold a checksum of the features, which
+is compared when they are opened; damaged ones are made anew.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ import torch
 from tqdm.auto import tqdm
 
 from kitlib.core import storage
-from kitlib.core.errors import KitError
+from kitlib.core.errors import Damaged, KitError
 from kitlib.data.pictures import Pack
 from kitlib.vision import augment
 from kitlib.vision import device as vision_device
@@ -77,12 +80,13 @@ def embed(
         for mirrored in (False, True)[: 1 + mirror]
     ]
     features = [np.load(folder / "features.npy", mmap_mode="r") for folder in folders]
+    meta = storage.read_json(folders[0] / "meta.json", needed=("pictures_per_second",))
     return Embeddings(
         features=features[0],
         mirrored=features[1] if mirror else None,
         sample_id=pack.sample_id,
         key=folders[0].name,
-        pictures_per_second=json.loads((folders[0] / "meta.json").read_text())["pictures_per_second"],
+        pictures_per_second=meta["pictures_per_second"],
     )
 
 
@@ -95,14 +99,37 @@ def _compute(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Path:
-    """Compute the features with the inputs `made_by`, unless they are cached; return their folder."""
+    """Compute the features with the inputs `made_by`, unless they are cached; return their folder.
+
+    Of several processes that need the same features one computes them, and the others wait.
+    """
     folder = out_dir / storage.digest(json.dumps(made_by, sort_keys=True))
-    if (folder / "meta.json").is_file():
-        return folder
+    shape = (*pack.offsets.shape[:2], encoder.dim)
+    with storage.lock(out_dir / f".{folder.name}.lock"):
+        if folder.is_dir():
+            if _is_whole(folder, shape):
+                return folder
+            log.warning("the features in %s are damaged, or of an earlier kit: they are made anew", folder.name)
+            shutil.rmtree(folder)
+        _fill(pack, encoder, folder, made_by, shape, batch_size, device, dtype)
+    return folder
+
+
+def _fill(
+    pack: Pack,
+    encoder: Encoder,
+    folder: Path,
+    made_by: dict[str, Any],
+    shape: tuple[int, int, int],
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Compute the features of `shape` in <folder>.partial, then rename it to `folder`."""
     partial = folder.with_suffix(".partial")
-    n_places, n_views = pack.offsets.shape[:2]
-    features, progress = _open(partial, (n_places, n_views, encoder.dim))
-    done, seconds = progress["places"], progress["seconds"]
+    n_places, n_views, _ = shape
+    features, progress = _open(partial, shape)
+    done, seconds, checksum = progress["places"], progress["seconds"], progress["checksum"]
     what = f"{pack.split}{' mirrored' if made_by['mirrored'] else ''}"
     todo = (n_places - done) * n_views
     log.info(
@@ -117,10 +144,11 @@ def _compute(
     with tqdm(total=n_places * n_views, initial=done * n_views, desc=f"embedding {what}", unit=" pictures") as bar:
         for rows, batch in ViewBatches(pack, np.arange(done, n_places), batch_size, size):
             views = augment.mirror(batch) if made_by["mirrored"] else batch
-            features[rows] = _features(encoder, views.to(device), dtype, pack.sample_id[rows])
+            features[rows] = batch_features = _features(encoder, views.to(device), dtype, pack.sample_id[rows])
+            checksum = zlib.crc32(batch_features.data, checksum)
             bar.update(len(rows) * n_views)
             now = time.perf_counter()
-            progress = {"places": int(rows[-1]) + 1, "seconds": seconds + now - began}
+            progress = {"places": int(rows[-1]) + 1, "seconds": seconds + now - began, "checksum": checksum}
             if now - saved > SAVE_SECONDS:
                 features.flush()
                 storage.write_json(partial / "progress.json", progress)
@@ -133,23 +161,50 @@ def _compute(
     features.flush()
     rate = n_places * n_views / max(progress["seconds"], 1e-9)
     meta = made_by | {"encoder": encoder.name, "shape": features.shape, "gflop_per_picture": encoder.gflop}
+    meta["checksum"] = checksum
     storage.write_json(partial / "meta.json", meta | {"seconds": progress["seconds"], "pictures_per_second": rate})
     (partial / "progress.json").unlink(missing_ok=True)
     partial.rename(folder)
     log.info(f"embedded {what}: {rate:.1f} pictures/s")
-    return folder
 
 
-def _open(partial: Path, shape: tuple[int, int, int]) -> tuple[np.memmap, dict[str, float]]:
-    """Open the features array and the progress of unfinished work, or make new ones."""
+def _open(partial: Path, shape: tuple[int, int, int]) -> tuple[np.memmap, dict[str, Any]]:
+    """Open the features array and the progress of unfinished work, or make new ones.
+
+    Raises OSError if the disk has no room for all features.
+    """
     file = partial / "features.npy"
     try:
-        progress = json.loads((partial / "progress.json").read_text())
-        features = np.lib.format.open_memmap(file, mode="r+")
-    except (OSError, ValueError):
-        partial.mkdir(parents=True, exist_ok=True)
-        return np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape), {"places": 0, "seconds": 0.0}
-    return features, progress
+        progress = storage.read_json(partial / "progress.json", needed=("places", "seconds", "checksum"))
+        with storage.reading(file):
+            features = np.lib.format.open_memmap(file, mode="r+")
+            if features.shape == shape and _checksum(features[: progress["places"]]) == progress["checksum"]:
+                return features, progress
+    except (Damaged, FileNotFoundError):
+        pass
+    partial.mkdir(parents=True, exist_ok=True)
+    features = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+    storage.reserve(file, file.stat().st_size)
+    return features, {"places": 0, "seconds": 0.0, "checksum": 0}
+
+
+def _is_whole(folder: Path, shape: tuple[int, int, int]) -> bool:
+    """Whether the features in `folder` are as they were written."""
+    try:
+        meta = storage.read_json(folder / "meta.json", needed=("checksum", "pictures_per_second"))
+        with storage.reading(folder / "features.npy"):
+            features = np.load(folder / "features.npy", mmap_mode="r")
+            return features.shape == shape and _checksum(features) == meta["checksum"]
+    except (Damaged, FileNotFoundError):
+        return False
+
+
+def _checksum(features: np.ndarray) -> int:
+    """CRC-32 of features (N, V, D), part by part: they may be larger than the memory."""
+    checksum = 0
+    for start in range(0, len(features), 1024):
+        checksum = zlib.crc32(features[start : start + 1024].data, checksum)
+    return checksum
 
 
 def _features(encoder: Encoder, batch: torch.Tensor, dtype: torch.dtype, sample_id: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -12,8 +13,10 @@ from safetensors.torch import safe_open, save_file
 from torch import nn
 
 from kitlib.core import storage
-from kitlib.core.errors import KitError
+from kitlib.core.errors import Damaged, KitError
 from kitlib.vision import lora
+
+MEND = "delete the folder that it lies in and train that fold again"
 
 if TYPE_CHECKING:
     from kitlib.vision.encoders import Encoder
@@ -21,9 +24,11 @@ if TYPE_CHECKING:
 
 def write(path: str | Path, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None = None) -> None:
     """Write tensors by name, with settings of plain values, to one file, atomically."""
-    metadata = {"settings": json.dumps(settings)} if settings else None
+    metadata = {"settings": json.dumps(settings)} if settings else {}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata["checksum"] = _checksum(tensors, metadata)
     with storage.atomic_write(path) as beside:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=metadata)
+        save_file(tensors, beside, metadata=metadata)
 
 
 def read_file(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -46,9 +51,24 @@ def read_file(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
 
 
 def read(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read tensors and settings ({} if none) of a file by `write`. Raises KitError if it cannot be read."""
+    """Read tensors and settings ({} if none) of a file by `write`.
+
+    Raises KitError if it cannot be read, Damaged if it is not as it was written; an earlier kit's has no checksum.
+    """
     tensors, metadata = read_file(path)
-    return tensors, json.loads(metadata.get("settings", "{}"))
+    if (checksum := metadata.get("checksum")) and checksum != _checksum(tensors, metadata):
+        raise Damaged(f"{storage.place(path)}: expected the weights as they were written; got others: {MEND}")
+    with storage.reading(path, "weights with their settings", MEND):
+        return tensors, json.loads(metadata.get("settings", "{}"))
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """A checksum of tensors by name, and of the settings."""
+    checksum = zlib.crc32(metadata.get("settings", "").encode())
+    for name, tensor in sorted(tensors.items()):
+        checksum = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
+        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
+    return f"{checksum:08x}"
 
 
 def misfit(

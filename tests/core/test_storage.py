@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -57,6 +58,76 @@ def test_a_lock_is_refused_while_held_and_free_after_a_kill(tmp_path):
     process.join()
     with storage.lock(tmp_path / "deep" / ".lock", "busy"):
         pass
+    assert not list((tmp_path / "deep").iterdir())
+
+
+def _count(path, number, times):
+    for _ in range(times):
+        with storage.lock(path):
+            number.write_text(str(int(number.read_text()) + 1))
+
+
+def test_only_one_process_at_a_time_holds_a_lock(tmp_path):
+    number = tmp_path / "number"
+    number.write_text("0")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_count, args=(tmp_path / ".lock", number, 200)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert number.read_text() == "600" and [path.name for path in tmp_path.iterdir()] == ["number"]
+
+
+def test_a_sealed_folder_is_refused_when_any_of_its_files_differs(tmp_path):
+    (tmp_path / "model" / "deep").mkdir(parents=True)
+    for name in ("a.bin", "deep/b.bin"):
+        (tmp_path / "model" / name).write_bytes(bytes(1000))
+        (tmp_path / "model" / name).chmod(0o600)
+    storage.check_seal(tmp_path / "model")  # an earlier kit's has no seal
+    storage.seal(tmp_path / "model")
+    storage.check_seal(tmp_path / "model")
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()} == {storage.MODE}
+    (tmp_path / "model/deep/b.bin").write_bytes(bytes(999) + b"x")
+    with pytest.raises(
+        Damaged, match=r"b\.bin in deep: expected the file as it was written; got another content: mend"
+    ):
+        storage.check_seal(tmp_path / "model", "mend")
+    (tmp_path / "model/deep/b.bin").unlink()
+    with pytest.raises(Damaged, match="got no such file"):
+        storage.check_seal(tmp_path / "model")
+
+
+def test_all_files_have_one_mode(tmp_path):
+    with storage.atomic_write(tmp_path / "a") as beside:
+        beside.touch(0o600)
+    storage.write_json(tmp_path / "b.json", {})
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~storage.UMASK}
+
+
+def test_space_that_is_reserved_is_there_or_an_error(tmp_path, monkeypatch):
+    (tmp_path / "a").touch()
+    storage.reserve(tmp_path / "a", 1_000_000)
+    assert (tmp_path / "a").stat().st_blocks * 512 >= 1_000_000
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left.*a'"):
+        storage.reserve(tmp_path / "a", 10)
+    assert not (tmp_path / "a").exists()
+
+
+def test_errors_of_reading_are_told_and_those_of_the_system_pass(tmp_path):
+    with (
+        pytest.raises(Damaged, match=r"a in .*: expected b; got TypeError: c"),
+        storage.reading(tmp_path / "a", "b", "c"),
+    ):
+        raise TypeError
+    for error in (KitError("mine"), PermissionError(errno.EACCES, "x")):
+        with pytest.raises(type(error)), storage.reading(tmp_path / "a"):
+            raise error
 
 
 def test_what_the_system_refuses_is_one_sentence():

@@ -137,6 +137,26 @@ def test_saved_once_and_a_changed_file_is_refused(home, monkeypatch):
     assert folds.folds_checksum(read) == checksum
 
 
+@pytest.mark.parametrize("content", [b"", b"\x80", b'{"n_folds": 5, "blo', b"[]", b"null", b"{}", None])
+def test_settings_of_folds_that_cannot_be_read_are_made_anew_if_the_folds_are_those(home, monkeypatch, content, caplog):
+    read = spread()
+    with_hashes(monkeypatch, np.arange(1, 601, dtype=np.uint64)[:, None])
+    first = folds.load_or_make(read)
+    csv, meta = read.derived / "folds.csv", read.derived / "folds.json"
+    whole = meta.read_bytes()
+
+    def spoil():
+        meta.unlink() if content is None else meta.write_bytes(content)
+
+    spoil()
+    pd.testing.assert_frame_equal(folds.load_or_make(read), first)
+    assert meta.read_bytes() == whole and "folds.json is made anew" in caplog.text
+    spoil()
+    csv.write_text(csv.read_text().replace("\n3,1,", "\n3,2,", 1))
+    with pytest.raises(KitError, match=r"folds\.csv: expected the folds that .*; got others: delete data/derived/"):
+        folds.load_or_make(read)
+
+
 def test_the_same_folds_whoever_asks_first(world):
     pack = pictures.pack(world, "train")
     pd.testing.assert_frame_equal(folds.load_or_make(world, 3), folds.make(world, pack.hashes, 3))

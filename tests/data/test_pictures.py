@@ -13,7 +13,7 @@ from picture_helper import encoded, scene
 from PIL import Image, ImageFilter
 
 from kitlib.core import paths
-from kitlib.core.errors import KitError
+from kitlib.core.errors import Damaged, KitError
 from kitlib.data import picture_checks, pictures, readers
 
 
@@ -145,6 +145,48 @@ def test_cached_until_a_picture_changes(folder, monkeypatch):
     assert changed.checksum != first.checksum and changed.read(3, 1) == touched.read_bytes()
     changed.blob.write_bytes(changed.blob.read_bytes()[:-5])
     assert pictures.pack(read, "train").read(11, 3) == image(folder, 11, "west").read_bytes()
+
+
+def spoil(pack: pictures.Pack, i: int, v: int) -> None:
+    """Change a byte in the middle of a packed picture."""
+    start, length = pack.offsets[i, v]
+    with pack.blob.open("r+b") as file:
+        file.seek(start + length // 2)
+        byte = file.read(1)[0]
+        file.seek(start + length // 2)
+        file.write(bytes([byte ^ 255]))
+
+
+def test_a_packed_picture_that_is_damaged_is_read_again_from_its_file(folder, caplog):
+    image(folder, 3, "north").write_bytes(encoded(scene(80)))  # of another size: stored as it was converted
+    read = readers.read(folder)
+    pack = pictures.pack(read, "train")
+    whole, shown = pack.blob.read_bytes(), pack.decode(np.arange(12))
+    for place in ((7, 2), (3, 0)):
+        spoil(pack, *place)
+    assert np.array_equal(pictures.pack(read, "train").decode(np.arange(12)), shown)
+    assert caplog.text.count("it is read again from its file") == 2 and "picture of 7 south is damaged" in caplog.text
+    assert pack.blob.read_bytes() == whole
+    spoil(pack, 7, 2)
+    image(folder, 7, "south").write_bytes(encoded(scene(64, 99)))
+    with pytest.raises(
+        Damaged, match=r"train\.bin in pictures: the picture of 7 south is damaged, and its file is not"
+    ):
+        pack.decode(np.array([7]))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])
+def test_a_damaged_table_of_a_pack_is_made_anew(folder, damage, caplog):
+    read = readers.read(folder)
+    pack = pictures.pack(read, "train")
+    table = pack.blob.with_suffix(".npz")
+    whole = table.read_bytes()
+    at = whole.index(pack.content[5, 1].tobytes())
+    flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    table.write_bytes({"cut": whole[:-50], "flipped": flipped, "empty": b"", "other": b"[]"}[damage])
+    again = pictures.pack(read, "train")
+    assert again.checksum == pack.checksum and table.read_bytes() == whole
+    assert "train.npz in pictures; it is made anew" in caplog.text
 
 
 def test_a_killed_pass_goes_on_where_it_was(folder, monkeypatch):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from data_helper import competition
+from picture_helper import scene
 
-from kitlib.core.errors import KitError
+from kitlib.core import storage
+from kitlib.core.errors import Damaged, KitError
 from kitlib.core.settings import Settings
 from kitlib.data import readers
 from kitlib.evaluation import baselines, crossval, guesses, metrics, runs
@@ -48,6 +51,7 @@ class Session(crossval.Session[Config]):
         if fold == self.options.get("stop_before"):
             raise Unfinished
         self.fitted.append(fold)
+        storage.write_json(self.folder(fold) / "choice.json", {"k": 5})
 
     def guess(self, fold, split, rows=None):
         """The commonest states of the other folds."""
@@ -139,6 +143,151 @@ def test_another_config_is_refused_and_overwriting_starts_anew(places):
         train(places, config=replace(Config(), share=0.75))
     run = train(places, config=replace(Config(), share=0.75), only_folds="0", overwrite=True)
     assert run.settings["share"] == 0.75 and run.settings["resolved"] == 1 and Session.fitted == [0, 0]
+
+
+def test_other_pictures_under_the_same_names_are_other_data(places):
+    train(places, "whole")
+    train(places, "half", stop_before=1)
+    for path in (places.folder / "train_images").iterdir():
+        scene(8, seed=int(path.name[4:10])).save(path)
+    for name in ("whole", "half"):
+        with pytest.raises(KitError, match=f"run {name} was started with other settings or data .*train pictures was"):
+            train(places, name)
+    with pytest.raises(KitError, match="train pictures was"):
+        Session.train_fold("half", 1)
+    assert Session.fitted == [0, 1, 2, 0]
+    assert len(Session.predict("whole", places)) == 3  # only asked about the pictures there are
+
+
+def test_a_run_of_an_earlier_kit_that_recorded_no_pictures_is_still_asked(places):
+    run = train(places)
+    test = run.guesses("test")
+    params = run.params
+    params["data"] = {name: value for name, value in params["data"].items() if "pictures" not in name}
+    storage.write_json(run.dir / "params.json", params)
+    for path in run.checkpoints.glob("*/fold.json"):
+        path.unlink()
+    assert np.array_equal(Session.predict("run", places).state_probs, test.state_probs)
+    with pytest.raises(KitError, match="train pictures was None"):
+        train(places)
+
+
+def spoil(run, damage: str) -> None:
+    """Damage a finished run."""
+    one, two = crossval.folder(run, 0), crossval.folder(run, 1)
+    if damage == "swapped test":
+        (one / "test.npz").rename(one / "x")
+        (two / "test.npz").rename(one / "test.npz")
+        (one / "x").rename(two / "test.npz")
+    elif damage == "another fold's oof":
+        shutil.copy(two / "oof.npz", one / "oof.npz")
+    elif damage == "empty oof":
+        (one / "oof.npz").write_bytes(b"")
+    elif damage == "no test":
+        (one / "test.npz").unlink()
+    elif damage == "other choice":
+        (one / "choice.json").write_text('{"k": 6}')
+    elif damage == "fold.json":
+        (one / "fold.json").write_bytes(b"[]")
+    else:
+        (run.dir / damage).write_bytes(b"\x80")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["swapped test", "another fold's oof", "empty oof", "no test", "other choice", "fold.json",
+     "oof.npz", "test.npz", "metrics.json"],
+)  # fmt: skip
+def test_damaged_results_are_refused_when_read_and_made_anew_by_training(places, damage, caplog):
+    run = train(places)
+    results = {name: (run.dir / name).read_bytes() for name in ("oof.npz", "test.npz")}
+    spoil(run, damage)
+    of_a_fold = not damage.startswith(("oof", "test", "metrics"))
+    with pytest.raises(Damaged, match=r"(in fold_[01]|in run).*: "):
+        if of_a_fold:
+            Session.predict("run", places)
+        else:
+            _ = run.metrics if damage == "metrics.json" else run.guesses(damage.partition(".")[0])
+    again = train(places)
+    assert {name: (run.dir / name).read_bytes() for name in results} == results and again.metrics["oof"]["n"] == 24
+    assert ("completed anew" in caplog.text) == of_a_fold
+
+
+def test_guesses_of_other_places_are_no_fold_of_this_run(places):
+    run = train(places)
+    one, two = crossval.folder(run, 0), crossval.folder(run, 1)
+    shutil.copy(two / "oof.npz", one / "oof.npz")
+    (one / "fold.json").unlink()  # as an earlier kit left it
+    with pytest.raises(Damaged, match=r"oof\.npz in fold_0: expected the 8 held-out places of fold 0; got 8 others"):
+        train(places)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80", b"[]", b"null", b"{}", b'{"settings": null, "data": {}, "started": ""}']
+)
+def test_settings_that_cannot_be_read_are_refused_and_can_be_overwritten(places, content):
+    run = train(places, stop_before=1)
+    (run.dir / "params.json").write_bytes(content)
+    with pytest.raises(Damaged, match=r"params\.json in run: expected .*start run run over"):
+        train(places)
+    assert train(places, overwrite=True).finished
+    (run.dir / "params.json").unlink()
+    with pytest.raises(Damaged, match=r"run run has checkpoints but no params\.json"):
+        train(places)
+
+
+def test_a_run_that_another_process_trains_is_refused_also_to_overwrite_it(places):
+    with runs.lock("run"):
+        for options in ({}, {"overwrite": True}):
+            with pytest.raises(KitError, match="run run is being trained by another process"):
+                train(places, **options)
+        assert train(places, "other").finished
+        with pytest.raises(KitError, match="run other was"):
+            train(places, "other", config=Config(share=0.1))
+    assert train(places).finished
+
+
+def test_what_needs_no_pictures_is_checked_before_these_are_packed(places, monkeypatch):
+    train(places, "begun", stop_before=0)
+    monkeypatch.setattr(crossval.pictures, "pack", None)  # not called
+    for name, options, message in (
+        ("a b", {}, "run name: expected"),
+        ("new", {"only_folds": [3]}, "folds: expected"),
+        ("new", {"config": Config(share=0.25)}, "share: expected"),
+        ("begun", {"config": Config(share=0.75)}, "share was 0.5, now 0.75"),
+    ):
+        with pytest.raises(KitError, match=message):
+            train(places, name, **options)
+    assert runs.list_runs() == ["begun"]
+
+
+def test_a_run_without_any_usable_picture_does_not_begin(places):
+    for path in (places.folder / "train_images").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(KitError, match=r"no training place has a usable picture .*damaged picture, e\.g\. 0 north"):
+        train(places)
+    assert runs.list_runs() == []
+
+
+def test_a_run_that_is_refused_before_it_saved_anything_is_removed(places, monkeypatch):
+    def refuse(self, fold):
+        raise KitError("no such layer")
+
+    with monkeypatch.context() as patch, pytest.raises(KitError, match="no such layer"):
+        patch.setattr(Session, "fit_fold", refuse)
+        train(places)
+    assert runs.list_runs() == []
+    train(places, config=Config(share=0.75), stop_before=1)
+    with monkeypatch.context() as patch, pytest.raises(KitError, match="no such layer"):
+        patch.setattr(Session, "fit_fold", refuse)
+        train(places, config=Config(share=0.75))
+    assert runs.open_run("run").settings["share"] == 0.75
+
+
+def test_no_fold_is_trained_that_the_run_does_not_have(places):
+    train(places, stop_before=0)
+    with pytest.raises(KitError, match="folds: expected numbers from 0 to 2; got 99"):
+        Session.train_fold("run", 99)
 
 
 def test_hours_are_counted_over_all_folds(places):

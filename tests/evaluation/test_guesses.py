@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kitlib import geo
-from kitlib.core.errors import KitError
+from kitlib.core import storage
+from kitlib.core.errors import Damaged, KitError
 from kitlib.evaluation import guesses
 from kitlib.evaluation.guesses import Guesses
 
@@ -81,10 +82,23 @@ def test_saved_and_loaded_guesses_are_equal(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["oof.npz"]
 
 
-def test_a_file_that_is_not_guesses_is_refused(tmp_path):
-    (tmp_path / "oof.npz").write_bytes(b"nothing")
-    with pytest.raises(KitError, match=r"oof\.npz .* is not a guesses file"):
-        Guesses.load(tmp_path / "oof.npz")
+@pytest.mark.parametrize("damage", ["garbage", "empty", "cut", "flipped", "another", "bad"])
+def test_a_file_that_is_not_guesses_is_refused(tmp_path, damage):
+    file = tmp_path / "oof.npz"
+    make().save(file)
+    whole = file.read_bytes()
+    middle = whole.index(np.float32(make().weights[0, 0]).tobytes())
+    if damage == "another":
+        storage.write_npz(file, {"a": np.zeros(2)})
+    elif damage == "bad":
+        storage.write_npz(file, vars(make()) | {"answered": np.zeros(9)})
+    else:
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        file.write_bytes({"garbage": b"nothing", "empty": b"", "cut": whole[:-30], "flipped": flipped}[damage])
+    with pytest.raises(Damaged, match=r"oof\.npz in .*delete it and run"):
+        Guesses.load(file)
+    with pytest.raises(KitError, match=r"none\.npz in .*: expected guesses; there is no such file"):
+        Guesses.load(tmp_path / "none.npz")
 
 
 def test_stacked_folds_may_differ_in_points_and_states():

@@ -188,6 +188,31 @@ def test_what_is_left_out_of_the_key_is_there():
     assert missing == []
 
 
+def damaged_records():
+    good = dict.fromkeys(runner.RECORD_TEXTS, "") | {"parameters": {}, "made_from": {}, "files": {}}
+    good["headline"] = {"label": "", "value": "", "wrote": []}
+    yield from (
+        b"",
+        b"\x80",
+        b'{"steps": [',
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"steps": null}',
+        b'{"steps": 3}',
+        b'{"steps": [3]}',
+    )
+    for name in good:  # as by another version of the kit
+        yield json.dumps({"steps": [{key: value for key, value in good.items() if key != name}]}).encode()
+    yield json.dumps({"steps": [good | {"headline": {"label": "", "value": "", "wrote": None}}]}).encode()
+
+
+@pytest.mark.parametrize("content", damaged_records())
+def test_a_record_of_any_content_means_that_the_steps_run_anew(tmp_path, content, caplog):
+    (tmp_path / "plan.json").write_bytes(content)
+    assert runner._read_state(tmp_path) == {} and "all steps run" in caplog.text
+
+
 def test_two_runs_of_a_plan_at_once_are_refused(plan, home):
     with runner._locked(paths.run_dir("demo")), pytest.raises(KitError, match="being run by another process"):
         runner.run_plan(plan)
@@ -198,6 +223,12 @@ def test_the_key_follows_the_data_and_the_files_named_in_values(home):
     data = home / "data/raw/some"
     (data / "pictures").mkdir(parents=True)
     (data / "table.csv").write_text("a\n1\n")
+    (home / "elsewhere").mkdir()
+    (home / "elsewhere/far.jpg").write_text("")
+    (data / "linked").symlink_to(home / "elsewhere")
+    (home / "elsewhere/back").symlink_to(data)
+    (data / "nowhere").symlink_to(home / "nowhere")
+    os.mkfifo(data / "pipe.csv")
     weights = home / "weights.safetensors"
     weights.write_text("1")
     cell = f'DATA: str = "some"  # data\nENCODER: str = "timm:tiny@{weights}"  # encoder'
@@ -207,6 +238,9 @@ def test_the_key_follows_the_data_and_the_files_named_in_values(home):
     for change in (
         lambda: (data / "table.csv").write_text("a\n2\n"),
         lambda: (data / "pictures/new.jpg").write_text(""),
+        lambda: (data / "pictures/new.jpg").write_text("in place, of another size"),
+        lambda: os.utime(data / "pictures/new.jpg", ns=(1, 1)),
+        lambda: (home / "elsewhere/far.jpg").write_text("behind a link"),
         lambda: weights.write_text("2"),
     ):
         assert runner._data_signatures(steps) == seen[-1]

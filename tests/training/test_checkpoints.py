@@ -9,7 +9,7 @@ from pathlib import Path
 import fitting_helper as helper
 import pytest
 
-from kitlib.core.errors import KitError
+from kitlib.core.errors import Damaged, KitError
 from kitlib.training import fit
 
 
@@ -24,12 +24,15 @@ def test_other_settings_are_refused(tmp_path):
         helper.fit(tmp_path, seed=1, config={"rate": 0.05, "fusion": {"kind": "average", "heads": (1, 2)}})
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "hole"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "hole", "flipped"])
 def test_damaged_checkpoint_falls_back(tmp_path, damage, caplog):
     crash(tmp_path, at=(1, 4))
     newer = max(tmp_path.glob("step-*.ckpt"))
     whole_file = newer.read_bytes()
-    newer.write_bytes({"cut": whole_file[:-1000], "empty": b"", "garbage": os.urandom(5000), "hole": b""}[damage])
+    middle = len(whole_file) // 2
+    flipped = whole_file[:middle] + bytes([whole_file[middle] ^ 1]) + whole_file[middle + 1 :]
+    contents = {"cut": whole_file[:-1000], "empty": b"", "garbage": os.urandom(5000), "hole": b"", "flipped": flipped}
+    newer.write_bytes(contents[damage])
     if damage == "hole":  # the end is there, the middle never reached the disk
         newer.write_bytes(whole_file[:1000] + bytes(len(whole_file) - 3000) + whole_file[-2000:])
     module, fitted = helper.fit(tmp_path, checkpoint_steps=4)
@@ -44,6 +47,36 @@ def test_no_readable_checkpoint_is_refused(tmp_path):
         path.write_bytes(b"")
     with pytest.raises(KitError, match="none of 2 checkpoints"):
         helper.fit(tmp_path, checkpoint_steps=4)
+
+
+def test_any_flipped_bit_of_final_weights_is_noticed(tmp_path):
+    module, _ = helper.fit(tmp_path, epochs=1)
+    path = tmp_path / "finished.ckpt"
+    whole = path.read_bytes()
+    for weight in module.state_dict().values():
+        at = whole.index(weight.numpy().tobytes())
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(
+            Damaged, match=r"finished\.ckpt in .*: expected a whole checkpoint; .*: delete .* run the same"
+        ):
+            helper.fit(tmp_path, epochs=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b'{"settings": {"con', b"[]", b"null", b"{}"])
+def test_a_record_that_cannot_be_read_is_refused(tmp_path, content):
+    helper.fit(tmp_path, epochs=1)
+    (tmp_path / "fit.json").write_bytes(content)
+    with pytest.raises(Damaged, match=r"fit\.json in .*: delete"):
+        helper.fit(tmp_path, epochs=1)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x80\x81"])
+def test_a_history_that_cannot_be_read_is_only_told(tmp_path, content, caplog):
+    module, _ = helper.fit(tmp_path, epochs=1)
+    (tmp_path / "history.csv").unlink() if content is None else (tmp_path / "history.csv").write_bytes(content)
+    again, fitted = helper.fit(tmp_path, epochs=1)
+    assert helper.weights(again) == helper.weights(module) and fitted.history.empty
+    assert "the training history cannot be read" in caplog.text
 
 
 def crash(folder: Path, at: tuple[int, int]) -> None:

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
+import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,7 +64,7 @@ def test_features_are_the_encoders_own_and_made_once(tiny, tmp_path, dtype):
     assert np.allclose(made.features, exact, atol=close, rtol=close)
     again = embeddings.embed(pack, tiny, tmp_path, device=CPU, dtype=dtype)
     assert pack.decoded == 10 and again.key == made.key and np.array_equal(again.features, made.features)
-    assert {path.name for path in tmp_path.rglob("*")} == {made.key, "features.npy", "meta.json"}
+    assert {path.name for path in tmp_path.rglob("[!.]*")} == {made.key, "features.npy", "meta.json"}
 
 
 def test_mirrored_features_swap_east_and_west(tiny, tmp_path):
@@ -96,7 +101,7 @@ def test_a_killed_run_goes_on_where_it_was_with_the_same_result(tiny, tmp_path):
     pack.breaks_at = 7
     with pytest.raises(KeyboardInterrupt):
         embeddings.embed(pack, tiny, tmp_path / "killed", batch_size=3, device=CPU)
-    assert [path.suffix for path in (tmp_path / "killed").iterdir()] == [".partial"]
+    assert [path.suffix for path in (tmp_path / "killed").glob("[!.]*")] == [".partial"]
     pack.breaks_at, pack.decoded = 99, 0
     resumed = embeddings.embed(pack, tiny, tmp_path / "killed", batch_size=3, device=CPU)
     assert 4 <= pack.decoded <= 7  # two batches of three were finished, one of them perhaps not yet recorded
@@ -104,16 +109,83 @@ def test_a_killed_run_goes_on_where_it_was_with_the_same_result(tiny, tmp_path):
 
 
 @pytest.mark.usefixtures("eager")
-def test_unfinished_work_that_cannot_be_read_is_done_again(tiny, tmp_path):
+@pytest.mark.parametrize("damage", ["features.npy", "progress.json", "flipped"])
+def test_unfinished_work_that_is_damaged_is_done_again(tiny, tmp_path, damage):
     pack = ArrayPack()
     pack.breaks_at = 7
     with pytest.raises(KeyboardInterrupt):
         embeddings.embed(pack, tiny, tmp_path, batch_size=3, device=CPU)
-    (partial,) = tmp_path.iterdir()
-    (partial / "features.npy").write_bytes(b"cut short")
-    pack.breaks_at = 99
+    (partial,) = tmp_path.glob("*.partial")
+    if damage == "flipped":
+        flip(partial / "features.npy")
+    else:
+        (partial / damage).write_bytes(b"[]")
+    pack.breaks_at, pack.decoded = 99, 0
     made = embeddings.embed(pack, tiny, tmp_path, batch_size=3, device=CPU)
+    assert pack.decoded == 10
     assert np.allclose(made.features, expected(tiny, preprocess.to_tensor(pack.pictures)), atol=2e-2, rtol=2e-2)
+
+
+def flip(file: Path) -> None:
+    """Change a bit of a byte behind the header of an .npy file."""
+    with file.open("r+b") as opened:
+        opened.seek(200)
+        byte = opened.read(1)[0]
+        opened.seek(200)
+        opened.write(bytes([byte ^ 4]))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "rows", "old", "meta"])
+def test_features_that_are_not_as_they_were_written_are_made_anew(tiny, tmp_path, damage, caplog):
+    made = embeddings.embed(pack := ArrayPack(), tiny, tmp_path, device=CPU)
+    whole, folder = made.features.copy(), tmp_path / made.key
+    file, meta = folder / "features.npy", folder / "meta.json"
+    if damage == "flipped":
+        flip(file)
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "rows":
+        np.save(file, whole[::-1])
+    elif damage == "old":  # as an earlier kit wrote them
+        meta.write_text(json.dumps({k: v for k, v in json.loads(meta.read_text()).items() if k != "checksum"}))
+    else:
+        meta.write_bytes(b"\x80")
+    again = embeddings.embed(pack, tiny, tmp_path, device=CPU)
+    assert np.array_equal(again.features, whole) and pack.decoded == 20
+    assert caplog.text.count("they are made anew") == 1
+    embeddings.embed(pack, tiny, tmp_path, device=CPU)
+    assert pack.decoded == 20
+
+
+def test_a_full_disk_is_an_error_before_the_first_feature_is_written(tiny, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pack = ArrayPack()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"No space .*features\.npy"):
+        patch.setattr(os, "posix_fallocate", full)
+        embeddings.embed(pack, tiny, tmp_path, device=CPU)
+    assert pack.decoded == 0
+    embeddings.embed(pack, tiny, tmp_path, device=CPU)
+    assert pack.decoded == 10
+
+
+def test_a_second_process_waits_for_the_features_and_uses_them(tiny, tmp_path, monkeypatch):
+    packs, begun = [ArrayPack(), ArrayPack()], threading.Event()
+    decode = packs[0].decode
+
+    def slowly(rows, size=None):
+        begun.set()
+        time.sleep(0.3)
+        return decode(rows, size)
+
+    packs[0].decode = slowly
+    first = threading.Thread(target=embeddings.embed, args=(packs[0], tiny, tmp_path), kwargs={"device": CPU})
+    first.start()
+    assert begun.wait(20)
+    embeddings.embed(packs[1], encoders.load("tiny", image_size=24), tmp_path, device=CPU)
+    first.join()
+    assert packs[0].decoded == 10 and packs[1].decoded == 0
 
 
 def test_features_that_are_not_finite_name_the_place(tiny, tmp_path):

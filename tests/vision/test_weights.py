@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from kitlib.core.errors import KitError
+from safetensors.torch import save_file
+
+from kitlib.core.errors import Damaged, KitError
 from kitlib.models.multiview.heads import Classes, Heads
 from kitlib.models.retrieval.gps_network import GpsMatch
 from kitlib.models.retrieval.metric_learning import Projection
@@ -67,6 +69,24 @@ def test_other_files_are_refused(tmp_path, kind):
         MAKE[other]().save(path)
         with pytest.raises(KitError, match=f"a.safetensors does not fit: expected .* by {kind.__name__}.save"):
             kind.load(path)
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_any_flipped_bit_of_the_weights_is_noticed(tmp_path, kind):
+    path = tmp_path / "a.safetensors"
+    MAKE[kind]().save(path)
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for at in np.random.default_rng(0).integers(header, len(whole), 20):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(Damaged, match=r"a\.safetensors in .*: expected the weights as they were written; .*delete"):
+            kind.load(path)
+
+
+def test_weights_of_an_earlier_kit_have_no_checksum_and_are_read(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors", metadata={"settings": '{"b": 1}'})
+    tensors, settings = weights.read(tmp_path / "a.safetensors")
+    assert tensors["a"].tolist() == [1, 1] and settings == {"b": 1}
 
 
 @torch.no_grad()

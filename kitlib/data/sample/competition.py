@@ -23,8 +23,8 @@ import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
-from kitlib.core import paths
-from kitlib.core.errors import KitError
+from kitlib.core import paths, storage
+from kitlib.core.errors import Damaged, KitError
 from kitlib.data.places import DRAWN
 from kitlib.data.readers import VIEWS
 from kitlib.data.sample import scenery
@@ -69,8 +69,11 @@ def draw(folder: str | Path, n_train: int = 1000, n_test: int = 250, size: int =
         raise KitError(f"size: expected an even number of pixels from 32 to 512; got {size}")
     known = folder / "sample.json"
     if known.is_file():
-        if json.loads(known.read_text()) == settings:
-            return folder
+        try:
+            if storage.read_json(known) == settings:
+                return folder
+        except Damaged as error:
+            log.warning("%s; the sample is drawn anew", str(error).partition(": expected")[0])
     elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise KitError(f"{folder} holds something other than a drawn sample: give an empty or a new folder")
 

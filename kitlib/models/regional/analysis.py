@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from kitlib import geo
+from kitlib.core import storage
 from kitlib.evaluation import crossval
 from kitlib.evaluation.runs import Run
 from kitlib.geo import projection
@@ -15,8 +16,11 @@ from kitlib.models.regional.regions import Regions
 
 def held_out(run: Run) -> pd.DataFrame:
     """A row for each held-out place: truth, prediction by the regressor of its true region, and error in km."""
-    files = [crossval.folder(run, fold) / "held_out.parquet" for fold in crossval.done_folds(run)]
-    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    parts = []
+    for fold in crossval.done_folds(run):
+        with storage.reading(file := crossval.folder(run, fold) / "held_out.parquet"):
+            parts.append(pd.read_parquet(file))
+    return pd.concat(parts, ignore_index=True)
 
 
 def local_km(table: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -82,4 +82,6 @@ class RidgeHeads:
     @classmethod
     def load(cls, path: Path) -> RidgeHeads:
         """Read what `save` wrote."""
-        return cls(**storage.read_npz(path))
+        arrays = storage.read_npz(path)
+        with storage.reading(path):
+            return cls(**arrays)

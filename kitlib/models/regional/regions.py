@@ -80,7 +80,9 @@ class Regions:
     @classmethod
     def load(cls, path: Path) -> Regions:
         """Read what `save` wrote."""
-        return cls(**storage.read_npz(path))
+        arrays = storage.read_npz(path)
+        with storage.reading(path):
+            return cls(**arrays)
 
 
 def n_clusters_of(scheme: str) -> int:

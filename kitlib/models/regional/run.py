@@ -93,7 +93,8 @@ def _router_checksum(router: str, folds_column: str, places: Places) -> dict[str
     if router in ("known", "logistic"):
         return {}
     run = runs.open_run(router)
-    same = crossval.data_checksums(places, folds_column).items() <= run.params["data"].items()
+    n_folds = run.settings.get("n_folds", 5)
+    same = crossval.data_checksums(places, folds_column, n_folds).items() <= run.params["data"].items()
     if not run.finished or not same or run.settings.get("folds_column", "stratified") != folds_column:
         raise KitError(
             f"router: expected a finished run on the same places in the same folds ({folds_column}), whose guesses "
@@ -146,12 +147,12 @@ class Session(EncoderSession[Config]):
         only = _names(options.get("only_regions"))
         if only and not config.finetune:
             raise KitError("only_regions: expected none with finetune=False, which fits all regions at once")
-        checksums = _router_checksum(config.router, folds_column, places)
         regions = Regions.make(places, np.flatnonzero(clean(config, places).kept), config.regions, config.seed)
         own = [*regions.names[regions.count >= config.min_places], POOLED]  # a fold may have fewer
         if unknown := sorted(set(only) - set(own)):
             raise KitError(f"only_regions: expected some of {', '.join(own)}; got {', '.join(unknown)}")
-        return super().check(config, places, folds_column, todo, recorded) | checksums
+        super().check(config, places, folds_column, todo, recorded)
+        return _router_checksum(config.router, folds_column, places)
 
     @property
     def spawns(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from kitlib.core import storage
 from kitlib.data.places import Places
 from kitlib.evaluation import crossval
 from kitlib.evaluation.runs import Run
@@ -18,8 +19,11 @@ from kitlib.models.retrieval.run import Session
 
 def choices(run: Run) -> pd.DataFrame:
     """The calibration scores of each finished fold: fold, k, temperature, final, mean_km, median_km."""
-    files = {fold: crossval.folder(run, fold) / "choice.csv" for fold in crossval.done_folds(run)}
-    return pd.concat([pd.read_csv(file).assign(fold=fold) for fold, file in files.items()], ignore_index=True)
+    parts = []
+    for fold in crossval.done_folds(run):
+        with storage.reading(file := crossval.folder(run, fold) / "choice.csv"):
+            parts.append(pd.read_csv(file).assign(fold=fold))
+    return pd.concat(parts, ignore_index=True)
 
 
 def before_and_after(run: Run, places: Places, fold: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -9,7 +9,6 @@ is known, so it has the states of the training places around it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,7 +54,9 @@ class Retriever:
     @classmethod
     def load(cls, folder: Path, method: str, by: str) -> Retriever:
         """Read what `save` wrote."""
-        vote = Vote(**json.loads((folder / "vote.json").read_text()))
+        values = storage.read_json(folder / "vote.json")
+        with storage.reading(folder / "vote.json"):
+            vote = Vote(**values)
         return cls(embedders.load(folder, method, by), *Entries.load(folder / "gallery.npz"), vote)
 
 

@@ -57,9 +57,10 @@ class Entries:
     @classmethod
     def load(cls, path: Path) -> tuple[Entries, np.ndarray]:
         """Read the entries and their embeddings that `save` wrote."""
-        arrays = storage.read_npz(path)
+        arrays = storage.read_npz(path, ("embeddings",))
         embeddings = arrays.pop("embeddings")
-        return cls(**arrays), embeddings
+        with storage.reading(path):
+            return cls(**arrays), embeddings
 
 
 @dataclass(frozen=True)

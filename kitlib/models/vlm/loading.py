@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from kitlib.core import paths
+from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, one_line
 from kitlib.models.vlm import tiny_model
 
@@ -188,6 +188,7 @@ def save(model: Any, processor: Any, folder: Path) -> None:
         else:
             model.save_pretrained(new, selected_adapters=["default"])  # "ref" is the initial adapter of a KL term
         remove_local_paths(new)
+        storage.seal(new)
         shutil.rmtree(folder / kind, ignore_errors=True)
         new.rename(folder / kind)
 
@@ -226,6 +227,7 @@ def reload(
     path = saved(folder)
     if path is None:
         raise KitError(f"{paths.relative(folder)} holds no trained model yet: train it to the end first")
+    storage.check_seal(path, f"delete {paths.relative(folder)} and train that fold again")
     if path.name == "model":
         return _published(str(path), torch.float32)
     from peft import PeftModel
@@ -251,6 +253,7 @@ def merge(name: str, folder: Path, out: Path) -> Path:
         model.save_pretrained(Path(beside) / "merged")
         processor.save_pretrained(Path(beside) / "merged")
         remove_local_paths(Path(beside) / "merged")
+        storage.seal(Path(beside) / "merged")
         (Path(beside) / "merged").rename(out)
     return out
 

@@ -7,6 +7,7 @@ atomically, with every reply as text; the dialogues are replayed from the replie
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,10 +18,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kitlib.core import storage
+from kitlib.core.errors import Damaged
 from kitlib.evaluation.crossval import Unfinished
 from kitlib.models.vlm.conversation.dialogue import Dialogue
 from kitlib.models.vlm.conversation.tasks import Task
 from kitlib.models.vlm.dataset import Cases
+
+log = logging.getLogger(__name__)
 
 PLACES = 64  # of a part: a few minutes' work of a real model
 
@@ -55,12 +59,13 @@ def cached(
         for number, start in enumerate(range(0, len(cases), PLACES)):
             part = cases.slice(start, start + PLACES)
             path = folder / f"{key}-{number:05d}.json"
-            if not path.is_file():
-                _write(path, generate(part, number))
+            known = _read(path, part, task)
+            if known is None:
+                _write(path, known := generate(part, number))
                 last = start + PLACES >= len(cases)
                 if time.monotonic() > deadline and not last:
                     raise Unfinished
-            parts.append(_read(path, part, task))
+            parts.append(known)
             bar.update(len(part))
     scores = [part.log_likelihood for part in parts if part.log_likelihood is not None]
     return Generations([row for part in parts for row in part.dialogues], np.concatenate(scores) if scores else None)
@@ -69,11 +74,21 @@ def cached(
 def _write(path: Path, generations: Generations) -> None:
     scores = None if generations.log_likelihood is None else generations.log_likelihood.tolist()
     replies = [[dialogue.replies for dialogue in row] for row in generations.dialogues]
-    storage.write_json(path, {"replies": replies, "log_likelihood": scores}, indent=None)
+    part = {"replies": replies, "log_likelihood": scores}
+    storage.write_json(path, part | {"checksum": storage.digest(json.dumps(part))}, indent=None)
 
 
-def _read(path: Path, cases: Cases, task: Task) -> Generations:
-    part = json.loads(path.read_text())
+def _read(path: Path, cases: Cases, task: Task) -> Generations | None:
+    """The replies of a part; None if it does not exist or is not as it was written."""
+    try:
+        part = storage.read_json(path, needed=("replies", "log_likelihood", "checksum"))
+    except FileNotFoundError:
+        return None
+    except Damaged:
+        part = {}
+    if part.pop("checksum", "") != storage.digest(json.dumps(part)):
+        log.warning("%s is damaged, or of an earlier kit: its replies are generated anew", storage.place(path))
+        return None
     dialogues = [[_replayed(cases, i, task, replies) for replies in rows] for i, rows in enumerate(part["replies"])]
     scores = part["log_likelihood"]
     return Generations(dialogues, None if scores is None else np.array(scores))

@@ -190,7 +190,7 @@ class Session(TorchSession[Config]):
 
     def choice(self, fold: int) -> dict[str, Any]:
         """The chosen source of a fold's state probabilities, and the score of each."""
-        return json.loads((self.folder(fold) / "choice.json").read_text())
+        return storage.read_json(self.folder(fold) / "choice.json", needed=("chosen", "state_scores"))
 
     def _evaluate(
         self, fold: int, step: int, cases: Cases, generations: Generations, recorder: Recorder
@@ -270,7 +270,7 @@ class Session(TorchSession[Config]):
 
 def _starting_run(config: Config, places: Places, folds_column: str, todo: Sequence[int]) -> str:
     """A checksum of the run to start from. Raises KitError for an unsuitable run, or one trained on held-out places."""
-    name, data = config.start_from, crossval.data_checksums(places, folds_column)
+    name = config.start_from
     earlier = runs.open_run(name)
     settings, done = earlier.settings, crossval.done_folds(earlier)
     if settings["family"] != "vlm" or not done:
@@ -278,7 +278,8 @@ def _starting_run(config: Config, places: Places, folds_column: str, todo: Seque
     for key in ("model", "lora_rank", "lora_attention_only"):
         if settings[key] != (own := crossval.portable(config)[key]):
             raise KitError(f"{key}: expected {settings[key]!r} as in {name!r}; got {own!r}")
-    if earlier.params["data"]["places"] == data["places"]:
+    if earlier.params["data"]["places"] == places.checksum:
+        data = crossval.data_checksums(places, folds_column, settings["n_folds"])
         if settings["folds_column"] != folds_column or earlier.params["data"].get("folds") != data["folds"]:
             raise KitError(f"start_from={name!r} was trained on other folds, on places that are held out here")
         if missing := sorted(set(todo) - set(done)):

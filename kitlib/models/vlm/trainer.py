@@ -7,7 +7,6 @@ checkpoint, with the same data, sampling and tau as an uninterrupted training.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -25,7 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from kitlib.core import storage
-from kitlib.core.errors import KitError
+from kitlib.core.errors import Damaged, KitError
 from kitlib.models.vlm import dataset, loading
 from kitlib.models.vlm.conversation.prompts import assistant
 from kitlib.models.vlm.conversation.recorder import Recorder, Row
@@ -74,13 +73,14 @@ def is_done(folder: Path) -> bool:
 
 
 def newest(folder: Path) -> str | None:
-    """The newest complete checkpoint, None without one; incomplete ones of a killed process are deleted."""
+    """The newest whole checkpoint, None without one; damaged ones, and incomplete ones of a kill, are deleted."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
         try:
-            json.loads((path / "trainer_state.json").read_text())  # written last
+            storage.read_json(path / "trainer_state.json")  # the trainer's last file
+            storage.check_seal(path)
             return str(path)
-        except (OSError, ValueError):
-            log.warning("%s is incomplete, perhaps after a kill; using the checkpoint before it", path.name)
+        except (OSError, Damaged) as error:
+            log.warning("%s is incomplete or damaged (%s); using the checkpoint before it", path.name, error)
             shutil.rmtree(path, ignore_errors=True)  # several processes delete at once
     return None
 
@@ -155,8 +155,11 @@ class TimeLimit(TrainerCallback):
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """With every checkpoint."""
+        """With every checkpoint, when all processes have written their parts of it."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
         if state.is_world_process_zero:
+            storage.seal(self.folder / f"checkpoint-{state.global_step}")
             write_history(self.folder, state.log_history)
             loading.remove_local_paths(self.folder / f"checkpoint-{state.global_step}")
 

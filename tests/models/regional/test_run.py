@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import time
 
 import joblib
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 
@@ -241,6 +243,39 @@ def test_a_router_that_was_trained_anew_makes_another_run(routed, world):
             regional.train(config, world, "chained", **options)
     finally:
         routed.save_guesses("oof", guesses)
+
+
+def processes_of(run: str) -> set[int]:
+    """The processes that train a run, and the one that started them."""
+    found = set()
+    for process in psutil.process_iter(["cmdline", "status"]):
+        line = process.info["cmdline"] or []
+        if "train-fold" in line and run in line and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.add(process.pid)
+    return found
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_launcher_that_is_killed(cities):
+    name = "killed-launcher"
+    code = (
+        "from kitlib.data import readers; from kitlib.models import regional\n"
+        "config = regional.Config(encoder='tiny', epochs=100000, batch=8, router='known', min_places=8, patience=0)\n"
+        f"places = readers.read({str(cities.folder)!r})\n"
+        f"regional.train(config, places, {name!r}, folds_column='given', only_regions=['1'], devices=2)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as launcher:
+        deadline = time.monotonic() + 90
+        while len(processes_of(name)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        started = processes_of(name)
+        launcher.kill()
+        launcher.wait()
+    assert len(started) == 3
+    deadline = time.monotonic() + 40
+    while processes_of(name) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not processes_of(name)
 
 
 @pytest.mark.slow

@@ -21,11 +21,11 @@ pytest.importorskip("trl")
 import toy
 
 from kitlib import __main__ as cli
-from kitlib.core import paths
-from kitlib.core.errors import KitError
+from kitlib.core import paths, storage
+from kitlib.core.errors import Damaged, KitError
 from kitlib.data import pictures, readers
 from kitlib.evaluation import crossval, metrics, runs
-from kitlib.models.vlm import dataset, guessing, loading, reply_cache, tiny_model
+from kitlib.models.vlm import dataset, guessing, loading, reply_cache, tiny_model, trainer
 from kitlib.models.vlm import run as vlm
 from kitlib.models.vlm.config import Config
 from kitlib.models.vlm.conversation import prompts, rollouts
@@ -331,6 +331,28 @@ def test_groups_are_centred_tau_follows_the_steps_and_constant_groups_are_counte
     assert all((grpo.dir / "rollouts/pictures" / name).is_file() for names in train["pictures"] for name in names)
 
 
+def flip(file):
+    """Change a bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def test_damaged_weights_are_refused_and_damaged_replies_generated_anew(grpo, data, tmp_path, caplog):
+    whole, fold = grpo.guesses("test"), crossval.folder(grpo, 0)
+    for part in (fold / "said").glob("test-*.json"):
+        saved = part.read_bytes()
+        part.write_bytes(saved.replace(b'"replies": [[["', b'"replies": [[["x', 1))
+        assert np.array_equal(vlm.predict("grpo", data).points, whole.points) and part.read_bytes() == saved
+    assert "its replies are generated anew" in caplog.text
+    shutil.copytree(fold / "model", tmp_path / "model")
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == {storage.MODE}
+    flip(tmp_path / "model/model.safetensors")
+    with pytest.raises(Damaged, match=r"model\.safetensors in model: expected the file as it was written.*delete"):
+        loading.reload("tiny", tmp_path, torch.float32)
+
+
 def test_reinforcement_learning_goes_on_to_the_same_weights_and_tau(grpo, data):
     for _ in range(4):
         run = vlm.train(GRPO, data, "grpo-parts", max_hours=1e-9)
@@ -349,6 +371,9 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(data):
     assert sorted(path.name for path in inner.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
     assert not [*run.dir.rglob("README.md"), *run.dir.rglob("training_args.bin")]
     assert not [path for path in run.dir.rglob("*.json") if str(paths.home()) in path.read_text()]
+    flip(inner / "checkpoint-2/model.safetensors")
+    assert trainer.newest(inner) == str(inner / "checkpoint-1")
+    assert sorted(path.name for path in inner.glob("checkpoint-*")) == ["checkpoint-1"]
 
 
 @pytest.mark.parametrize("environment", ["telescoping", "hierarchical", "geohash"])
