@@ -81,9 +81,11 @@ def fetch(source: Any, split: str = "train", name: str = "", limit: int | None =
         raise KitError("name: expected the folder below data/raw, as a loaded dataset has no name; got none")
     folder = paths.raw_dir() / name
     note, journal, table = folder / "source.json", folder / "rows.jsonl", folder / "metadata.csv"
-    origin = {"source": str(source) if named else name, "split": split}
+    origin = {"source": paths.portable("source", str(source)) if named else name, "split": split}
+    if named and Path(source).is_dir():  # which its name alone does not tell from another
+        origin["folder"] = storage.digest(str(Path(source).resolve()))
     known = json.loads(note.read_text()) if note.exists() else {**origin, "complete": False}
-    if {key: known[key] for key in origin} != origin:
+    if {key: known.get(key) for key in origin} != origin:
         raise KitError(
             f"{paths.relative(folder)} holds {known['source']} ({known['split']}), not {origin['source']} ({split}): "
             "choose another name"
