@@ -83,10 +83,12 @@ def fetch(source: Any, split: str = "train", name: str = "", limit: int | None =
     paths.file_name(name, "name of the folder below data/raw")
     folder = paths.raw_dir() / name
     note, journal, table = folder / "source.json", folder / "rows.jsonl", folder / "metadata.csv"
-    origin = {"source": str(source) if named else name, "split": split}
+    origin = {"source": paths.portable("source", str(source)) if named else name, "split": split}
+    if named and Path(source).is_dir():  # which its name alone does not tell from another
+        origin["folder"] = storage.digest(str(Path(source).resolve()))
     fresh = {**origin, "complete": False}
-    known = storage.read_json(note, needed=tuple(fresh)) if note.exists() else fresh
-    if {key: known[key] for key in origin} != origin:
+    known = storage.read_json(note, needed=("source", "split", "complete")) if note.exists() else fresh
+    if {key: known.get(key) for key in origin} != origin:
         raise KitError(
             f"{paths.relative(folder)} holds {known['source']} ({known['split']}), not {origin['source']} ({split}): "
             "choose another name"

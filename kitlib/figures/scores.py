@@ -88,7 +88,14 @@ def cumulative_error(km: Mapping[str, ArrayLike], title: str = "", note: str = "
         axes.plot(level, share_within, "o", color=PALETTE[0], ms=5)
         axes.annotate(f"{share_within:.0%}", (level, share_within), (-6, 5), textcoords="offset points", ha="right",
                       color=PALETTE[0], fontsize=9)  # fmt: skip
-    axes.set(xscale="log", xlim=(0.4, 12_000), ylim=(0, 1.02), xlabel="error of the guess (km)", ylabel="places within")
+    farthest = max(float(np.max(errors)) for errors in km.values())
+    axes.set(
+        xscale="log",
+        xlim=(0.4, 12_000 if farthest < 12_000 else 20_100),
+        ylim=(0, 1.02),
+        xlabel="error of the guess (km)",
+        ylabel="places within",
+    )
     plain_numbers(axes.xaxis)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="upper left")

@@ -57,6 +57,11 @@ def test_a_local_parquet_folder_is_streamed_once(home, tmp_path, monkeypatch):
     assert len(read.rows("train")) == 7
     monkeypatch.setattr(datasets, "load_dataset", None)
     assert readers.read_hugging_face(tmp_path / "hub", "train", "mine").key == read.key
+    assert "hub" in (read.folder / "source.json").read_text()
+    assert tmp_path.name not in (read.folder / "source.json").read_text()
+    (tmp_path / "other/hub").mkdir(parents=True)
+    with pytest.raises(KitError, match=r"holds .*hub \(train\), not .*hub \(train\): choose another name"):
+        readers.read_hugging_face(tmp_path / "other/hub", "train", "mine")
     with pytest.raises(KitError, match=r"holds .*hub \(train\), not .*hub \(test\): choose another name"):
         readers.read_hugging_face(tmp_path / "hub", "test", "mine")
 

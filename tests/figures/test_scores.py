@@ -45,6 +45,7 @@ def test_error_charts_draw_and_say_their_numbers():
     figure = scores.cumulative_error({"mine": km, "theirs": km * 2}, note=NOTE)
     assert "mine (median 390 km)" in texts(figure)
     assert "50%" in texts(figure)  # three of six within 200 km
+    assert figure.axes[0].get_xlim()[1] > 18_000  # on the other side of the globe
     png(figure)
     assert "2 places a bar" in texts(scores.by_nearest(km, km < 200, km, bins=3))
     png(scores.state_errors(NAMES, RNG.random(8), RNG.uniform(1, 900, 8), np.arange(1, 9), note=NOTE))

@@ -59,6 +59,18 @@ def ran(home):
     return tuple(len((home / name).read_text()) if (home / name).exists() else 0 for name in ("first", "second"))
 
 
+def test_parameters_are_recorded_without_folders_and_the_same_file_is_the_same(plan, home, tmp_path_factory):
+    folders = [tmp_path_factory.mktemp("confidential") for _ in range(2)]
+    for folder in folders:
+        (folder / "m.pth").touch()
+    made = []
+    for folder in folders:
+        _, _, steps = plans.check(plan, {"MOOD": f"timm:x@{folder}/m.pth"})
+        assert runner._blank_record(steps[1])["parameters"] == {"MOOD": "timm:x@m.pth"}
+        made.append(runner._made_from(steps)["01_second"]["a parameter"])
+    assert made[0] == made[1]
+
+
 def test_runs_then_skips_what_is_unchanged(plan, home, capfd, caplog):
     caplog.set_level("INFO", "kitlib")
     report = runner.run_plan(plan, {"N": "5"})
