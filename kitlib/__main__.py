@@ -272,7 +272,10 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        if (text := sentence(error)) is None:
+        text = sentence(error)
+        if isinstance(error, FileNotFoundError) and not paths.home().exists():  # below /proc, for example
+            text = f"KITLIB_HOME: expected a folder that exists or can be made; got {shown(str(paths.home()))}"
+        if text is None:
             raise
         typer.echo(f"error: {text}", err=True)
         sys.exit(2)
