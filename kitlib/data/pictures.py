@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -143,6 +144,8 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
     the list of files, a size or a modification time has changed; an interrupted pass resumes. Competition pictures are
     resized to the commonest size, those of other sources keep theirs.
     """
+    if split == "test" and places.queries is not None:
+        return pack(places.queries, split, out_dir)
     out_dir = out_dir or places.derived / "pictures"
     files, names = Files(places.folder), places.rows(split)[places.image_columns].to_numpy(str)  # (N, V)
     stamps = "\n".join(files.stamps(names.flat))
@@ -253,6 +256,14 @@ def _findings(places: Places, split: str, records: np.ndarray, found: list[tuple
     twins = far_twins(places.points(split), records["hash"])
     by_check["same picture at places far apart"] = [f"{ids[a]} and {ids[b]}" for a, b in twins]
     return [finding(c, f"{split} pictures", e, ACTIONS[c]) for c, e in by_check.items() if e]
+
+
+def thumbnail(data: bytes, height: int) -> bytes:
+    """A JPEG reduced to at most `height` pixels."""
+    with Image.open(io.BytesIO(data)) as image, io.BytesIO() as small:
+        image.thumbnail((8 * height, height))
+        image.convert("RGB").save(small, "JPEG", quality=80)
+        return small.getvalue()
 
 
 def _square(picture: np.ndarray, size: int) -> np.ndarray:
