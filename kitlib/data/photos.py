@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kitlib.core import paths
+from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, shorten
 from kitlib.data.files import Files
 from kitlib.data.places import Places, finding
@@ -67,6 +67,20 @@ def read(photos: str | Path, states: pd.DataFrame, views: Sequence[str]) -> Plac
             f"{root}: expected pictures ({kinds}), metadata.csv or sample_submission.csv; got {shorten(names)}"
         )
     return _places(root, _by_heading(pictures, views, folder), states, views)
+
+
+def examples(places: Places, n: int = 6) -> Path:
+    """A folder of photographs to try things on: the pictures of the first `n` test places, or else training places."""
+    split = "test" if len(places.rows("test")) else "train"
+    rows, files = places.rows(split).head(n), Files(places.folder)
+    folder = places.derived / "examples"
+    for row in rows.to_dict("records"):
+        for view in places.views:
+            if name := row[f"image_{view}"]:
+                ending = f"_{view}" if view in VIEWS else ""
+                with storage.atomic_write(folder / f"{row['sample_id']}{ending}{Path(name).suffix}") as beside:
+                    beside.write_bytes(files.read(name))
+    return folder
 
 
 def _by_heading(names: Sequence[str], views: Sequence[str], folder: str = "") -> pd.DataFrame:

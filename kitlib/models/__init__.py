@@ -8,6 +8,7 @@ from kitlib.core import lazy
 
 if TYPE_CHECKING:
     from kitlib.models import linear_probe as linear_probe
+    from kitlib.models import locate as locate
     from kitlib.models import multiview as multiview
     from kitlib.models import regional as regional
     from kitlib.models import retrieval as retrieval

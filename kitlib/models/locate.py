@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 FAMILIES = {"multiview", "retrieval", "regional", "vlm", "logistic"}
 TOP, NEAREST = 5, 3  # states, and known places, in the table
+MOST_SHOWN = 50  # rows in a notebook
 MOST_PICTURED = 300  # places on the page with their pictures; each takes some 30 kB
 SHARES = (0.5, 0.9)  # of the weight of a guess's points, within the radii of the table
 
@@ -74,6 +76,10 @@ class Answer:
             table["truth"], table["km"] = rows["state"].to_numpy(), error.round(1)
             table["true_latitude"], table["true_longitude"] = truth.T
         return table
+
+    def _repr_html_(self) -> str:
+        shown = [c for c in self.table if not c.startswith(("pictures", "known", "true_"))]
+        return self.table[shown].head(MOST_SHOWN).to_html(index=False, border=0, float_format="{:,.3g}".format)
 
     @property
     def score(self) -> metrics.Score | metrics.Report | None:
@@ -139,6 +145,36 @@ def ask(name: str, photographs: str | Path, data: str | Path = "") -> Answer:
         parts.append(ensemble.calibrated(guess, temperature[member]) if member in temperature else guess)
     blend = guesses.average(parts, list(members.values())) if len(parts) > 1 else parts[0]
     return Answer(name, asked, blend.at(queries.sample_id("test")))
+
+
+def upload(name: str, data: str | Path = "", folder: str | Path = "") -> Any:
+    """A button that takes pictures and shows the answer below it; for JupyterLab, where a kernel is running.
+
+    folder: where the pictures and the answers go, data/answers/uploads when empty.
+    """
+    import ipywidgets
+    from IPython.display import display
+
+    into = Path(folder) if folder else paths.home() / "data" / "answers" / "uploads"
+    button = ipywidgets.FileUpload(accept="image/*", multiple=True, description="Pictures")
+    shown = ipywidgets.Output()
+
+    def answer(change: Any) -> None:
+        shown.clear_output()
+        with shown:
+            batch = into / storage.digest(*(bytes(file["content"]) for file in change["new"]))
+            for file in change["new"]:
+                with storage.atomic_write(batch / Path(file["name"]).name) as beside:
+                    beside.write_bytes(file["content"])
+            try:
+                answered = ask(name, batch, data)
+                answered.save(batch / "answers")
+                display(answered)
+            except KitError as error:
+                display(str(error))
+
+    button.observe(answer, "value")
+    return ipywidgets.VBox([button, shown])
 
 
 def guesses_of(run: Run, places: Places) -> Guesses:
