@@ -10,8 +10,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := 0.13.8
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
-# What JupyterLab writes into a notebook about the Python that ran it.
-KEYS := $(addprefix metadata.language_info.,codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version)
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 # Bytecode that is not kept is compiled anew in every process, 20 s of it for torch, timm and transformers.
@@ -34,8 +32,11 @@ test: $(VENV)/.installed $(VENV)/.browser  ## check style and types, then run th
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
-lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab $(ARGS) notebooks
+lab: $(VENV)/.installed  ## open copies of the notebooks, in data/notebooks, in JupyterLab
+	@mkdir -p data/notebooks; for file in notebooks/*.ipynb; do \
+		[ -e data/$$file ] || cp $$file data/$$file; \
+	done
+	$(BIN)/jupyter lab $(ARGS) data/notebooks
 
 bench: $(VENV)/.installed  ## measure what the README's table of speeds says (benchmarks/vlm.py takes hours: by hand)
 	@set -e; for script in $(filter-out benchmarks/vlm.py benchmarks/toy.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
@@ -77,8 +78,4 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python $$reinstall -r requirements.lock; \
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .; \
 	rm $(VENV)/.unfinished
-	@# In a checkout outputs of notebooks never reach git: see CONTRIBUTING.md.
-	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1 && [ -e .git ]; then \
-		$(BIN)/nbstripout --install && git config filter.nbstripout.extrakeys "$(KEYS)"; \
-	fi
 	@touch $@
