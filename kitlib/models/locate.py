@@ -7,6 +7,7 @@ answer.save("answers")                                 # a table, a page, and a 
 
 from __future__ import annotations
 
+import html
 import importlib
 import logging
 from collections.abc import Sequence
@@ -78,7 +79,7 @@ class Answer:
         return table
 
     def _repr_html_(self) -> str:
-        shown = [c for c in self.table if not c.startswith(("pictures", "known", "true_"))]
+        shown = [c for c in self.table if not str(c).startswith(("pictures", "known", "true_"))]
         return self.table[shown].head(MOST_SHOWN).to_html(index=False, border=0, float_format="{:,.3g}".format)
 
     @property
@@ -153,25 +154,22 @@ def upload(name: str, data: str | Path = "", folder: str | Path = "") -> Any:
     folder: where the pictures and the answers go, data/answers/uploads when empty.
     """
     import ipywidgets
-    from IPython.display import display
 
     into = Path(folder) if folder else paths.home() / "data" / "answers" / "uploads"
     button = ipywidgets.FileUpload(accept="image/*", multiple=True, description="Pictures")
-    shown = ipywidgets.Output()
+    shown = ipywidgets.HTML()
 
     def answer(change: Any) -> None:
-        shown.clear_output()
-        with shown:
-            batch = into / storage.digest(*(bytes(file["content"]) for file in change["new"]))
-            for file in change["new"]:
-                with storage.atomic_write(batch / Path(file["name"]).name) as beside:
-                    beside.write_bytes(file["content"])
-            try:
-                answered = ask(name, batch, data)
-                answered.save(batch / "answers")
-                display(answered)
-            except KitError as error:
-                display(str(error))
+        batch = into / storage.digest(*(bytes(file["content"]) for file in change["new"]))
+        for file in change["new"]:
+            with storage.atomic_write(batch / Path(file["name"]).name) as beside:
+                beside.write_bytes(file["content"])
+        try:
+            answered = ask(name, batch, data)
+            answered.save(batch / "answers")
+            shown.value = answered._repr_html_()
+        except KitError as error:
+            shown.value = html.escape(str(error))
 
     button.observe(answer, "value")
     return ipywidgets.VBox([button, shown])

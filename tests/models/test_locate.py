@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -84,6 +85,18 @@ def test_photographs_with_truth_are_scored_and_names_are_text(trained, small_sam
     answer.save(tmp_path / "out")
     page = (tmp_path / "out/answers.html").read_text()
     assert hostile.replace("/", "_") not in page and "\\u003c_script\\u003e\\u003cb\\u003e{{7*7}}" in page
+
+
+def test_uploaded_pictures_are_answered_below_the_button(trained, small_sample, tmp_path):
+    button, shown = locate.upload("heads", small_sample, tmp_path).children
+    picture = next((trained / "test_images").iterdir()).read_bytes()
+    button.value = (
+        {"name": "../mine.jpg", "content": memoryview(picture), "type": "image/jpeg", "size": len(picture)},
+    )
+    assert "mine" in shown.value and "<table" in shown.value
+    assert [file.name for file in tmp_path.glob("*/*.jpg")] == ["mine.jpg"]
+    button.value = (file | {"name": "x.txt", "content": memoryview(b"<b>")},)
+    assert "expected pictures" in shown.value and "<b>" not in shown.value
 
 
 def test_radii_hold_the_share_of_the_weight():
