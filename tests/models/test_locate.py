@@ -90,9 +90,8 @@ def test_photographs_with_truth_are_scored_and_names_are_text(trained, small_sam
 def test_uploaded_pictures_are_answered_below_the_button(trained, small_sample, tmp_path):
     button, shown = locate.upload("heads", small_sample, tmp_path).children
     picture = next((trained / "test_images").iterdir()).read_bytes()
-    button.value = (
-        {"name": "../mine.jpg", "content": memoryview(picture), "type": "image/jpeg", "size": len(picture)},
-    )
+    file = {"type": "image/jpeg", "size": len(picture), "last_modified": datetime.now(UTC)}
+    button.value = (file | {"name": "../mine.jpg", "content": memoryview(picture)},)
     assert "mine" in shown.value and "<table" in shown.value
     assert [file.name for file in tmp_path.glob("*/*.jpg")] == ["mine.jpg"]
     button.value = (file | {"name": "x.txt", "content": memoryview(b"<b>")},)
