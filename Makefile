@@ -30,11 +30,13 @@ test: $(VENV)/.installed $(VENV)/.browser  ## check style and types, then run th
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/nbstripout --verify notebooks/*.ipynb
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
-lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab $(ARGS) notebooks
+lab: $(VENV)/.installed  ## open copies of the notebooks, in data/notebooks, in JupyterLab
+	@mkdir -p data/notebooks; for file in notebooks/*.ipynb; do \
+		[ -e data/$$file ] || cp $$file data/$$file; \
+	done
+	$(BIN)/jupyter lab $(ARGS) data/notebooks
 
 bench: $(VENV)/.installed  ## measure what the README's table of speeds says (benchmarks/vlm.py takes hours: by hand)
 	@set -e; for script in $(filter-out benchmarks/vlm.py benchmarks/toy.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done

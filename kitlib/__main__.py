@@ -189,6 +189,80 @@ def train_fold(
 
 
 @app.command()
+def locate(
+    run: Annotated[str, typer.Argument(help="A finished run, or a submission, whose blend then answers.")],
+    photos: Annotated[str, typer.Argument(help="A picture, a folder or .zip of pictures, or a folder with a table.")],
+    out: Annotated[Path, typer.Option(help="Where the answers go.")] = Path("answers"),
+    data: Annotated[str, typer.Option(help="Where the training data is, if not where the run says.")] = "",
+) -> None:
+    """Say where photographs were taken: a table, a page with maps, a submission where there is a template."""
+    from kitlib.models import locate as asking
+
+    with stoppable():
+        answer = asking.ask(run, photos, data)
+        written = answer.save(out)
+    if answer.score:
+        typer.echo(answer.score)
+    for path in written:
+        typer.echo(path)
+
+
+@app.command()
+def runs(
+    names: Annotated[list[str] | None, typer.Argument(help="Runs to list; all when left out.")] = None,
+) -> None:
+    """List the runs, the latest first: score with its interval, data, folds, date, what differs."""
+    from kitlib.evaluation import comparison
+
+    typer.echo(comparison.as_text(comparison.table(names or None)))
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A finished run.")],
+    b: Annotated[str, typer.Argument(help="Another one on the same places.")],
+    data: Annotated[str, typer.Option(help="Where the data is, if not where the run says.")] = "",
+) -> None:
+    """Compare two runs place by place: settings, difference of the score with its interval, gains by state."""
+    from kitlib.evaluation import comparison, crossval
+    from kitlib.evaluation.runs import open_run
+
+    typer.echo(comparison.compare(a, b, crossval.reload_places(open_run(a), data)))
+
+
+@app.command()
+def again(
+    run: Annotated[str, typer.Argument(help="The run to repeat.")],
+    name: Annotated[str, typer.Option(help="Of the repetition; RUN-again when left out.")] = "",
+    data: Annotated[str, typer.Option(help="Where the data is, if not where the run says.")] = "",
+    even_so: Annotated[bool, typer.Option("--even-so", help="Although code, libraries or data have changed.")] = False,
+    devices: Annotated[int, typer.Option(help="GPUs, or processes on a CPU.", min=1)] = 1,
+) -> None:
+    """Train a run anew from its params.json; refuse, with the difference, when code or data have changed."""
+    from kitlib.evaluation import comparison, crossval
+    from kitlib.evaluation.runs import open_run
+
+    earlier = open_run(run)
+    settings, places = earlier.settings, crossval.reload_places(earlier, data)
+    if (changed := comparison.changes_since(earlier, places)) and not even_so:
+        raise KitError(
+            f"{run} would not be repeated as it was ({'; '.join(changed)}): add --even-so to train all the same"
+        )
+    module = family_module(settings["family"])
+    with stoppable():
+        trained = module.train(
+            module.Config.from_run(settings),
+            places,
+            name or f"{run}-again",
+            folds_column=settings["folds_column"],
+            n_folds=settings["n_folds"],
+            only_folds=crossval.done_folds(earlier) or None,
+            devices=devices,
+        )
+    typer.echo(f"{trained.name}: {outcome(trained)}")
+
+
+@app.command()
 def merge(
     run: Annotated[str, typer.Argument(help="A run of the family vlm.")],
     out: Annotated[Path, typer.Argument(help="A new folder for the model.")],

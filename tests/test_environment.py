@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tomllib
-from importlib.metadata import distribution
+from importlib.metadata import distribution, packages_distributions
 
 import pytest
 import yaml
@@ -20,6 +22,9 @@ MAKEFILE = (CHECKOUT / "Makefile").read_text()
 NAMED = """torch torchvision timm transformers pytorch-lightning numpy pandas scikit-learn scipy matplotlib seaborn
     folium shapely jupyterlab jupyter ipywidgets papermill nbconvert pydantic pyyaml typer tqdm pyarrow peft datasets
     huggingface-hub safetensors simplejpeg pillow"""
+
+
+COME_WITH = {"tokenizers", "accelerate"}  # transformers' and trl's own
 
 
 def name_of(requirement: Requirement) -> str:
@@ -71,6 +76,20 @@ def test_the_named_packages_are_required_with_a_lower_bound():
     assert unbounded == []
 
 
+def test_every_package_that_is_imported_is_declared():
+    """What comes only with another package may go with it."""
+    extras = {Requirement(line).name for lines in PROJECT["optional-dependencies"].values() for line in lines}
+    declared = {name_of(requirement) for requirement in REQUIRED} | {re.sub(r"[-_.]+", "-", name) for name in extras}
+    installed = packages_distributions()
+    for file in paths.package_dir().rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            for name in {full.partition(".")[0] for full in names} - sys.stdlib_module_names - {"kitlib", "cycler"}:
+                made_by = {re.sub(r"[-_.]+", "-", one).lower() for one in installed.get(name, [name])}
+                assert made_by & (declared | COME_WITH), f"{file.name} imports {name}, which no requirement names"
+
+
 def test_the_releases_of_lightning_that_were_malware_are_excluded():
     [lightning] = [requirement for requirement in REQUIRED if name_of(requirement) == "pytorch-lightning"]
     assert not lightning.specifier.contains("2.6.2") and not lightning.specifier.contains("2.6.3")
@@ -86,7 +105,9 @@ def test_the_conda_environment_is_every_requirement_with_its_reason_at_the_locke
     assert "pip" in conda
     constraint, *named, kit = pip["pip"]
     assert (constraint, kit) == ("-c requirements.lock", "-e .")
-    assert sorted(name_of(Requirement(line)) for line in named) == sorted(map(name_of, REQUIRED))
+    assert sorted(name_of(Requirement(line)) for line in named) == sorted(
+        name_of(Requirement(line)) for line in PROJECT["dependencies"]
+    )
     listed = [line for line in text.splitlines() if line.lstrip().startswith("- ")]
     unexplained = [line for line in listed[1:] if "  # " not in line and "pip:" not in line]
     assert unexplained == [], "every line says who needs it"

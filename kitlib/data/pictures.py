@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -171,6 +172,8 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
     resized to the commonest size, those of other sources keep theirs. What is lost is logged.
     Raises KitError if no place for training has a usable picture.
     """
+    if split == "test" and places.queries is not None:
+        return pack(places.queries, split, out_dir)
     out_dir = out_dir or places.derived / "pictures"
     files, names = Files(places.folder), places.rows(split)[places.image_columns].to_numpy(str)  # (N, V)
     stamps = "\n".join(files.stamps(names.flat))
@@ -334,6 +337,14 @@ def _tell(packed: Pack) -> None:
 @cache
 def _log_once(line: str) -> None:
     log.warning("%s", line)
+
+
+def thumbnail(data: bytes, height: int) -> bytes:
+    """A JPEG reduced to at most `height` pixels."""
+    with Image.open(io.BytesIO(data)) as image, io.BytesIO() as small:
+        image.thumbnail((8 * height, height))
+        image.convert("RGB").save(small, "JPEG", quality=80)
+        return small.getvalue()
 
 
 def _square(picture: np.ndarray, size: int) -> np.ndarray:

@@ -50,6 +50,7 @@ class Places:
     template: pd.DataFrame | None = None
     integrity: list[dict] = field(default_factory=list)
     options: dict[str, str] = field(default_factory=dict)
+    queries: Places | None = None  # photographs (`data.photos`) that stand for the split "test"
 
     @property
     def image_columns(self) -> list[str]:
@@ -96,6 +97,8 @@ class Places:
         """The places of "train" or "test" in the order of their file, indexed from 0."""
         if split not in SPLITS:
             raise KitError(f"split: expected one of {', '.join(SPLITS)}; got {split!r}")
+        if split == "test" and self.queries is not None:
+            return self.queries.table
         return self.table[self.table["split"] == split].reset_index(drop=True)
 
     def points(self, split: str) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kitlib.core import lazy
 
 if TYPE_CHECKING:
+    from kitlib.evaluation import comparison as comparison
     from kitlib.evaluation import crossval as crossval
     from kitlib.evaluation import ensemble as ensemble
     from kitlib.evaluation import runs as runs
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kitlib.evaluation.metrics import score_arrays as score_arrays
     from kitlib.evaluation.metrics import score_guesses as score_guesses
     from kitlib.evaluation.metrics import score_members as score_members
+    from kitlib.evaluation.runs import best_on as best_on
     from kitlib.evaluation.runs import finished_on as finished_on
     from kitlib.evaluation.runs import open_run as open_run
     from kitlib.evaluation.submission import score_files as score_files

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -73,6 +73,7 @@ class Session(ABC, Generic[C]):
         self, run: Run, places: Places, devices: int = 1, max_hours: float | None = None, **options: Any
     ) -> None:
         self.run, self.places, self.devices, self.options = run, places, devices, options
+        self.ask: Callable[[str, Places], Guesses] = _cannot_ask
         self.config: C = self.config_type.from_run(run.settings)  # type: ignore[assignment]
         check_files(run, self.config)
         self.deadline = time.monotonic() + max_hours * 3600 if max_hours else math.inf
@@ -239,11 +240,18 @@ class Session(ABC, Generic[C]):
         return is_done(run, fold)
 
     @classmethod
-    def predict(cls, run_name: str, places: Places, split: str = "test") -> Guesses:
-        """The averaged guesses of the run's models for the places of `split`, by the settings of the run."""
+    def predict(
+        cls, run_name: str, places: Places, split: str = "test", ask: Callable[[str, Places], Guesses] | None = None
+    ) -> Guesses:
+        """The averaged guesses of the run's models for the places of `split`, by the settings of the run.
+
+        ask: answers for another run, such as a router, when the places have queries.
+        """
         session = cls.open(runs.open_run(run_name), places)
         for fold in done_folds(session.run):
             check_fold(session.run, fold)
+        if ask:
+            session.ask = ask
         return guesses.average([session.guess(fold, split) for fold in done_folds(session.run)])
 
     @classmethod
@@ -309,6 +317,10 @@ class Session(ABC, Generic[C]):
         result = {"oof": score.as_dict(), "folds": by_fold, "accuracy": accuracy}
         run.finish(result | {"unanswered": int(np.sum(~oof.answered))} | self.metrics())
         log.info("run %s, folds %s, out of fold: %s", run.name, finished, score)
+
+
+def _cannot_ask(run_name: str, places: Places) -> Guesses:
+    raise KitError(f"{run_name}: expected `models.locate` to ask this run about new places")
 
 
 def launched() -> bool:

@@ -101,6 +101,7 @@ def report(km: ArrayLike, radii_km: tuple[float, ...] = RADII_KM) -> Report:
 
 WEIGHTS = (1.00, 0.60, 0.40, 0.25, 0.15)
 STATE_SHARE, GPS_SHARE, ZERO_AT_KM = 0.70, 0.30, 5000.0
+Z = 1.96  # standard errors of a normal distribution that hold 95 %
 TRUTH = ["state_idx", "latitude", "longitude"]
 
 
@@ -167,8 +168,7 @@ def score_arrays(true_state: ArrayLike, true_points: ArrayLike, ranked_states: A
         raise KitError(f"points: expected shape ({n}, 2) of truth and guesses; got {sorted(shapes)}")
     km = geo.distance_km(geo.check_points(true_points, "truth"), geo.check_points(points, "guesses"))
     hit = ranked == true_state[:, None]
-    earned = np.where(hit.any(axis=1), np.asarray(WEIGHTS)[hit.argmax(axis=1)], 0.0)
-    state, gps = float(earned.mean()), max(0.0, 1 - float(km.mean()) / ZERO_AT_KM)
+    state, gps = float(_earned(hit).mean()), max(0.0, 1 - float(km.mean()) / ZERO_AT_KM)
     return Score(
         final=STATE_SHARE * state + GPS_SHARE * gps,
         state=state,
@@ -209,6 +209,22 @@ def score_guesses(guesses: Guesses, places: Places) -> Score:
     return score_arrays(truth[TRUTH[0]], truth[TRUTH[1:]], guesses.top_states(len(WEIGHTS)), guesses.point())
 
 
+def place_scores(guesses: Guesses, places: Places) -> np.ndarray:
+    """The part (N,) of the score that each guess earns; their mean is the score while the mean error is below 5000 km.
+
+    Raises KitError for a guess that belongs to no training place.
+    """
+    truth = _truth(guesses, places)
+    earned = _earned(guesses.top_states(len(WEIGHTS)) == truth["state_idx"].to_numpy()[:, None])
+    km = geo.distance_km(truth[TRUTH[1:]].to_numpy(), guesses.point())
+    return STATE_SHARE * earned + GPS_SHARE * (1 - km / ZERO_AT_KM)
+
+
+def _earned(hit: np.ndarray) -> np.ndarray:
+    """The state score (N,) of the ranks (N, 1 to 5) that are right."""
+    return np.where(hit.any(axis=1), np.asarray(WEIGHTS)[hit.argmax(axis=1)], 0.0)
+
+
 def _truth(guesses: Guesses, places: Places) -> pd.DataFrame:
     """The training places of guesses, in their order, with the row of each among all training places."""
     train = places.rows("train")
@@ -216,6 +232,25 @@ def _truth(guesses: Guesses, places: Places) -> pd.DataFrame:
     if (row < 0).any():
         raise KitError(f"guesses: expected sample_ids of training places; got {shorten(guesses.sample_id[row < 0])}")
     return train.iloc[row].reset_index(drop=True).assign(row=row)
+
+
+def half_width(values: ArrayLike, group: ArrayLike) -> float:
+    """Half of the 95 % interval of the mean of values (N,), whose members of one group (N,) are not independent.
+
+    The cluster-robust standard error of a mean (Cameron and Miller 2015), times 1.96; NaN for a single group.
+
+    >>> round(half_width([0.0, 1.0, 0.0, 1.0], [0, 1, 2, 3]), 3)
+    0.566
+    >>> round(half_width([0.0, 0.0, 1.0, 1.0], [0, 0, 1, 1]), 3)
+    0.98
+    """
+    values = np.asarray(values, float)
+    labels, member = np.unique(np.asarray(group), return_inverse=True)
+    if len(labels) < 2:
+        return float("nan")
+    sums = np.bincount(member, values - values.mean())
+    few = len(labels) / (len(labels) - 1)
+    return Z * float(np.sqrt(few * (sums**2).sum()) / len(values))
 
 
 def score_members(members: Mapping[str, Guesses], places: Places) -> dict[str, Score]:

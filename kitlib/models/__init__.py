@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from kitlib.core import lazy
 
 if TYPE_CHECKING:
+    from kitlib.models import explore as explore
     from kitlib.models import linear_probe as linear_probe
+    from kitlib.models import locate as locate
     from kitlib.models import multiview as multiview
     from kitlib.models import regional as regional
     from kitlib.models import retrieval as retrieval

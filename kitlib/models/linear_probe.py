@@ -18,6 +18,7 @@ from kitlib.core.errors import KitError
 from kitlib.data import folds, pictures
 from kitlib.data.places import SPLITS, Places
 from kitlib.evaluation import baselines, metrics, runs
+from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 
 if TYPE_CHECKING:  # torch takes seconds to import and is not needed to open a run
@@ -102,3 +103,14 @@ def logistic(
         run.finish({"oof": score.as_dict()})
         log.info("run %s, out of fold: %s", run.name, score)
     return run
+
+
+def predict(run_name: str, places: Places, split: str = "test") -> Guesses:
+    """Guesses of a logistic baseline for the test places, or the queries, by a fit to all training places."""
+    settings = runs.open_run(run_name).settings
+    embedded = embed(places, load_encoder(places, settings["encoder"], settings["image_size"]))
+    mean = {name: e.features.mean(axis=1, dtype=np.float32) for name, e in embedded.items()}
+    fold = folds.load_or_make(places, settings["n_folds"])[settings["folds_column"]].to_numpy()
+    test = baselines.logistic(places, mean["train"], fold, mean[split], settings["c"])[1]
+    assert test is not None
+    return test

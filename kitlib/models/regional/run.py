@@ -165,6 +165,8 @@ class Session(EncoderSession[Config]):
         name, states = self.config.router, self.places.states["state_idx"].to_numpy()
         if name == "known":
             return {}
+        if name != "logistic" and self.places.queries is not None:
+            return {"test": self.ask(name, self.places).on_states(states)}
         if name != "logistic":
             run = runs.open_run(name)
             files = {"train": run.dir / "oof.npz", "test": run.dir / "test.npz"}

@@ -90,7 +90,7 @@ def truths_of(places: Places, split: str, label: str = "region") -> list[Reply]:
 def _described(places: Places, sample_id: pd.Series) -> dict[str, pd.Series]:
     """The columns of a metadata.csv that name cities, regions and countries, in the order of `sample_id`."""
     files = Files(places.folder)
-    if "metadata.csv" not in files.names():
+    if places.queries is not None or "metadata.csv" not in files.names():
         return {}
     table, _ = files.read_csv("metadata.csv")
     key = table["sample_id"] if "sample_id" in table else pd.Series(np.arange(len(table)))

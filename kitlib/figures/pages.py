@@ -1,0 +1,66 @@
+"""Pages of HTML that hold all they need: one file, no network, data as JSON that a script shows as text."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kitlib.core import storage
+from kitlib.figures import atlas
+from kitlib.geo import outlines
+
+TEMPLATE = Path(__file__).parent / "answers.html"
+MOST_POINTS = 40  # of a place, the heaviest first
+
+
+def embedded(data: Any) -> str:
+    """Data as JSON that may stand in a script element: none of its texts can end it.
+
+    >>> embedded("</script>")
+    '"\\\\u003c/script\\\\u003e"'
+    """
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    return "".join(f"\\u{ord(c):04x}" if c in "<>&\u2028\u2029" else c for c in text)
+
+
+def save_answers(
+    path: Path,
+    title: str,
+    table: pd.DataFrame,
+    points: np.ndarray,
+    weights: np.ndarray,
+    pictures: Sequence[Sequence[bytes]],
+) -> None:
+    """Write a page of guesses: each place's pictures, its states, and its weighted points on a map.
+
+    table: a row a place, as of `models.locate`. points (N, K, 2), weights (N, K): of the guesses. pictures: JPEGs of
+    each place.
+    """
+    order = np.argsort(-weights, axis=1)[:, :MOST_POINTS]
+    points = np.take_along_axis(points, order[..., None], 1).round(3).tolist()
+    weights = np.take_along_axis(weights, order, 1).round(4).tolist()
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    shots = [[base64.b64encode(jpeg).decode() for jpeg in place] for place in pictures]
+    data = {
+        "title": title,
+        "places": [
+            {"row": row, "points": p, "weights": w, "pictures": s}
+            for row, p, w, s in zip(rows, points, weights, shots, strict=True)
+        ],
+        "land": [_rounded(ring) for part in outlines.land_shape().geoms for ring in (part.exterior.coords,)],
+        "states": [_rounded(ring[:, ::-1]) for rings in atlas.state_rings().values() for ring in rings],
+    }
+    text = TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", embedded(data))
+    with storage.atomic_write(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def _rounded(ring: Any) -> list[list[float]]:
+    """A ring [lon, lat] in hundredths of a degree."""
+    return np.asarray(ring).round(2).tolist()

@@ -1,0 +1,220 @@
+"""Where were these photographs taken? A finished run, or a submission's blend, asked about pictures it has never seen.
+
+answer = locate.ask("sample-multiview", "holiday")     # a folder, a picture, a .zip, or a folder with metadata.csv
+answer.table                                           # five states, point, radii, nearest known places
+answer.save("answers")                                 # a table, a page, and a submission where there is a template
+"""
+
+from __future__ import annotations
+
+import html
+import importlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kitlib import geo
+from kitlib.core import paths, storage
+from kitlib.core.errors import KitError
+from kitlib.data import photos, pictures
+from kitlib.data.places import Places
+from kitlib.evaluation import crossval, ensemble, guesses, metrics, runs, submission
+from kitlib.evaluation.guesses import Guesses
+from kitlib.evaluation.runs import Run
+from kitlib.figures import pages
+
+log = logging.getLogger(__name__)
+
+FAMILIES = {"multiview", "retrieval", "regional", "vlm", "logistic"}
+TOP, NEAREST = 5, 3  # states, and known places, in the table
+MOST_SHOWN = 50  # rows in a notebook
+MOST_PICTURED = 300  # places on the page with their pictures; each takes some 30 kB
+SHARES = (0.5, 0.9)  # of the weight of a guess's points, within the radii of the table
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Guesses for photographs. `places` holds the run's training places and, as `queries`, the photographs."""
+
+    name: str  # of the run or the submission
+    places: Places
+    guesses: Guesses
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row a place: sample_id, pictures, state_1 … and probability_1 …, point, radii, and nearest known places.
+
+        radius_50_km, radius_90_km: around the point, within which that share of the weight of the guess's points lies.
+        truth, km: the true state and the error, where they are known.
+        """
+        rows, point = self.places.rows("test"), self.guesses.point()
+        table = pd.DataFrame({"sample_id": self.guesses.sample_id})
+        table["pictures"] = [" ".join(filter(None, names)) for names in rows[self.places.image_columns].to_numpy()]
+        order = np.argsort(-self.guesses.state_probs, axis=1, kind="stable")[:, :TOP]
+        names = self.places.states.set_index("state_idx")["state"].loc[self.guesses.state_idx].to_numpy(str)
+        for rank in range(order.shape[1]):
+            table[f"state_{rank + 1}"] = names[order[:, rank]]
+            table[f"probability_{rank + 1}"] = np.take_along_axis(self.guesses.state_probs, order, 1)[:, rank].round(4)
+        table["latitude"], table["longitude"] = point.T.round(5)
+        for share, radius in zip(SHARES, radii_km(self.guesses, SHARES).T, strict=True):
+            table[f"radius_{share:.0%}_km".replace("%", "")] = radius.round(1)
+        known = self.places.rows("train")
+        km, index = geo.nearest(point, known[["latitude", "longitude"]], min(NEAREST, len(known)))
+        for n in range(km.shape[1]):
+            table[f"known_{n + 1}"] = known["sample_id"].to_numpy()[index[:, n]]
+            table[f"known_{n + 1}_km"] = km[:, n].round(1)
+        truth = rows[["latitude", "longitude"]].to_numpy(float)
+        located = ~np.isnan(truth).any(axis=1)
+        if located.any():
+            error = np.full(len(rows), np.nan)
+            error[located] = geo.distance_km(truth[located], point[located])
+            table["truth"], table["km"] = rows["state"].to_numpy(), error.round(1)
+            table["true_latitude"], table["true_longitude"] = truth.T
+        return table
+
+    def _repr_html_(self) -> str:
+        shown = [c for c in self.table if not str(c).startswith(("pictures", "known", "true_"))]
+        return self.table[shown].head(MOST_SHOWN).to_html(index=False, border=0, float_format="{:,.3g}".format)
+
+    @property
+    def score(self) -> metrics.Score | metrics.Report | None:
+        """The score where states and points are known, the distances where only points are, else None."""
+        rows = self.places.rows("test")
+        truth = rows[["latitude", "longitude"]].to_numpy(float)
+        located = ~np.isnan(truth).any(axis=1)
+        labelled = located & (rows["state_idx"].to_numpy() >= 0)
+        asked, point = self.guesses.take(labelled), self.guesses.point()
+        if labelled.any() and labelled.sum() == located.sum():
+            idx = rows["state_idx"].to_numpy()[labelled]
+            return metrics.score_arrays(idx, truth[labelled], asked.top_states(TOP), point[labelled])
+        return metrics.report(geo.distance_km(truth[located], point[located])) if located.any() else None
+
+    def thumbnails(self, most: int = MOST_PICTURED, height: int = 160) -> list[list[bytes]]:
+        """The usable pictures of the first `most` places as JPEGs of at most `height` pixels; none of the others."""
+        pack = pictures.pack(self.places, "test")
+        n = min(most, len(pack.sample_id))
+        views = [np.flatnonzero(pack.usable[row]) for row in range(n)]
+        shown = [[pictures.thumbnail(pack.read(row, int(v)), height) for v in views[row]] for row in range(n)]
+        return shown + [[] for _ in range(len(pack.sample_id) - n)]
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write answers.csv, answers.npz, answers.html and, where there is a template, submission.csv; list them."""
+        folder = Path(folder)
+        written = [folder / "answers.csv", folder / "answers.npz", folder / "answers.html"]
+        with storage.atomic_write(written[0]) as beside:
+            self.table.to_csv(beside, index=False)
+        self.guesses.save(written[1])
+        pages.save_answers(
+            written[2], self.name, self.table, self.guesses.points, self.guesses.weights, self.thumbnails()
+        )
+        queries = self.places.queries
+        if queries is not None and queries.template is not None:
+            meta = {"asked": self.name, "places": len(self.guesses)}
+            path = submission.write_submission(
+                folder / "submission.csv", self.guesses, queries.template, meta, self.places.states
+            )
+            written.append(path)
+        return written
+
+
+def ask(name: str, photographs: str | Path, data: str | Path = "") -> Answer:
+    """Guesses of a finished run, or of the blend of a submission, for new photographs.
+
+    photographs: as for `data.photos.read`. data: the present place of the data set that the run was trained on, if it
+    is not where the run recorded it. Raises KitError for an unknown name, for changed training data, and for labels
+    that the run has not learned.
+    """
+    members, temperature = _members(name)
+    places = _training_places(runs.open_run(next(iter(members))), data)
+    queries = photos.read(photographs, places.states, places.views)
+    asked = replace(places, queries=queries)
+    log.info("%s answers with %d labels, %s", name, len(places.states), ", ".join(places.states["state"][:3]) + ", …")
+    for entry in queries.integrity:
+        log.info("%s: %d (%s)", entry["check"], entry["count"], entry["action"])
+    parts = []
+    for member in members:
+        run = runs.open_run(member)
+        if run.params["data"].get("places") != places.checksum:
+            raise KitError(f"{member}: expected a run on the same places as {next(iter(members))}; it has others")
+        guess = guesses_of(run, asked)
+        parts.append(ensemble.calibrated(guess, temperature[member]) if member in temperature else guess)
+    blend = guesses.average(parts, list(members.values())) if len(parts) > 1 else parts[0]
+    return Answer(name, asked, blend.at(queries.sample_id("test")))
+
+
+def upload(name: str, data: str | Path = "", folder: str | Path = "") -> Any:
+    """A button that takes pictures and shows the answer below it; for JupyterLab, where a kernel is running.
+
+    folder: where the pictures and the answers go, data/answers/uploads when empty.
+    """
+    import ipywidgets
+
+    into = Path(folder) if folder else paths.home() / "data" / "answers" / "uploads"
+    button = ipywidgets.FileUpload(accept="image/*", multiple=True, description="Pictures")
+    shown = ipywidgets.HTML()
+
+    def answer(change: Any) -> None:
+        batch = into / storage.digest(*(bytes(file["content"]) for file in change["new"]))
+        for file in change["new"]:
+            with storage.atomic_write(batch / Path(file["name"]).name) as beside:
+                beside.write_bytes(file["content"])
+        try:
+            answered = ask(name, batch, data)
+            answered.save(batch / "answers")
+            shown.value = answered._repr_html_()
+        except KitError as error:
+            shown.value = html.escape(str(error))
+
+    button.observe(answer, "value")
+    return ipywidgets.VBox([button, shown])
+
+
+def guesses_of(run: Run, places: Places) -> Guesses:
+    """The guesses of one run for the queries of its places."""
+    family = run.settings.get("family")
+    if family not in FAMILIES:
+        raise KitError(f"{run.name}: expected a run of {', '.join(sorted(FAMILIES))}; got family {family!r}")
+    if family == "logistic":
+        return importlib.import_module("kitlib.models.linear_probe").predict(run.name, places)
+    if not crossval.done_folds(run):
+        raise KitError(f"{run.name}: expected a run with a trained fold; train it to the end first")
+    module = importlib.import_module(f"kitlib.models.{family}")
+    return module.predict(run.name, places, ask=lambda name, places: guesses_of(runs.open_run(name), places))
+
+
+def _members(name: str) -> tuple[dict[str, float], dict[str, float]]:
+    """The runs behind a name with their weights, and their temperatures."""
+    if name in runs.list_runs():
+        return {name: 1.0}, {}
+    record = paths.submissions_dir() / f"{paths.file_name(name, 'run or submission')}.json"
+    if not record.is_file():
+        known = ", ".join([*runs.list_runs(), *sorted(file.stem for file in paths.submissions_dir().glob("*.json"))])
+        raise KitError(f"there is neither a run nor a submission {name!r}; there are: {known or 'none yet'}")
+    content: dict = storage.read_json(record, needed=("members", "temperature"))
+    return {member: weight for member, weight in content["members"].items() if weight > 0}, content["temperature"]
+
+
+def _training_places(run: Run, data: str | Path) -> Places:
+    """The places that a run was trained on. Raises KitError if they have changed."""
+    if not data and "data" not in run.settings:
+        raise KitError(f"{run.name} does not record its data: expected --data")
+    places = crossval.reload_places(run, str(data))
+    if run.params["data"].get("places") != places.checksum:
+        raise KitError(f"{run.name}: expected the data that it was trained on; {places.folder.name} has changed since")
+    return places
+
+
+def radii_km(guesses: Guesses, shares: Sequence[float]) -> np.ndarray:
+    """The radii (N, R) in km around each point within which at least `shares` (R,) of the weight of its points lies."""
+    km = geo.distance_km(guesses.point()[:, None], guesses.points)  # (N, K)
+    order = np.argsort(km, axis=1)
+    km, weight = np.take_along_axis(km, order, 1), np.take_along_axis(guesses.weights, order, 1).cumsum(axis=1)
+    last = km.shape[1] - 1
+    index = [np.minimum((weight < share - 1e-6).sum(axis=1), last) for share in shares]
+    return np.stack([np.take_along_axis(km, i[:, None], 1)[:, 0] for i in index], axis=1)

@@ -1,0 +1,121 @@
+"""Finished runs and blends asked about photographs: the answers are those of the test places, and are written whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("torch")
+
+from kitlib.core.errors import KitError
+from kitlib.core.storage import write_json
+from kitlib.evaluation import guesses, runs, submission
+from kitlib.models import locate, multiview, regional, retrieval
+
+pytestmark = pytest.mark.usefixtures("shared_home")
+
+
+@pytest.fixture(scope="module")
+def trained(world, small_sample):
+    """A run of three families, one routed by another, and the folder of the test places without the training part."""
+    options = {"n_folds": 2}
+    multiview.train(
+        multiview.Config(encoder="tiny", heads_epochs=2, finetune_epochs=0, places_per_cell=8),
+        world,
+        "heads",
+        **options,
+    )
+    retrieval.train(retrieval.Config(encoder="tiny", mirror=False), world, "knn", **options)
+    regional.train(
+        regional.Config(encoder="tiny", finetune=False, router="heads", min_places=4), world, "routed", **options
+    )
+    source = small_sample / "kaggle_dataset"
+    asked = small_sample.parent / "asked"
+    shutil.copytree(source / "test_images", asked / "test_images")
+    for name in ("sample_submission.csv", "state_mapping.csv"):
+        shutil.copy(source / name, asked)
+    return asked
+
+
+@pytest.mark.parametrize("name", ["heads", "knn", "routed"])
+def test_the_test_places_asked_as_photographs_have_the_run_s_own_guesses(trained, small_sample, name):
+    answer, own = locate.ask(name, trained, small_sample), runs.open_run(name).guesses("test")
+    own = own.at(answer.guesses.sample_id)
+    np.testing.assert_allclose(answer.guesses.state_probs, own.state_probs, atol=2e-3)
+    assert np.abs(answer.guesses.point() - own.point()).max() < 0.05
+
+
+def test_a_blend_answers_with_its_weights_and_everything_is_written(trained, small_sample, world, tmp_path):
+    members = {"heads": 0.75, "knn": 0.25}
+    meta = {"members": members, "temperature": {"heads": 1.0, "knn": 1.0}}
+    own = guesses.average([runs.open_run(name).guesses("test") for name in members], list(members.values()))
+    path, _ = submission.save("blend", own, world, meta)
+    answer = locate.ask("blend", trained, small_sample)
+    written = answer.save(tmp_path)
+    assert [file.name for file in written] == ["answers.csv", "answers.npz", "answers.html", "submission.csv"]
+    assert submission.diff(path, tmp_path / "submission.csv").first_differs < 0.1
+    table = pd.read_csv(tmp_path / "answers.csv")
+    assert len(table) == 20 and (table["radius_50_km"] <= table["radius_90_km"]).all()
+    shown = table[[f"probability_{rank}" for rank in range(1, 6)]].to_numpy()
+    assert (np.diff(shown, axis=1) <= 0).all() and (shown.sum(axis=1) <= 1.001).all()
+    page = (tmp_path / "answers.html").read_text()
+    data = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
+    assert len(data["places"]) == 20 and all(len(place["pictures"]) == 4 for place in data["places"])
+
+
+def test_photographs_with_truth_are_scored_and_names_are_text(trained, small_sample, world, tmp_path):
+    state = world.states["state"][0]
+    folder = tmp_path / "mine"
+    shutil.copytree(trained / "test_images", folder)
+    name = sorted(file.name for file in folder.iterdir())[0]
+    hostile = "</script><b>{{7*7}}.jpg"
+    (folder / name).rename(folder / hostile.replace("/", "_"))
+    (folder / "metadata.csv").write_text(
+        f"filename,latitude,longitude,state\n{hostile.replace('/', '_')},40,-83,{state}\nnowhere.jpg,,,\n"
+    )
+    answer = locate.ask("heads", folder, small_sample)
+    assert answer.score is not None and answer.score.n == 1
+    assert answer.table["km"].notna().sum() == 1 and answer.guesses.answered.tolist() == [True, False]
+    answer.save(tmp_path / "out")
+    page = (tmp_path / "out/answers.html").read_text()
+    assert hostile.replace("/", "_") not in page and "\\u003c_script\\u003e\\u003cb\\u003e{{7*7}}" in page
+
+
+def test_uploaded_pictures_are_answered_below_the_button(trained, small_sample, tmp_path):
+    button, shown = locate.upload("heads", small_sample, tmp_path).children
+    picture = next((trained / "test_images").iterdir()).read_bytes()
+    file = {"type": "image/jpeg", "size": len(picture), "last_modified": datetime.now(UTC)}
+    button.value = (file | {"name": "../mine.jpg", "content": memoryview(picture)},)
+    assert "mine" in shown.value and "<table" in shown.value
+    assert [file.name for file in tmp_path.glob("*/*.jpg")] == ["mine.jpg"]
+    button.value = (file | {"name": "x.txt", "content": memoryview(b"<b>")},)
+    assert "expected pictures" in shown.value and "<b>" not in shown.value
+
+
+def test_radii_hold_the_share_of_the_weight():
+    one = guesses.Guesses(
+        np.array([1]), np.array([0]), np.ones((1, 1)), np.array([[[0.0, 0.0], [0.0, 1.0], [0.0, 10.0]]]),
+        np.array([[0.6, 0.35, 0.05]]), np.array([True]),
+    )  # fmt: skip
+    assert locate.radii_km(one, (0.5, 0.9, 1.0)).round().tolist() == [[0.0, 111.0, 1112.0]]
+
+
+def test_refusals_name_what_is_wrong(trained, small_sample, world):
+    with pytest.raises(KitError, match=r"neither a run nor a submission 'none'; there are: .*heads"):
+        locate.ask("none", trained)
+    runs.start("empty", runs.open_run("heads").settings, data=runs.open_run("heads").params["data"])
+    with pytest.raises(KitError, match="empty: expected a run with a trained fold"):
+        locate.ask("empty", trained, small_sample)
+    params = runs.open_run("heads").params
+    changed = params | {"data": params["data"] | {"places": "0"}}
+    shutil.copytree(runs.open_run("heads").dir, runs.open_run("heads").dir.parent / "moved")
+    write_json(runs.open_run("moved").dir / "params.json", changed)
+    with pytest.raises(KitError, match="moved: expected the data that it was trained on"):
+        locate.ask("moved", trained, small_sample)
+    assert replace(world).queries is None
