@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 
+from kitlib.core import storage
 from kitlib.core.checks import numbers
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Names
@@ -149,7 +150,8 @@ Embedder = Frozen | Projected | Matched
 def load(folder: Path, method: str, by: str) -> Embedder:
     """Read what an embedder's `save` wrote to `folder`."""
     if method == "knn":
-        return Frozen(**weights.read(folder / "frozen.safetensors")[0], by=by)
+        with storage.reading(folder / "frozen.safetensors"):
+            return Frozen(**weights.read(folder / "frozen.safetensors")[0], by=by)
     if method == "metric":
         return Projected(Projection.load(folder / "projection.safetensors"))
     return Matched(GpsMatch.load(folder / "match.safetensors"))
