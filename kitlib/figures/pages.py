@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,11 @@ import pandas as pd
 
 from kitlib.core import storage
 from kitlib.figures import atlas
+from kitlib.figures.maps import json_for_page
 from kitlib.geo import outlines
 
 TEMPLATE = Path(__file__).parent / "answers.html"
 MOST_POINTS = 40  # of a place, the heaviest first
-
-
-def embedded(data: Any) -> str:
-    """Data as JSON that may stand in a script element: none of its texts can end it.
-
-    >>> embedded("</script>")
-    '"\\\\u003c/script\\\\u003e"'
-    """
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
-    return "".join(f"\\u{ord(c):04x}" if c in "<>&\u2028\u2029" else c for c in text)
 
 
 def save_answers(
@@ -56,7 +46,7 @@ def save_answers(
         "land": [_rounded(ring) for part in outlines.land_shape().geoms for ring in (part.exterior.coords,)],
         "states": [_rounded(ring[:, ::-1]) for rings in atlas.state_rings().values() for ring in rings],
     }
-    text = TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", embedded(data))
+    text = TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", json_for_page(data))
     with storage.atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
