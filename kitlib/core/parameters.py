@@ -12,6 +12,7 @@ from kitlib.core.errors import KitError, shown
 
 LARGEST_KM = 20_000  # half of the way around the Earth
 ROWS = 100  # of pictures in one figure
+ORDERS = ("largest error", "smallest error", "surest wrong state", "surest", "least sure", "id")  # of places to look at
 
 
 def _tables(name: str, text: str) -> None:
@@ -33,6 +34,8 @@ RULES: Mapping[str, Callable[[str, Any], Any]] = {  # what no type says; fields 
     "MORE": lambda name, text: settings.mapping(text, name),
     "NAME": lambda name, text: paths.file_name(text, name),
     "ONLY_FOLDS": whole_numbers,
+    "ORDER": partial(one_of, allowed=ORDERS),
+    "PARTS": partial(number, low=0, high=16),
     "PLACES_PER_CELL": partial(number, low=1),
     "PLACES_SHOWN": partial(number, low=1, high=ROWS),
     "QUERIES": partial(number, low=1, high=ROWS),

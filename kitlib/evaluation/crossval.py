@@ -343,11 +343,7 @@ def data_checksums(places: Places, folds_column: str, n_folds: int) -> dict[str,
 
 def picture_checksums(places: Places) -> dict[str, str]:
     """Checksums of the packed pictures of each split. Raises KitError if no training place has a usable one."""
-    packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
-    if (train := packs["train"]).unusable_places.all():
-        reasons = [f"{e['count']} x {e['check']}, e.g. {e['examples'][0]}" for e in train.problems()[:2]]
-        raise KitError(f"{places.name}: no training place has a usable picture ({'; '.join(reasons)})")
-    return {f"{split} pictures": pack.checksum for split, pack in packs.items()}
+    return {f"{split} pictures": pictures.pack(places, split).checksum for split in SPLITS if len(places.rows(split))}
 
 
 def portable(config: Settings) -> dict[str, Any]:

@@ -31,6 +31,17 @@ def on_common_places(members: Mapping[str, Guesses]) -> dict[str, Guesses]:
     return {name: member.at(shared) for name, member in members.items()}
 
 
+def members(guesses: Mapping[str, Guesses], named: bool) -> tuple[dict[str, Guesses], dict[str, int]]:
+    """The members of a blend on their common places, and the places guessed by each of those that are left out.
+
+    named: the user chose the members, so that none is left out. Otherwise a run takes part that guessed as many places
+    as the run with the most.
+    """
+    most = max(len(guess) for guess in guesses.values())
+    left_out = {name: len(guess) for name, guess in guesses.items() if len(guess) < most and not named}
+    return on_common_places({name: guess for name, guess in guesses.items() if name not in left_out}), left_out
+
+
 def fit_weights(members: Sequence[Guesses], places: Places, rows: int = 3000, seed: int = 0) -> np.ndarray:
     """Fit the weights (M,) of members, summing to 1, to the best competition score of their out-of-fold blend.
 

@@ -20,7 +20,7 @@ import pandas as pd
 from PIL import Image
 
 from kitlib import geo
-from kitlib.core.errors import KitError
+from kitlib.core.errors import KitError, shorten
 from kitlib.data import photos, pictures
 from kitlib.data.places import Places
 from kitlib.evaluation import metrics, runs
@@ -74,6 +74,8 @@ class Explorer:
         if order not in ORDERS:
             raise KitError(f"order: expected one of {', '.join(ORDERS)}; got {order!r}")
         column, ascending = ORDERS[order]
+        if state and state not in set(self.table["state"]):
+            raise KitError(f"state: expected one of {shorten(sorted(set(self.table['state'])))}; got {state!r}")
         table = self.table if not state else self.table[self.table["state"] == state]
         return table.sort_values(column, ascending=ascending, kind="stable")["sample_id"].tolist()
 

@@ -54,6 +54,7 @@ def test_headings_go_to_their_views_and_a_model_of_one_view_takes_pictures_one_b
 
 def test_a_picture_a_folder_of_images_and_what_is_none(tmp_path):
     folder = folder_of(tmp_path, "images/x.jpg", "images/y.jpg")
+    (folder / "notes.txt").write_text("beside the folder of pictures")
     assert grouped(photos.read(folder, STATES, VIEWS)) == {"x": ["images/x.jpg"], "y": ["images/y.jpg"]}
     assert grouped(photos.read(folder / "images/x.jpg", STATES, VIEWS)) == {"x": ["x.jpg"]}
     (tmp_path / "empty").mkdir()

@@ -264,7 +264,7 @@ def test_what_needs_no_pictures_is_checked_before_these_are_packed(places, monke
 def test_a_run_without_any_usable_picture_does_not_begin(places):
     for path in (places.folder / "train_images").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(KitError, match=r"no training place has a usable picture .*damaged picture, e\.g\. 0 north"):
+    with pytest.raises(KitError, match=r"no training place has a usable picture .*damaged, e\.g\. 0 north: empty file"):
         train(places)
     assert runs.list_runs() == []
 
@@ -320,7 +320,9 @@ def test_a_file_is_recorded_by_name_and_content(places, tmp_path_factory, monkey
     run = train(places, config=first, stop_before=1)
     assert run.settings["encoder"] == "timm:x@m.pth" and "confidential" not in (run.dir / "params.json").read_text()
     assert Session(run, places).config == first  # as this process was told where it is
-    with pytest.raises(KitError, match=r"run run was started with other settings \(encoder was '\w+', now '\w+'"):
+    with pytest.raises(
+        KitError, match=r"run run was started with other settings or data \(encoder was '\w+', now '\w+'"
+    ):
         train(places, config=another)
     with pytest.raises(KitError, match="run run, encoder: expected the file that it was started with; got another"):
         Session(run, places)  # the one that was given last
@@ -344,6 +346,6 @@ def test_a_bad_call_leaves_no_run(places, wrong):
 def test_a_fold_that_a_run_does_not_have_is_refused(places):
     run = Session.train(Config(), places, "three", n_folds=3, only_folds="0")
     for fold in (3, 99, -1):
-        with pytest.raises(KitError, match="fold: expected a whole number from 0 to 2"):
+        with pytest.raises(KitError, match="folds: expected numbers from 0 to 2"):
             Session.train_fold(run.name, fold)
     assert crossval.done_folds(run) == [0]

@@ -44,6 +44,14 @@ def score(guesses, places):
     return metrics.score_guesses(guesses, places).final
 
 
+def test_a_run_of_fewer_places_takes_part_only_where_it_was_named(places):
+    whole, part = member(places, 1, 1.0), member(places, 2, 1.0).take(np.arange(60))
+    oof, left_out = ensemble.members({"whole": whole, "part": part}, named=False)
+    assert list(oof) == ["whole"] and len(oof["whole"]) == N and left_out == {"part": 60}
+    oof, left_out = ensemble.members({"whole": whole, "part": part}, named=True)
+    assert [len(guess) for guess in oof.values()] == [60, 60] and not left_out
+
+
 def test_independent_members_share_and_beat_the_best_of_them(places):
     members = [member(places, 1, 1.5), member(places, 2, 1.5)]
     weights = ensemble.fit_weights(members, places)

@@ -12,7 +12,7 @@ import time
 import pytest
 from notebook_helper import code, headline, parameters, prose, write_notebook, write_plan
 
-from kitlib.core import paths
+from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
 from kitlib.pipeline import plans, runner
 
@@ -226,7 +226,7 @@ def test_a_record_of_any_content_means_that_the_steps_run_anew(tmp_path, content
 
 
 def test_two_runs_of_a_plan_at_once_are_refused(plan, home):
-    with runner._locked(paths.run_dir("demo")), pytest.raises(KitError, match="being run by another process"):
+    with storage.lock(paths.run_dir("demo") / ".lock"), pytest.raises(KitError, match="being run by another process"):
         runner.run_plan(plan)
     assert ran(home) == (0, 0)
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -131,14 +130,11 @@ class Session(EncoderSession[Config]):
         recorded: Mapping[str, Any] | None,
         **options: Any,
     ) -> dict[str, str]:
-        """Refuse an unreadable encoder, gallery or weights file; returns checksums of the latter two."""
-        checksums = super().check(config, places, folds_column, todo, recorded)
-        if (points := config.points()) is not None:
-            checksums["gallery"] = storage.digest(points)
+        """Refuse an unreadable gallery or weights file."""
+        config.points()
         if config.geoclip:
             load_geoclip(config.geoclip)
-            checksums["geoclip"] = storage.digest(Path(config.geoclip))
-        return checksums
+        return super().check(config, places, folds_column, todo, recorded)
 
     @property
     def spawns(self) -> bool:

@@ -159,9 +159,9 @@ class TimeLimit(TrainerCallback):
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         if state.is_world_process_zero:
+            loading.remove_local_paths(self.folder / f"checkpoint-{state.global_step}")
             storage.seal(self.folder / f"checkpoint-{state.global_step}")
             write_history(self.folder, state.log_history)
-            loading.remove_local_paths(self.folder / f"checkpoint-{state.global_step}")
 
 
 @dataclass(frozen=True)
