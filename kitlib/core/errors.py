@@ -33,6 +33,10 @@ REFUSALS = {
 class KitError(ValueError):
     """Bad input; the message is one sentence that names the fault, its place, and what is allowed."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback, which says nothing to whom the sentence is for."""
+        return [f"error: {self}"]
+
 
 class Damaged(KitError):
     """A file that the kit wrote is damaged, cut, or of a form that this kit does not write; the message names it."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,16 @@ class Places:
     def preset(self) -> str:
         """The preset of a Config that suits these places, "" for the defaults."""
         return "sample" if self.is_drawn else ""
+
+    def _repr_html_(self) -> str:
+        counts = " and ".join(f"{len(self.rows(split)):,} {split}" for split in SPLITS)
+        about = (
+            f"<b>{escape(self.name)}</b>: {counts} places in {len(self.states)} states, views {', '.join(self.views)}"
+        )
+        found = [
+            f"<li>{escape(entry['check'])}: {entry['count']:,} ({escape(entry['action'])})" for entry in self.integrity
+        ]
+        return f"<p>{about}</p><ul>{''.join(found)}</ul>"
 
     def rows(self, split: str) -> pd.DataFrame:
         """The places of "train" or "test" in the order of their file, indexed from 0."""

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from kitlib.core.errors import Damaged, KitError
 from kitlib.data.places import Places
 from kitlib.evaluation import runs
+from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.metrics import half_width, place_scores
 from kitlib.evaluation.runs import Run
 
@@ -74,7 +75,7 @@ def _row(run: Run) -> dict:
     metrics = run.metrics
     scores = metrics.get("oof", {})
     row["folds"] = f"{len(metrics.get('folds', {})) or done} of {settings.get('n_folds', '?')}"
-    score, half, km = (scores.get(name, np.nan) for name in ("final", "half_width", "mean_km"))
+    score, half, km = (scores.get("final", np.nan), metrics.get("half_width", np.nan), scores.get("mean_km", np.nan))
     return row | {"score": score, "±": half, "mean km": km}
 
 
@@ -157,6 +158,11 @@ def compare(a: str, b: str, places: Places) -> Comparison:
         points=rows[["latitude", "longitude"]].to_numpy(np.float64),
         gains=gains,
     )
+
+
+def score_half_width(guesses: Guesses, places: Places) -> float:
+    """Half of the 95 % interval of the score of guesses for training places."""
+    return half_width(place_scores(guesses, places), groups_of(places, guesses.sample_id))
 
 
 def changes_since(run: Run, places: Places) -> list[str]:

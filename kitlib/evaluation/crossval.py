@@ -34,7 +34,7 @@ from kitlib.core.settings import Settings
 from kitlib.data import folds, pictures
 from kitlib.data.places import SPLITS, Places
 from kitlib.data.readers import read
-from kitlib.evaluation import guesses, metrics, runs
+from kitlib.evaluation import comparison, guesses, metrics, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 
@@ -314,7 +314,8 @@ class Session(ABC, Generic[C]):
         by_fold = {str(k): metrics.score_guesses(g, places).as_dict() for k, g in zip(finished, held_out, strict=True)}
         truth = places.rows("train").set_index("sample_id").loc[oof.sample_id, ["latitude", "longitude"]].to_numpy()
         accuracy = metrics.report(geo.distance_km(truth, oof.point())).as_dict()
-        result = {"oof": score.as_dict(), "folds": by_fold, "accuracy": accuracy}
+        result = {"oof": score.as_dict(), "half_width": comparison.score_half_width(oof, places), "folds": by_fold}
+        result |= {"accuracy": accuracy}
         run.finish(result | {"unanswered": int(np.sum(~oof.answered))} | self.metrics())
         log.info("run %s, folds %s, out of fold: %s", run.name, finished, score)
 

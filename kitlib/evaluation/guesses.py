@@ -59,6 +59,13 @@ class Guesses:
                 raise KitError(f"guesses: {name}: expected numbers from 0 that sum to 1; those of {first} do not")
         geo.check_points(self.points, "guesses: points")
 
+    def _repr_html_(self) -> str:
+        k, own = self.points.shape[1], int(self.answered.sum())
+        return (
+            f"<p>guesses for {len(self):,} places ({own:,} answered): probabilities of {len(self.state_idx)} states, "
+            f"{k} weighted points each</p>"
+        )
+
     def __len__(self) -> int:
         return len(self.sample_id)
 

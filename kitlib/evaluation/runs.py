@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ class Run:
 
     name: str
     dir: Path
+
+    def _repr_html_(self) -> str:
+        score = self.metrics.get("oof", {}).get("final") if self.finished else None
+        state = "not finished" if not self.finished else "finished" if score is None else f"{score:.4f} out of fold"
+        settings = "".join(
+            f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in self.settings.items()
+        )
+        folded = f"<details><summary>settings</summary><table>{settings}</table></details>"
+        return f"<p>run <b>{self.name}</b>: {state}</p>{folded}"
 
     @property
     def params(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kitlib.core.errors import Damaged, KitError, shorten
 from kitlib.data.files import Files
 from kitlib.data.places import Places
 from kitlib.data.readers import PREDICTED
+from kitlib.evaluation import runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.metrics import TRUTH, Score, score_arrays
 
@@ -48,11 +50,22 @@ def check_template(places: Places) -> pd.DataFrame:
     return places.template
 
 
-def save(name: str, guesses: Guesses, places: Places, meta: Mapping[str, Any]) -> tuple[Path, list[str]]:
-    """Write submissions/<name>.csv by `write_submission`; return its path and the warnings of `validate`."""
-    template = check_template(places)
-    name = paths.file_name(name, "submission name")
-    path = write_submission(paths.submissions_dir() / f"{name}.csv", guesses, template, meta, places.states)
+def save(
+    name: str,
+    guesses: Guesses,
+    places: Places,
+    meta: Mapping[str, Any],
+    truth: Path | None = None,
+    overwrite: bool = False,
+) -> tuple[Path, list[str]]:
+    """Write submissions/<name>.csv by `write_submission`; return its path and the warnings of `validate`.
+
+    The .json gets the date, the commit, a checksum of the .csv and, with a `truth`, the true score. Raises KitError if
+    the name is in use with other rows, unless `overwrite`.
+    """
+    template, path = check_template(places), paths.submissions_dir() / f"{paths.file_name(name, 'submission name')}.csv"
+    about = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "commit": runs.git_commit()}
+    write_submission(path, guesses, template, about | dict(meta), places.states, truth, overwrite)
     return path, validate(path, template, places.states)
 
 
@@ -62,12 +75,15 @@ def write_submission(
     template: pd.DataFrame,
     meta: Mapping[str, Any],
     mapping: pd.DataFrame | None = None,
+    truth: Path | None = None,
+    overwrite: bool = True,
 ) -> Path:
     """Write guesses as a submission, and `meta` (members, weights, scores) as .json beside it; return the path.
 
     Rows and picture columns are the template's, joined on sample_id; fewer than five states are padded with -1. The
-    public_score that a person added to the .json stays as long as the rows are the same. Raises KitError, and writes
-    neither file, if a place has no guess or `validate` refuses the result.
+    public_score that a person added to the .json stays as long as the rows are the same. truth: a CSV, for the true
+    score in the .json. Raises KitError, and writes neither file, if a place has no guess, if `validate` refuses the
+    result, and without `overwrite` if the file exists with other rows.
     """
     path = Path(path)
     if path.suffix != ".csv":
@@ -82,8 +98,11 @@ def write_submission(
         written = read(csv_file, list(template.columns))
         for warning in check(written, path.name, template, mapping):
             log.warning("%s: %s", path.name, warning)
-        score = _public_score(path, csv_file)
-        storage.write_json(path.with_suffix(".json"), {"public_score": score, **meta}, indent=1)
+        if not overwrite and path.is_file() and path.read_bytes() != csv_file.read_bytes():
+            raise KitError(f"{path.name} holds other guesses: expected another NAME, or OVERWRITE to replace them")
+        about = {"public_score": _public_score(path, csv_file), **meta, "checksum": storage.digest(csv_file)}
+        about |= {"true_score": score_files(truth, csv_file).final} if truth else {}
+        storage.write_json(path.with_suffix(".json"), about, indent=1)
     return path
 
 

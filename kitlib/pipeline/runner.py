@@ -132,7 +132,7 @@ def _run_step(step: Ready, folder: Path, record: dict[str, Any]) -> None:
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
     page = paths.relative(folder / record["page"])
-    where = f"{step.name}, cell {outcome.cell}; the notebook with its traceback: {page}"
+    where = f"{step.name}, cell {outcome.cell}; the notebook up to there: {page}"
     if outcome.user_error:
         log.error("stopped in %s", where)
         raise KitError(outcome.error)

@@ -49,3 +49,12 @@ def test_values_in_messages_are_short():
         nested = [nested, nested]
     assert all(len(shown(value)) < 200 for value in (nested, "a" * 10**6, 10**5000, {"a": nested}))
     assert shown(KitError) and shown("a") == "'a'"
+
+
+def test_a_notebook_shows_the_sentence_instead_of_a_traceback(capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    shell.run_cell("from kitlib.core.errors import Damaged\nraise Damaged('a.npz: expected a whole file')")
+    shown = capsys.readouterr().out
+    assert shown.strip() == "error: a.npz: expected a whole file"

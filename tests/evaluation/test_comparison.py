@@ -23,7 +23,7 @@ def made(places, name, oof, **settings):
     )
     run.save_guesses("oof", oof)
     scores = metrics.score_guesses(oof, places).as_dict()
-    run.finish({"oof": scores | {"half_width": 0.01}, "folds": {str(fold): {} for fold in range(5)}})
+    run.finish({"oof": scores, "half_width": 0.01, "folds": {str(fold): {} for fold in range(5)}})
     return run
 
 
@@ -92,3 +92,10 @@ def test_what_has_changed_since_a_run(places, monkeypatch):
     moved = pd.concat([places.table.assign(latitude=places.table["latitude"] + 0.1)])
     changes = comparison.changes_since(run, type(places)(places.name, places.folder, moved, places.states))
     assert changes[0] == "commit was abc, now def+" and "table" in changes[-1] and len(changes) == 3
+
+
+def test_places_guesses_and_runs_are_short_and_escaped_in_a_notebook(places):
+    run = made(places, "first", right(places, np.arange(4)), encoder="<b>")
+    assert "0." in run._repr_html_() and "<td>&lt;b&gt;</td>" in run._repr_html_()
+    assert "24 train" in places._repr_html_() and len(places._repr_html_()) < 1500
+    assert "24 places (24 answered)" in run.guesses("oof")._repr_html_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from submission_helper import STATES, make_submission, make_template
 
 from kitlib import geo
+from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
 from kitlib.data.readers import PREDICTED
@@ -113,7 +115,8 @@ def test_written_submission_scores_as_its_guesses(tmp_path, places):
     written = pd.read_csv(path)
     assert list(written.columns) == list(template.columns)
     pd.testing.assert_frame_equal(written[written.columns[:5]], template[template.columns[:5]], check_dtype=False)
-    assert json.loads(path.with_suffix(".json").read_text()) == {"public_score": None, "members": ["a"]}
+    about = {"public_score": None, "members": ["a"], "checksum": storage.digest(path)}
+    assert json.loads(path.with_suffix(".json").read_text()) == about
     assert sorted(p.name for p in path.parent.iterdir()) == ["mine.csv", "mine.json"]
 
 
@@ -124,7 +127,7 @@ def test_the_public_score_of_a_person_stays_with_its_rows(tmp_path, caplog):
     def write(seed: int) -> dict:
         guesses = make_guesses(range(8), seed=seed)
         submission.write_submission(tmp_path / "mine.csv", guesses, template, {"seed": seed}, STATES)
-        return json.loads(note.read_text())
+        return {name: value for name, value in json.loads(note.read_text()).items() if name != "checksum"}
 
     note.write_text(json.dumps({**write(0), "public_score": 0.7312}))
     assert write(0) == {"public_score": 0.7312, "seed": 0} and "dropped" not in caplog.text
@@ -132,6 +135,25 @@ def test_the_public_score_of_a_person_stays_with_its_rows(tmp_path, caplog):
     assert "mine.csv: its public_score 0.7312 is dropped, as the rows have changed" in caplog.text
     note.write_text("by hand: 0.7")
     assert write(1)["public_score"] is None
+
+
+def test_a_name_in_use_is_refused_with_other_rows_and_the_note_says_what_was_made(home, places):
+    template = make_template(8).assign(sample_id=np.arange(8) * 10)
+    places = replace(places, states=STATES, template=template)
+    guesses, others = (make_guesses(template["sample_id"].to_numpy(), seed=seed) for seed in (0, 1))
+    truth = home / "truth.csv"
+    places.table.to_csv(truth, index=False)
+    path, _ = submission.save("mine", guesses, places, {"members": {"a": 1}}, truth)
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert about["true_score"] == submission.score_files(truth, path).final
+    assert about["checksum"] == storage.digest(path) and {"written", "commit", "members"} <= about.keys()
+    submission.save("mine", guesses, places, {"members": {"b": 1}})
+    before = path.read_bytes()
+    with pytest.raises(KitError, match=r"mine\.csv holds other guesses"):
+        submission.save("mine", others, places, {})
+    assert path.read_bytes() == before and json.loads(path.with_suffix(".json").read_text())["members"] == {"b": 1}
+    submission.save("mine", others, places, {}, overwrite=True)
+    assert path.read_bytes() != before
 
 
 def test_a_mapping_or_truth_with_more_states_than_the_competition(tmp_path):
