@@ -76,6 +76,8 @@ def run_plan(
         titles = [f"step {n} of {len(steps)} · {step.name} · {step.notebook.title}" for n, step in enumerate(steps, 1)]
         for title in titles[:first]:
             log.info("%s · unchanged", title)
+        if first < len(steps):
+            _keep_report(folder)
         for index in range(first, len(steps)):
             log.info(" · ".join(filter(None, [titles[index], why[names[index]] if index == first else ""])))
             storage.write_json(folder / "plan.json", state)  # outputs of this and later steps are no longer valid
@@ -202,6 +204,14 @@ def _files(step: Ready, record: dict[str, Any]) -> dict[str, str]:
         named = [run.strip() for run in value.split(",") if run.strip()] or runs.list_runs()
         files += [paths.relative(paths.runs_dir() / run / "metrics.json") for run in named]
     return {path: _file_signature(paths.home() / path) for path in files}
+
+
+def _keep_report(folder: Path) -> None:
+    """Name the report of earlier steps by its date, before another one takes its place."""
+    report = folder / "report.html"
+    if report.is_file():
+        made = datetime.fromtimestamp(report.stat().st_mtime, UTC)
+        report.replace(folder / f"report-{made:%Y-%m-%d-%H%M%S}.html")
 
 
 def _write_report(folder: Path, state: dict[str, Any]) -> None:

@@ -94,6 +94,8 @@ def test_runs_then_skips_what_is_unchanged(plan, home, capfd, caplog):
     (home / "out.txt").write_text("spoilt")  # what a step wrote is not as it left it: it and what follows run again
     runner.run_plan(plan, {"N": "5"})
     assert ran(home) == (2, 2) and (home / "out.txt").read_text() == "aaaaa"
+    [kept] = folder.glob("report-20*.html")  # the earlier report, by its date
+    assert kept.stat().st_mtime_ns == written and report.stat().st_mtime_ns > written
     assert "step 1 of 2 · 00_first · First · changed since: out.txt" in caplog.text
 
     runner.run_plan(plan, {"N": "5", "SECONDS": "0.1"})  # only the second step takes SECONDS
