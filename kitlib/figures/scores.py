@@ -86,7 +86,9 @@ def cumulative_error(km: Mapping[str, ArrayLike], title: str = "", note: str = "
     for level in LEVELS_KM:
         share_within = float((first <= level).mean())
         axes.plot(level, share_within, "o", color=PALETTE[0], ms=5)
-        axes.annotate(f"{share_within:.0%}", (level, share_within), (-6, 5), textcoords="offset points", ha="right",
+        below = share_within > 0.92  # or the number would stand in the names of the levels
+        offset, side = ((7, -13), "left") if below else ((-6, 5), "right")
+        axes.annotate(f"{share_within:.0%}", (level, share_within), offset, textcoords="offset points", ha=side,
                       color=PALETTE[0], fontsize=9)  # fmt: skip
     farthest = max(float(np.max(errors)) for errors in km.values())
     axes.set(
@@ -217,7 +219,8 @@ def calibration(probability: ArrayLike, correct: ArrayLike, bins: int = 10, titl
     top.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
     some = count > 0
     half = np.sqrt(np.maximum(share * (1 - share), 0.25 / np.maximum(count, 1)) / np.maximum(count, 1))
-    top.errorbar(mean[some], share[some], half[some], fmt="o-", color=PALETTE[0], capsize=3, label="this model")
+    top.errorbar(mean[some], share[some], half[some], fmt="o-", color=PALETTE[0], capsize=3, label="the guesses",
+                 clip_on=False, zorder=3)  # fmt: skip
     top.set(ylabel="share right", xlim=(0, 1), ylim=(0, 1), title=f"expected calibration error {gap:.3f}")
     top.legend(loc="upper left")
     bottom.bar((np.arange(bins) + 0.5) / bins, count, width=0.9 / bins, color=GREY)
