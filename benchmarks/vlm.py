@@ -34,7 +34,7 @@ from matplotlib.ticker import MaxNLocator
 from kitlib.data import readers
 from kitlib.data.places import Places
 from kitlib.data.sample import competition as sample
-from kitlib.evaluation import crossval, runs
+from kitlib.evaluation import fold_files, runs
 from kitlib.evaluation.runs import Run
 from kitlib.figures import style
 from kitlib.models.vlm import config as vlm_config
@@ -105,7 +105,7 @@ def reply_scores(run: Run, data: Places) -> dict[str, float]:
     """The mean reward of held-out places as sampled in training and as for guesses, and the latter's parsed share."""
     session = Session.open(run, data)
     cases = session.cases("train", session.fold_rows(0)[1])
-    model, processor = loading.reload(run.settings["model"], crossval.folder(run, 0), torch.float32)
+    model, processor = loading.reload(run.settings["model"], fold_files.folder(run, 0), torch.float32)
     scores = {}
     for kind, temperature, top_p in (("reward", 1.0, 1.0), ("cool", TOY.guess_temperature, TOY.guess_top_p)):
         sampler = Sampler(model, processor, session.config.reply_tokens, temperature, top_p)

@@ -224,10 +224,10 @@ def compare(
     data: Annotated[str, typer.Option(help="Where the data is, if not where the run says.")] = "",
 ) -> None:
     """Compare two runs place by place: settings, difference of the score with its interval, gains by state."""
-    from kitlib.evaluation import comparison, crossval
+    from kitlib.evaluation import comparison, origin
     from kitlib.evaluation.runs import open_run
 
-    typer.echo(comparison.compare(a, b, crossval.reload_places(open_run(a), data)))
+    typer.echo(comparison.compare(a, b, origin.reload_places(open_run(a), data)))
 
 
 @app.command()
@@ -239,11 +239,11 @@ def again(
     devices: Annotated[int, typer.Option(help="GPUs, or processes on a CPU.", min=1)] = 1,
 ) -> None:
     """Train a run anew from its params.json; refuse, with the difference, when code or data have changed."""
-    from kitlib.evaluation import comparison, crossval
+    from kitlib.evaluation import comparison, fold_files, origin
     from kitlib.evaluation.runs import open_run
 
     earlier = open_run(run)
-    settings, places = earlier.settings, crossval.reload_places(earlier, data)
+    settings, places = earlier.settings, origin.reload_places(earlier, data)
     if (changed := comparison.changes_since(earlier, places)) and not even_so:
         raise KitError(
             f"{run} would not be repeated as it was ({'; '.join(changed)}): add --even-so to train all the same"
@@ -256,7 +256,7 @@ def again(
             name or f"{run}-again",
             folds_column=settings["folds_column"],
             n_folds=settings["n_folds"],
-            only_folds=crossval.done_folds(earlier) or None,
+            only_folds=fold_files.done_folds(earlier) or None,
             devices=devices,
         )
     typer.echo(f"{trained.name}: {outcome(trained)}")

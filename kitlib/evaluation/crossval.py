@@ -19,8 +19,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -31,10 +30,9 @@ from kitlib import geo
 from kitlib.core import checks, paths, processes, storage
 from kitlib.core.errors import Damaged, KitError
 from kitlib.core.settings import Settings
-from kitlib.data import folds, pictures
-from kitlib.data.places import SPLITS, Places
-from kitlib.data.readers import read
-from kitlib.evaluation import comparison, guesses, metrics, runs
+from kitlib.data import folds
+from kitlib.data.places import Places
+from kitlib.evaluation import comparison, fold_files, guesses, metrics, origin, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 
@@ -75,7 +73,7 @@ class Session(ABC, Generic[C]):
         self.run, self.places, self.devices, self.options = run, places, devices, options
         self.ask: Callable[[str, Places], Guesses] = _cannot_ask
         self.config: C = self.config_type.from_run(run.settings)  # type: ignore[assignment]
-        check_files(run, self.config)
+        origin.check_files(run, self.config)
         self.deadline = time.monotonic() + max_hours * 3600 if max_hours else math.inf
 
     @classmethod
@@ -152,7 +150,7 @@ class Session(ABC, Generic[C]):
 
     def folder(self, fold: int) -> Path:
         """The folder of a fold's weights and guesses."""
-        return folder(self.run, fold)
+        return fold_files.folder(self.run, fold)
 
     @classmethod
     def train(
@@ -194,21 +192,25 @@ class Session(ABC, Generic[C]):
             recorded = earlier["settings"] if earlier else None
             if recorded is None:
                 cls.check_model(config)
-            settings = portable(config) | {"family": cls.family, "folds_column": folds_column, "n_folds": n_folds}
-            settings |= cls.resolve(config, recorded) | data_reference(places)
-            checksums = {"places": places.checksum} | file_checksums(config)
+            settings = origin.portable(config) | {
+                "family": cls.family,
+                "folds_column": folds_column,
+                "n_folds": n_folds,
+            }
+            settings |= cls.resolve(config, recorded) | origin.data_reference(places)
+            checksums = {"places": places.checksum} | origin.file_checksums(config)
             checksums |= cls.check(config, places, folds_column, todo, recorded, **options)
             if earlier:
                 runs.refuse_changes(runs.open_run(run_name), settings, earlier["data"] | checksums)
-            checksums |= data_checksums(places, folds_column, n_folds) | picture_checksums(places)
+            checksums |= origin.data_checksums(places, folds_column, n_folds) | origin.picture_checksums(places)
             run = runs.start(run_name, settings, data=checksums, overwrite=overwrite)
             hours = max_hours - (time.monotonic() - began) / 3600 if max_hours else None
             try:
                 session = cls.open(run, places, devices, hours, **options)
-                for fold in sorted({*todo, *discard_damaged(run)}):
-                    if not is_done(run, fold):
+                for fold in sorted({*todo, *fold_files.discard_damaged(run)}):
+                    if not fold_files.is_done(run, fold):
                         session.complete_fold(fold)
-                    if not is_done(run, fold):
+                    if not fold_files.is_done(run, fold):
                         log.warning("run %s: fold %d is not done yet; the same call continues", run.name, fold)
                         return run
             except KitError:
@@ -229,15 +231,15 @@ class Session(ABC, Generic[C]):
         if launched():  # the process that holds the lock has started this one
             processes.end_with_parent()
         with contextlib.nullcontext() if launched() else runs.lock(run_name):
-            places, settings, recorded = reload_places(run, data), run.settings, run.params["data"]
+            places, settings, recorded = origin.reload_places(run, data), run.settings, run.params["data"]
             if not launched():
                 column, n_folds = settings["folds_column"], settings["n_folds"]
                 if fold not in cls.select_folds(places, column, n_folds, [fold]):
                     raise KitError(f"fold: expected 0 with folds_column {column!r}; got {fold}")
-                now = data_checksums(places, column, n_folds) | picture_checksums(places)
+                now = origin.data_checksums(places, column, n_folds) | origin.picture_checksums(places)
                 runs.refuse_changes(run, settings, recorded | {k: v for k, v in now.items() if k in recorded})
             cls.open(run, places, devices, max_hours, **options).complete_fold(fold)
-        return is_done(run, fold)
+        return fold_files.is_done(run, fold)
 
     @classmethod
     def predict(
@@ -248,11 +250,11 @@ class Session(ABC, Generic[C]):
         ask: answers for another run, such as a router, when the places have queries.
         """
         session = cls.open(runs.open_run(run_name), places)
-        for fold in done_folds(session.run):
-            check_fold(session.run, fold)
+        for fold in fold_files.done_folds(session.run):
+            fold_files.check_fold(session.run, fold)
         if ask:
             session.ask = ask
-        return guesses.average([session.guess(fold, split) for fold in done_folds(session.run)])
+        return guesses.average([session.guess(fold, split) for fold in fold_files.done_folds(session.run)])
 
     @classmethod
     def select_folds(
@@ -275,7 +277,7 @@ class Session(ABC, Generic[C]):
             self.fit_fold(fold)
             if is_first_process():
                 held_out, test = self.guess_held_out(fold), self.guess_test(fold)
-                save_fold(self.run, fold, held_out, test)
+                fold_files.save_fold(self.run, fold, held_out, test)
         except Unfinished:
             return
 
@@ -295,19 +297,19 @@ class Session(ABC, Generic[C]):
         """Raise Damaged if guesses are not those for the held-out places of a fold."""
         expected = self.places.sample_id("train")[self.held_out(fold)]
         if not np.array_equal(np.sort(expected), np.sort(guess.sample_id)):
-            file = folder(self.run, fold) / "oof.npz"
+            file = fold_files.folder(self.run, fold) / "oof.npz"
             raise Damaged(f"{storage.place(file)}: expected the {len(expected)} held-out places of fold {fold}; "
                           f"got {len(guess)} others: {storage.MEND}")  # fmt: skip
 
     def finish(self) -> None:
         """Join the guesses of the done folds into oof.npz, test.npz and metrics.json, which finishes the run."""
-        run, places, finished = self.run, self.places, done_folds(self.run)
-        held_out = [Guesses.load(folder(run, fold) / "oof.npz") for fold in finished]
+        run, places, finished = self.run, self.places, fold_files.done_folds(self.run)
+        held_out = [Guesses.load(fold_files.folder(run, fold) / "oof.npz") for fold in finished]
         for fold, guess in zip(finished, held_out, strict=True):
             self._refuse_foreign(fold, guess)
         oof = guesses.stack(held_out)
         run.save_guesses("oof", oof)
-        tests = [folder(run, fold) / "test.npz" for fold in finished]
+        tests = [fold_files.folder(run, fold) / "test.npz" for fold in finished]
         if all(path.is_file() for path in tests):
             run.save_guesses("test", guesses.average([Guesses.load(path) for path in tests]))
         score = metrics.score_guesses(oof, places)
@@ -332,132 +334,3 @@ def launched() -> bool:
 def is_first_process() -> bool:
     """Whether this process writes the results: it is the first of several, or the only one."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def data_checksums(places: Places, folds_column: str, n_folds: int) -> dict[str, str]:
-    """Checksums of the places and, unless these are "given", of their saved folds, which are made if there are none."""
-    if folds_column == "given":
-        return {"places": places.checksum}
-    folds.load_or_make(places, n_folds)
-    return {"places": places.checksum, "folds": folds.folds_checksum(places)}
-
-
-def picture_checksums(places: Places) -> dict[str, str]:
-    """Checksums of the packed pictures of each split. Raises KitError if no training place has a usable one."""
-    return {f"{split} pictures": pictures.pack(places, split).checksum for split in SPLITS if len(places.rows(split))}
-
-
-def portable(config: Settings) -> dict[str, Any]:
-    """The fields of a Config without folders of this machine, which a run records; `Settings.from_run` reads them."""
-    values = asdict(config)  # type: ignore[call-overload]
-    return {name: paths.portable(name, v) if isinstance(v, str) else v for name, v in values.items()}
-
-
-def file_checksums(config: Settings) -> dict[str, str]:
-    """Checksums of the files and folders that a Config names, by field; a run records only their names."""
-    files: dict[str, str] = {}
-    for name, value in portable(config).items():
-        path = Path(paths.given().get(f"{name} {paths.split(value)[1]}", "")) if isinstance(value, str) else Path()
-        if path.is_absolute() and path.exists():
-            files[name] = _content(path)
-    return files
-
-
-def check_files(run: Run, config: Settings) -> None:
-    """Raise KitError if a file that a run was started with is now another of the same name."""
-    recorded = run.params["data"]
-    for name, checksum in file_checksums(config).items():
-        if recorded.get(name, checksum) != checksum:
-            raise KitError(
-                f"run {run.name}, {name}: expected the file that it was started with; got another one named "
-                f"{paths.portable(name, getattr(config, name))!r}"
-            )
-
-
-def _content(path: Path) -> str:
-    """A checksum of a file, or of a folder of weights: the names and sizes of its files, the content of its weights."""
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    parts = [f"{file.name} {file.stat().st_size}" for file in files] if path.is_dir() else []
-    weights = [file for file in files if file.suffix in (".safetensors", ".json", ".pth", ".bin") or path.is_file()]
-    return storage.digest(*parts, *(_file_digest(file, file.stat().st_mtime_ns) for file in weights))
-
-
-@lru_cache(maxsize=64)
-def _file_digest(file: Path, changed: int) -> str:
-    return storage.digest(file)
-
-
-def data_reference(places: Places) -> dict[str, Any]:
-    """The settings by which another process finds the places of a run."""
-    folder = places.folder
-    if folder.name == "kaggle_dataset" and not folder.is_relative_to(paths.home()):
-        folder = folder.parent  # whose name says more
-    paths.portable("data", str(folder))  # for `reload_places`
-    return {"data": paths.relative(folder)} | ({"read": places.options} if places.options else {})
-
-
-def reload_places(run: Run, data: str = "") -> Places:
-    """Read the places of a run again, from `data` or else from the location in its settings."""
-    return read(data or paths.located("data", run.settings["data"]), **run.settings.get("read", {}))
-
-
-def folder(run: Run, fold: int) -> Path:
-    """The folder of a fold's weights and guesses."""
-    return run.checkpoints / f"fold_{fold}"
-
-
-def save_fold(run: Run, fold: int, held_out: Guesses, test: Guesses | None) -> None:
-    """Write a fold's guesses, and fold.json with the checksums of all files directly in its folder.
-
-    oof.npz comes last and marks the fold as done.
-    """
-    where = folder(run, fold)
-    if test is not None:
-        test.save(where / "test.npz")
-    with storage.atomic_write(where / "oof.npz") as beside:
-        held_out.save(beside)
-        files = [path for path in sorted(where.iterdir()) if path.is_file() and not path.name.startswith(".")]
-        checksums = {path.name: storage.digest(path) for path in files if path.name not in ("fold.json", "oof.npz")}
-        storage.write_json(where / "fold.json", checksums | {"oof.npz": storage.digest(beside)})
-
-
-def check_fold(run: Run, fold: int) -> None:
-    """Compare the files of a done fold with fold.json. Raises Damaged; a fold of an earlier kit, without it, passes."""
-    where = folder(run, fold)
-    mend = f"run the training of {run.name} again, which makes it anew, or delete {paths.relative(where)}"
-    if (where / "fold.json").is_file():
-        storage.compare(where, storage.read_json(where / "fold.json", mend=mend), mend)
-
-
-def discard_damaged(run: Run) -> list[int]:
-    """Delete the guesses of done folds whose files are not as they were written; return these folds."""
-    damaged = []
-    for fold in done_folds(run):
-        try:
-            check_fold(run, fold)
-            Guesses.load(folder(run, fold) / "oof.npz")
-        except Damaged as error:
-            log.warning("run %s: %s; fold %d is completed anew", run.name, str(error).partition(": expected")[0], fold)
-            (folder(run, fold) / "oof.npz").unlink()
-            damaged.append(fold)
-    return damaged
-
-
-def is_done(run: Run, fold: int) -> bool:
-    """Whether the fold's held-out guesses, its last file, exist."""
-    return (folder(run, fold) / "oof.npz").is_file()
-
-
-def done_folds(run: Run) -> list[int]:
-    """The folds that are done, in ascending order."""
-    return sorted(int(path.parent.name.removeprefix("fold_")) for path in run.checkpoints.glob("fold_*/oof.npz"))
-
-
-def history(run: Run) -> pd.DataFrame:
-    """The logged training history of a run, with the columns fold and phase (the fit's folder); empty without any."""
-    files = sorted(run.checkpoints.glob("fold_*/*/history.csv"))
-    parts = []
-    for file in files:
-        with storage.reading(file):
-            parts.append(pd.read_csv(file).assign(fold=int(file.parts[-3][len("fold_") :]), phase=file.parts[-2]))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"fold": [], "phase": []})

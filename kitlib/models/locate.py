@@ -24,7 +24,7 @@ from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
 from kitlib.data import photos, pictures
 from kitlib.data.places import Places
-from kitlib.evaluation import crossval, ensemble, guesses, metrics, runs, submission
+from kitlib.evaluation import ensemble, fold_files, guesses, metrics, origin, runs, submission
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.figures import pages
@@ -182,7 +182,7 @@ def guesses_of(run: Run, places: Places) -> Guesses:
         raise KitError(f"{run.name}: expected a run of {', '.join(sorted(FAMILIES))}; got family {family!r}")
     if family == "logistic":
         return importlib.import_module("kitlib.models.linear_probe").predict(run.name, places)
-    if not crossval.done_folds(run):
+    if not fold_files.done_folds(run):
         raise KitError(f"{run.name}: expected a run with a trained fold; train it to the end first")
     module = importlib.import_module(f"kitlib.models.{family}")
     return module.predict(run.name, places, ask=lambda name, places: guesses_of(runs.open_run(name), places))
@@ -204,7 +204,7 @@ def _training_places(run: Run, data: str | Path) -> Places:
     """The places that a run was trained on. Raises KitError if they have changed."""
     if not data and "data" not in run.settings:
         raise KitError(f"{run.name} does not record its data: expected --data")
-    places = crossval.reload_places(run, str(data))
+    places = origin.reload_places(run, str(data))
     if run.params["data"].get("places") != places.checksum:
         raise KitError(f"{run.name}: expected the data that it was trained on; {places.folder.name} has changed since")
     return places

@@ -13,8 +13,8 @@ from picture_helper import scene
 from kitlib.core import storage
 from kitlib.core.errors import Damaged, KitError
 from kitlib.core.settings import Settings
-from kitlib.data import readers
-from kitlib.evaluation import baselines, crossval, guesses, metrics, runs
+from kitlib.data import pictures, readers
+from kitlib.evaluation import baselines, crossval, fold_files, guesses, metrics, runs
 from kitlib.evaluation.crossval import Unfinished
 
 
@@ -75,7 +75,7 @@ def train(places, name="run", config=Config(), **options):
 
 def test_every_fold_is_trained_once_and_its_guesses_are_joined(places):
     run = train(places)
-    assert Session.fitted == [0, 1, 2] == crossval.done_folds(run)
+    assert Session.fitted == [0, 1, 2] == fold_files.done_folds(run)
     oof, test = run.guesses("oof"), run.guesses("test")
     assert sorted(oof.sample_id) == sorted(places.sample_id("train"))
     assert run.metrics["oof"] == metrics.score_guesses(oof, places).as_dict()
@@ -99,7 +99,7 @@ def test_held_out_places_are_guessed_without_themselves(places):
 
 def test_an_unfinished_fold_leaves_the_run_unfinished_and_the_same_call_continues(places):
     run = train(places, stop_before=1)
-    assert not run.finished and Session.fitted == [0] == crossval.done_folds(run)
+    assert not run.finished and Session.fitted == [0] == fold_files.done_folds(run)
     assert train(places).finished and Session.fitted == [0, 1, 2]
 
 
@@ -118,7 +118,7 @@ def test_some_folds_only(places):
 def test_one_fold_by_the_run_alone(places):
     train(places, stop_before=0)
     assert not Session.train_fold("run", 2, stop_before=2)
-    assert Session.train_fold("run", 2) and crossval.done_folds(runs.open_run("run")) == [2]
+    assert Session.train_fold("run", 2) and fold_files.done_folds(runs.open_run("run")) == [2]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_run_of_an_earlier_kit_that_recorded_no_pictures_is_still_asked(places
 
 def spoil(run, damage: str) -> None:
     """Damage a finished run."""
-    one, two = crossval.folder(run, 0), crossval.folder(run, 1)
+    one, two = fold_files.folder(run, 0), fold_files.folder(run, 1)
     if damage == "swapped test":
         (one / "test.npz").rename(one / "x")
         (two / "test.npz").rename(one / "test.npz")
@@ -215,7 +215,7 @@ def test_damaged_results_are_refused_when_read_and_made_anew_by_training(places,
 
 def test_guesses_of_other_places_are_no_fold_of_this_run(places):
     run = train(places)
-    one, two = crossval.folder(run, 0), crossval.folder(run, 1)
+    one, two = fold_files.folder(run, 0), fold_files.folder(run, 1)
     shutil.copy(two / "oof.npz", one / "oof.npz")
     (one / "fold.json").unlink()  # as an earlier kit left it
     with pytest.raises(Damaged, match=r"oof\.npz in fold_0: expected the 8 held-out places of fold 0; got 8 others"):
@@ -249,7 +249,7 @@ def test_a_run_that_another_process_trains_is_refused_also_to_overwrite_it(place
 
 def test_what_needs_no_pictures_is_checked_before_these_are_packed(places, monkeypatch):
     train(places, "begun", stop_before=0)
-    monkeypatch.setattr(crossval.pictures, "pack", None)  # not called
+    monkeypatch.setattr(pictures, "pack", None)  # not called
     for name, options, message in (
         ("a b", {}, "run name: expected"),
         ("new", {"only_folds": [3]}, "folds: expected"),
@@ -303,7 +303,7 @@ def test_several_processes_are_started_here_unless_this_is_one_of_them(places, m
     monkeypatch.setenv("RANK", "1")
     assert not session.spawns and not crossval.is_first_process()
     session.complete_fold(0)  # fits, and leaves the guesses to the first process
-    assert Session.fitted == [0] and not crossval.is_done(session.run, 0)
+    assert Session.fitted == [0] and not fold_files.is_done(session.run, 0)
 
 
 def test_two_sessions_guess_the_same(places):
@@ -348,4 +348,4 @@ def test_a_fold_that_a_run_does_not_have_is_refused(places):
     for fold in (3, 99, -1):
         with pytest.raises(KitError, match="folds: expected numbers from 0 to 2"):
             Session.train_fold(run.name, fold)
-    assert crossval.done_folds(run) == [0]
+    assert fold_files.done_folds(run) == [0]

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("trl")
 
-from kitlib.evaluation import crossval, runs
+from kitlib.evaluation import fold_files, runs
 from kitlib.models.vlm import loading, tiny_model
 from kitlib.models.vlm.conversation import rollouts
 from kitlib.pipeline import runner
@@ -23,7 +23,7 @@ def test_a_published_model_goes_through_the_plan(home, small_sample, tmp_path):
     runner.run_plan("qwen", {name: str(value) for name, value in settings.items()})
     sft, grpo = (runs.open_run(f"qwen-{method}") for method in ("sft", "grpo"))
     assert {sft.settings["rate"], grpo.settings["rate"]} == {1e-4, 1e-5}
-    assert all(loading.saved(crossval.folder(run, 0)).name == "adapter" for run in (sft, grpo))
+    assert all(loading.saved(fold_files.folder(run, 0)).name == "adapter" for run in (sft, grpo))
     table = rollouts.read(grpo.dir / "rollouts")
     assert table.loc[table["phase"] == "train", "tau_km"].unique().tolist() == [2000.0, 25.0]
     assert len(grpo.guesses("test")) and grpo.metrics["oof"]["final"] > 0

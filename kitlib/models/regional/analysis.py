@@ -7,7 +7,7 @@ import pandas as pd
 
 from kitlib import geo
 from kitlib.core import storage
-from kitlib.evaluation import crossval
+from kitlib.evaluation import fold_files
 from kitlib.evaluation.runs import Run
 from kitlib.geo import projection
 from kitlib.models.regional.heads import RidgeHeads
@@ -17,8 +17,8 @@ from kitlib.models.regional.regions import Regions
 def held_out(run: Run) -> pd.DataFrame:
     """A row for each held-out place: truth, prediction by the regressor of its true region, and error in km."""
     parts = []
-    for fold in crossval.done_folds(run):
-        with storage.reading(file := crossval.folder(run, fold) / "held_out.parquet"):
+    for fold in fold_files.done_folds(run):
+        with storage.reading(file := fold_files.folder(run, fold) / "held_out.parquet"):
             parts.append(pd.read_parquet(file))
     return pd.concat(parts, ignore_index=True)
 
@@ -63,8 +63,8 @@ def evaluation(run: Run) -> pd.DataFrame:
 def penalties(run: Run) -> pd.DataFrame:
     """The ridge penalty of each head (rows: its region, or pooled) in each fold (columns), on frozen features."""
     chosen = {}
-    for fold in crossval.done_folds(run):
-        folder = crossval.folder(run, fold)
+    for fold in fold_files.done_folds(run):
+        folder = fold_files.folder(run, fold)
         heads, names = RidgeHeads.load(folder / "heads.npz"), Regions.load(folder / "regions.npz").names
         shared = np.bincount(heads.slot)[heads.slot] > 1
         each = pd.Series(heads.alphas[heads.slot], np.where(shared, "pooled", names))

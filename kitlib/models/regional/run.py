@@ -29,7 +29,7 @@ from kitlib.core.errors import KitError
 from kitlib.core.settings import Names
 from kitlib.data import folds
 from kitlib.data.places import Places
-from kitlib.evaluation import baselines, crossval, metrics, runs
+from kitlib.evaluation import baselines, fold_files, metrics, origin, runs
 from kitlib.evaluation.crossval import Unfinished, launched
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
@@ -94,7 +94,7 @@ def _router_checksum(router: str, folds_column: str, places: Places) -> dict[str
         return {}
     run = runs.open_run(router)
     n_folds = run.settings.get("n_folds", 5)
-    same = crossval.data_checksums(places, folds_column, n_folds).items() <= run.params["data"].items()
+    same = origin.data_checksums(places, folds_column, n_folds).items() <= run.params["data"].items()
     if not run.finished or not same or run.settings.get("folds_column", "stratified") != folds_column:
         raise KitError(
             f"router: expected a finished run on the same places in the same folds ({folds_column}), whose guesses "
@@ -254,7 +254,7 @@ class Session(EncoderSession[Config]):
         within = metrics.report(analysis.held_out(self.run)["km"]).as_dict()
         within["median_point_km"] = float(table["median_point_km"]["all"])
         failed = {name: model for name, model in table.drop("all")["model"].items() if "failed" in model}
-        for fold in crossval.done_folds(self.run):  # a failed region may have no held-out place
+        for fold in fold_files.done_folds(self.run):  # a failed region may have no held-out place
             names = Regions.load(self.folder(fold) / "regions.npz").names
             failed |= failures(self.folder(fold), names) | failed
         for name, reason in failed.items():

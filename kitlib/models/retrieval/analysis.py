@@ -9,7 +9,7 @@ import pandas as pd
 
 from kitlib.core import storage
 from kitlib.data.places import Places
-from kitlib.evaluation import crossval
+from kitlib.evaluation import fold_files
 from kitlib.evaluation.runs import Run
 from kitlib.models.retrieval import retriever, search
 from kitlib.models.retrieval.embedders import Frozen
@@ -20,8 +20,8 @@ from kitlib.models.retrieval.run import Session
 def choices(run: Run) -> pd.DataFrame:
     """The calibration scores of each finished fold: fold, k, temperature, final, mean_km, median_km."""
     parts = []
-    for fold in crossval.done_folds(run):
-        with storage.reading(file := crossval.folder(run, fold) / "choice.csv"):
+    for fold in fold_files.done_folds(run):
+        with storage.reading(file := fold_files.folder(run, fold) / "choice.csv"):
             parts.append(pd.read_csv(file).assign(fold=fold))
     return pd.concat(parts, ignore_index=True)
 

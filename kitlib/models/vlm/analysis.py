@@ -7,7 +7,7 @@ import pandas as pd
 
 from kitlib.data import pictures
 from kitlib.data.places import Places
-from kitlib.evaluation import crossval
+from kitlib.evaluation import fold_files
 from kitlib.evaluation.runs import Run
 from kitlib.models.vlm import dataset, session
 from kitlib.models.vlm.config import Config
@@ -32,7 +32,7 @@ def examples(config: Config, places: Places, n: int) -> pd.DataFrame:
 
 def evaluations(run: Run) -> pd.DataFrame:
     """The evaluations on held-out places, by fold and step: share of parsed replies, reward, score, km."""
-    history = crossval.history(run)
+    history = fold_files.history(run)
     columns = [str(name) for name in history if str(name).startswith("eval_")]
     table = history[["fold", "step", *columns]].dropna(subset=columns, how="all")
     table.columns = [str(name).removeprefix("eval_") for name in table]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kitlib.core import paths
 from kitlib.core.errors import KitError
-from kitlib.evaluation import crossval, runs
+from kitlib.evaluation import fold_files, runs
 from kitlib.models.vlm import loading
 from kitlib.models.vlm.session import Session
 
@@ -29,8 +29,8 @@ def merge(run_name: str, out: str | Path, fold: int | None = None) -> Path:
     run = runs.open_run(run_name)
     if (family := run.settings["family"]) != "vlm":
         raise KitError(f"run {run_name}: expected a run of the family vlm; got one of {family}")
-    done = crossval.done_folds(run)
+    done = fold_files.done_folds(run)
     if not done or (fold is not None and fold not in done):
         raise KitError(f"run {run_name}: fold {fold} is not trained; trained folds: {done or 'none'}")
-    folder = crossval.folder(run, done[0] if fold is None else fold)
+    folder = fold_files.folder(run, done[0] if fold is None else fold)
     return loading.merge(paths.located("model", run.settings["model"]), folder, Path(out))

@@ -13,7 +13,7 @@ from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data import pictures
 from kitlib.data.places import SPLITS, Places
-from kitlib.evaluation import crossval, guesses, metrics, runs
+from kitlib.evaluation import fold_files, guesses, metrics, origin, runs
 from kitlib.evaluation.crossval import Unfinished, is_first_process
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
@@ -138,8 +138,8 @@ class Session(TorchSession[Config]):
         config = self.config
         if config.start_from:
             earlier = runs.open_run(config.start_from)
-            done = crossval.done_folds(earlier)
-            folder = crossval.folder(earlier, fold if fold in done else done[0])
+            done = fold_files.done_folds(earlier)
+            folder = fold_files.folder(earlier, fold if fold in done else done[0])
             return loading.reload(config.model, folder, self.dtype, four_bit=config.four_bit, trainable=True)
         dtype = self.dtype if config.lora_rank else torch.float32  # half precision loses small updates
         model, processor = loading.load(config.model, dtype, config.four_bit)
@@ -158,7 +158,7 @@ class Session(TorchSession[Config]):
 
     def recorder(self, fold: int) -> Recorder:
         """The recorder of a fold's dialogues: in the run's folder for the first fold, else in the fold's own."""
-        parent = self.run.dir if not set(crossval.done_folds(self.run)) - {fold} else self.folder(fold)
+        parent = self.run.dir if not set(fold_files.done_folds(self.run)) - {fold} else self.folder(fold)
         return Recorder(rollouts.Writer(parent / "rollouts"), self.config.environment)
 
     def prior(self, fold: int) -> Prior:
@@ -186,7 +186,7 @@ class Session(TorchSession[Config]):
 
     def metrics(self) -> dict[str, Any]:
         """The source of each fold's state probabilities."""
-        return {"states_by": {str(fold): self.choice(fold) for fold in crossval.done_folds(self.run)}}
+        return {"states_by": {str(fold): self.choice(fold) for fold in fold_files.done_folds(self.run)}}
 
     def choice(self, fold: int) -> dict[str, Any]:
         """The chosen source of a fold's state probabilities, and the score of each."""
@@ -272,14 +272,14 @@ def _starting_run(config: Config, places: Places, folds_column: str, todo: Seque
     """A checksum of the run to start from. Raises KitError for an unsuitable run, or one trained on held-out places."""
     name = config.start_from
     earlier = runs.open_run(name)
-    settings, done = earlier.settings, crossval.done_folds(earlier)
+    settings, done = earlier.settings, fold_files.done_folds(earlier)
     if settings["family"] != "vlm" or not done:
         raise KitError(f"start_from={name!r}: expected a run of the family vlm with a trained fold")
     for key in ("model", "lora_rank", "lora_attention_only"):
-        if settings[key] != (own := crossval.portable(config)[key]):
+        if settings[key] != (own := origin.portable(config)[key]):
             raise KitError(f"{key}: expected {settings[key]!r} as in {name!r}; got {own!r}")
     if earlier.params["data"]["places"] == places.checksum:
-        data = crossval.data_checksums(places, folds_column, settings["n_folds"])
+        data = origin.data_checksums(places, folds_column, settings["n_folds"])
         if settings["folds_column"] != folds_column or earlier.params["data"].get("folds") != data["folds"]:
             raise KitError(f"start_from={name!r} was trained on other folds, on places that are held out here")
         if missing := sorted(set(todo) - set(done)):

@@ -22,7 +22,7 @@ from kitlib import geo
 from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.data import folds, readers
-from kitlib.evaluation import crossval, metrics, runs
+from kitlib.evaluation import fold_files, metrics, origin, runs
 from kitlib.models.multiview import run as multiview
 from kitlib.models.multiview.heads import Classes, Heads
 from kitlib.models.multiview.run import Config
@@ -110,7 +110,7 @@ def test_a_run_has_guesses_for_every_place_and_a_score(world, trained):
 def test_held_out_places_taught_nothing(world, trained):
     """The classes of a fold are those of the other folds' places alone."""
     held_out = folds.load_or_make(world, n_folds=3)["stratified"].to_numpy() == 1
-    heads = Heads.load(crossval.folder(trained, 1) / "heads.safetensors")
+    heads = Heads.load(fold_files.folder(trained, 1) / "heads.safetensors")
     assert heads.classes.state_count.sum() == (~held_out).sum()
     others = world.points("train")[~held_out]
     assert geo.nearest(heads.classes.cell_points, others)[0].max() < 2000
@@ -129,10 +129,10 @@ def test_fine_tuning_changed_the_encoder_and_history_tells(trained):
 
     from kitlib.vision import encoders
 
-    weights = load_file(crossval.folder(trained, 0) / "encoder.safetensors")
+    weights = load_file(fold_files.folder(trained, 0) / "encoder.safetensors")
     before = encoders.load("tiny").state_dict()
     assert any(not torch.equal(before[name], tensor) for name, tensor in weights.items())
-    history = crossval.history(trained)
+    history = fold_files.history(trained)
     assert set(history["phase"]) == {"heads", "finetune"} and set(history["fold"]) == {0, 1, 2}
     assert history.loc[history["phase"] == "finetune", "held_out_gps_km"].gt(0).all()
     assert history["true_state_mass"].between(0.3, 1).all()
@@ -145,9 +145,9 @@ def test_an_encoder_that_cannot_be_had_is_refused_before_a_run_begins(world):
 
 
 def test_a_finished_run_is_only_opened_and_another_config_refused(world, trained):
-    stamp = (trained.dir / "oof.npz").stat().st_mtime_ns, (crossval.folder(trained, 0) / "oof.npz").stat().st_mtime_ns
+    stamp = (trained.dir / "oof.npz").stat().st_mtime_ns, (fold_files.folder(trained, 0) / "oof.npz").stat().st_mtime_ns
     multiview.train(SMALL, world, "whole", n_folds=3)
-    assert (crossval.folder(trained, 0) / "oof.npz").stat().st_mtime_ns == stamp[1]
+    assert (fold_files.folder(trained, 0) / "oof.npz").stat().st_mtime_ns == stamp[1]
     with pytest.raises(KitError, match=r"hidden was 16, now 8"):
         multiview.train(dataclasses.replace(SMALL, hidden=8), world, "whole", n_folds=3)
 
@@ -248,7 +248,7 @@ def test_train_fold_by_the_run_alone(world):
     multiview.train(HEADS, world, "alone", n_folds=3, only_folds=[1], max_hours=1e-9)
     command = [sys.executable, "-m", "kitlib", "train-fold", "alone", "2", "--data", str(world.folder)]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert crossval.done_folds(runs.open_run("alone")) == [2]
+    assert fold_files.done_folds(runs.open_run("alone")) == [2]
 
 
 def test_params_tell_everything_and_no_machine(trained):
@@ -275,4 +275,4 @@ def test_no_file_of_a_run_names_a_folder_of_this_machine(home, small_sample, tmp
         inner = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else None
         parts = [path.read_bytes(), *(inner.read(name) for name in (inner.namelist() if inner else []))]
         assert not [secret for secret in secrets for part in parts if secret.encode() in part], path
-    assert len(multiview.predict("run", crossval.reload_places(run)).sample_id) == 20
+    assert len(multiview.predict("run", origin.reload_places(run)).sample_id) == 20

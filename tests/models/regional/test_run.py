@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data import folds, readers
-from kitlib.evaluation import crossval, metrics, runs
+from kitlib.evaluation import fold_files, metrics, runs
 from kitlib.geo import projection
 from kitlib.models.regional import analysis
 from kitlib.models.regional import fold as fold_module
@@ -136,10 +136,10 @@ def test_the_penalties_of_every_head_can_be_shown(routed):
 def test_the_scalers_are_beside_the_models(routed, world):
     regional_fold = regional.Session(routed, world).regional_fold(1)
     for scaler, name in zip(regional_fold.scalers, regional_fold.regions.names, strict=True):
-        file = crossval.folder(routed, 1) / f"scaler_region_{file_id(name)}.joblib"
+        file = fold_files.folder(routed, 1) / f"scaler_region_{file_id(name)}.joblib"
         loaded = RegionScaler(**joblib.load(file))
         assert np.array_equal(loaded.transform([[40.0, -90.0]]), scaler.transform([[40.0, -90.0]]))
-    assert (crossval.folder(routed, 1) / "heads.npz").is_file()
+    assert (fold_files.folder(routed, 1) / "heads.npz").is_file()
 
 
 def test_a_finished_run_is_opened_and_its_models_say_the_same_again(routed, world):
@@ -181,7 +181,7 @@ def finetuned(cities):
 
 
 def test_the_published_pipeline_with_encoders(finetuned):
-    folder = crossval.folder(finetuned, 0)
+    folder = fold_files.folder(finetuned, 0)
     for name in ("region_1", "region_2", "pooled"):
         assert (folder / name / "finished.ckpt").is_file()
         history = pd.read_csv(folder / name / "history.csv")
@@ -283,7 +283,7 @@ def test_two_processes_train_a_region(cities):
     run = regional.train(
         dataclasses.replace(ENCODERS, epochs=1), cities, "two", folds_column="given", only_regions=["1"], devices=2
     )
-    assert (crossval.folder(run, 0) / "region_1/finished.ckpt").is_file()
+    assert (fold_files.folder(run, 0) / "region_1/finished.ckpt").is_file()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import geoclip_reference
 from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data import folds, readers
-from kitlib.evaluation import crossval, metrics, runs
+from kitlib.evaluation import fold_files, metrics, runs
 from kitlib.models.retrieval import analysis, embedders, geoclip, search, voting
 from kitlib.models.retrieval import run as retrieval
 from kitlib.models.retrieval.run import Config, Session
@@ -67,7 +67,7 @@ def test_k_and_temperature_are_chosen_without_the_held_out_fold(knn, world):
     assert np.array_equal(builder.rows, builder.calibration_rows)
     assert not set(builder.rows) & set(session.held_out_rows(1))
     assert [groups.tolist() for groups in builder.exclusion_groups] == [group.tolist(), of_fold.tolist()]
-    chosen = builder.build(embedders.load(crossval.folder(knn, 1), "knn", "mean"))[0].vote
+    chosen = builder.build(embedders.load(fold_files.folder(knn, 1), "knn", "mean"))[0].vote
     assert chosen == session.retriever(1).vote
 
 
@@ -105,10 +105,10 @@ def test_metric_learns_and_goes_on_where_it_was_cut_short(world):
     whole = retrieval.train(METRIC, world, "whole", n_folds=3, only_folds=[0])
     again, first = whole.guesses("oof"), run.guesses("oof").at(whole.guesses("oof").sample_id)
     assert np.allclose(again.state_probs, first.state_probs, atol=1e-6)
-    before = [(crossval.folder(run, fold) / "gallery.npz").stat().st_mtime_ns for fold in range(3)]
+    before = [(fold_files.folder(run, fold) / "gallery.npz").stat().st_mtime_ns for fold in range(3)]
     (run.dir / "metrics.json").unlink()
     retrieval.train(METRIC, world, "metric", n_folds=3)
-    assert before == [(crossval.folder(run, fold) / "gallery.npz").stat().st_mtime_ns for fold in range(3)]
+    assert before == [(fold_files.folder(run, fold) / "gallery.npz").stat().st_mtime_ns for fold in range(3)]
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_the_encoder_learns_too_and_its_features_are_kept(world, config):
     assert plain.shape == own.shape and not torch.allclose(plain, own, atol=1e-2)
     again = session.guess(0, "train", session.held_out_rows(0))
     assert np.array_equal(again.state_probs, run.guesses("oof").at(again.sample_id).state_probs)
-    assert set(crossval.history(run)["phase"]) == {config.method, "finetune"}
+    assert set(fold_files.history(run)["phase"]) == {config.method, "finetune"}
     assert (run.guesses("test").state_probs > 0).all()
 
 
@@ -130,7 +130,7 @@ def test_lora_on_a_clip_tower_goes_on_and_predicts(world, clip):
     config = dataclasses.replace(METRIC, encoder=clip, finetune_epochs=1, lora_rank=2, finetune_batch=16)
     assert not retrieval.train(config, world, "clip", n_folds=3, only_folds=[1], max_hours=1e-9).finished
     run = retrieval.train(config, world, "clip", n_folds=3, only_folds=[1])
-    learned = weights.read(crossval.folder(run, 1) / "encoder.safetensors")[0]
+    learned = weights.read(fold_files.folder(run, 1) / "encoder.safetensors")[0]
     assert learned and all("_proj" in name for name in learned)
     again = retrieval.predict("clip", world)
     assert np.array_equal(again.state_probs, run.guesses("test").state_probs)
@@ -194,7 +194,7 @@ def test_gps_takes_a_file_or_training_places(world, tmp_path):
     assert run.guesses("oof").weights.shape[1] == 3
     config = dataclasses.replace(GPS, gallery="train", gallery_size=20)
     run = retrieval.train(config, world, "budget", n_folds=3, only_folds=[0])
-    entries, _ = voting.Entries.load(crossval.folder(run, 0) / "gallery.npz")
+    entries, _ = voting.Entries.load(fold_files.folder(run, 0) / "gallery.npz")
     assert len(entries.points) == 20 and geo.nearest(entries.points, world.points("train"))[0].max() < 1e-3
 
 

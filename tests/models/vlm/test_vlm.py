@@ -24,7 +24,7 @@ from kitlib import __main__ as cli
 from kitlib.core import paths, storage
 from kitlib.core.errors import Damaged, KitError
 from kitlib.data import pictures, readers
-from kitlib.evaluation import crossval, metrics, runs
+from kitlib.evaluation import fold_files, metrics, runs
 from kitlib.models.vlm import dataset, guessing, loading, reply_cache, tiny_model, trainer
 from kitlib.models.vlm import run as vlm
 from kitlib.models.vlm.config import Config
@@ -93,7 +93,7 @@ def task(environment: str = "single") -> Task:
 
 
 def learned(run) -> dict[str, torch.Tensor]:
-    return loading.reload(run.settings["model"], crossval.folder(run, 0), torch.float32)[0].state_dict()
+    return loading.reload(run.settings["model"], fold_files.folder(run, 0), torch.float32)[0].state_dict()
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -261,13 +261,13 @@ def test_fine_tuning_guesses_what_it_did_not_see_and_records_it(sft, data):
     chosen = sft.metrics["states_by"]["0"]
     assert chosen["state_scores"][chosen["chosen"]] == max(chosen["state_scores"].values())
     assert np.array_equal(vlm.predict("sft", data).points, test.points)
-    history = crossval.history(sft)
+    history = fold_files.history(sft)
     assert history["loss"].iloc[1] > 2 * history["loss"].dropna().iloc[-1]
     evaluated = history.dropna(subset=["eval_reward"]).set_index("step")
     assert evaluated.index.tolist() == [0, 80] and evaluated["eval_parsed"][0] == 0 < evaluated["eval_parsed"][80]
     frame = rollouts.read(sft.dir / "rollouts")
     assert set(frame["phase"]) == {"eval"} and len(frame) == 2 * 6 * 2
-    assert not list(crossval.folder(sft, 0).glob("sft/checkpoint-*"))
+    assert not list(fold_files.folder(sft, 0).glob("sft/checkpoint-*"))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -279,7 +279,7 @@ def test_fine_tuning_goes_on_to_the_same_weights(data, precision, monkeypatch):
         run = vlm.train(config, data, f"parts-{precision}", max_hours=1e-9)
     assert run.settings["precision"] == precision
     assert run.finished and same(learned(whole), learned(run))
-    assert len(crossval.history(run)) == len(crossval.history(whole))
+    assert len(fold_files.history(run)) == len(fold_files.history(whole))
 
 
 def test_guessing_goes_on_where_it_was_stopped(sft, data, monkeypatch):
@@ -325,7 +325,7 @@ def test_groups_are_centred_tau_follows_the_steps_and_constant_groups_are_counte
         assert abs(group["advantage"].sum()) < 1e-3
         assert (group["advantage"].rank() == group["reward"].rank()).all()
         constant += int(group["reward"].nunique() == 1)
-    history = crossval.history(grpo)
+    history = fold_files.history(grpo)
     assert history["groups/constant"].sum() == constant
     assert history["tau_km"].dropna().round().tolist() == [8000, 5040, 3175, 2000]
     assert all((grpo.dir / "rollouts/pictures" / name).is_file() for names in train["pictures"] for name in names)
@@ -339,7 +339,7 @@ def flip(file):
 
 
 def test_damaged_weights_are_refused_and_damaged_replies_generated_anew(grpo, data, tmp_path, caplog):
-    whole, fold = grpo.guesses("test"), crossval.folder(grpo, 0)
+    whole, fold = grpo.guesses("test"), fold_files.folder(grpo, 0)
     for part in (fold / "said").glob("test-*.json"):
         saved = part.read_bytes()
         part.write_bytes(saved.replace(b'"replies": [[["', b'"replies": [[["x', 1))
@@ -364,7 +364,7 @@ def test_reinforcement_learning_goes_on_to_the_same_weights_and_tau(grpo, data):
 def test_a_checkpoint_that_was_cut_short_is_passed_over(data):
     config = dataclasses.replace(GRPO, checkpoint_steps=1)
     run = vlm.train(config, data, "cut", max_hours=1e-9)
-    inner = crossval.folder(run, 0) / "grpo"
+    inner = fold_files.folder(run, 0) / "grpo"
     shutil.copytree(inner / "checkpoint-1", inner / "checkpoint-2")
     (inner / "checkpoint-2/trainer_state.json").write_text('{"epoch":')
     vlm.train(config, data, "cut", max_hours=1e-9)
@@ -384,7 +384,7 @@ def test_several_turns_with_lora_on_the_other_generation(data, environment):
     run = vlm.train(config, data, environment)
     frame = rollouts.read(run.dir / "rollouts")
     assert {len(replies) for replies in frame["replies"]} <= {1, 2} and set(frame["environment"]) == {environment}
-    assert loading.saved(crossval.folder(run, 0)).name == "adapter"
+    assert loading.saved(fold_files.folder(run, 0)).name == "adapter"
     assert len(run.guesses("oof")) == 12
 
 
@@ -396,7 +396,7 @@ def test_an_adapter_is_merged_by_command(data, tmp_path, monkeypatch, capsys):
         cli.main()
     assert end.value.code == 0 and capsys.readouterr().out == f"{out}\n"
     model, processor = loading.load(f"hf:{out}", torch.float32)
-    adapted, _ = loading.reload("tiny:qwen3", crossval.folder(run, 0), torch.float32)
+    adapted, _ = loading.reload("tiny:qwen3", fold_files.folder(run, 0), torch.float32)
     messages = [with_pictures(task().open_final(VIEWS, TRUTH).messages(), shown(0))]
     merged, unmerged = (Sampler(m, processor, 8, 0.0).prefill(messages).generate([[]])[0] for m in (model, adapted))
     assert merged == unmerged
@@ -430,7 +430,7 @@ def test_tokens_are_credited_turn_by_turn(sft, data, monkeypatch):
 
 
 def test_an_adapter_is_learned_on_and_goes_on_to_the_same_weights(sft, data):
-    taught = f"hf:{crossval.folder(sft, 0) / 'model'}"  # a folder as any published model's
+    taught = f"hf:{fold_files.folder(sft, 0) / 'model'}"  # a folder as any published model's
     lora = dataclasses.replace(SFT, model=taught, lora_rank=2, steps=2)
     before = vlm.train(lora, data, "lora")
     # With a KL term trl keeps a second adapter, of what it began with.
@@ -439,7 +439,7 @@ def test_an_adapter_is_learned_on_and_goes_on_to_the_same_weights(sft, data):
     for _ in range(3):
         run = vlm.train(config, data, "lora-parts", max_hours=1e-9)
     assert run.finished and same(learned(whole), learned(run)) and not same(learned(before), learned(run))
-    assert not (crossval.folder(run, 0) / "adapter/ref").exists()
+    assert not (fold_files.folder(run, 0) / "adapter/ref").exists()
 
 
 @pytest.mark.parametrize(("precision", "packs"), [("float32", False), ("bfloat16", True)])
@@ -448,15 +448,15 @@ def test_weights_in_4_bits_are_adapted_rewarded_and_merged(sft, data, tmp_path, 
     monkeypatch.setenv("KITLIB_PRECISION", precision)
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: packs)
     bits = f"bits-{precision}-{packs}"
-    taught = f"hf:{crossval.folder(sft, 0) / 'model'}"
+    taught = f"hf:{fold_files.folder(sft, 0) / 'model'}"
     config = dataclasses.replace(SFT, model=taught, four_bit=True, lora_rank=2, steps=3, gradient_checkpointing=True)
     vlm.train(config, data, bits)
     rewarded = dataclasses.replace(GRPO, model=taught, four_bit=True, lora_rank=2, start_from=bits, steps=2)
     run = vlm.train(rewarded, data, f"{bits}-grpo")
-    model, _ = loading.reload(taught, crossval.folder(run, 0), torch.float32, four_bit=True)
+    model, _ = loading.reload(taught, fold_files.folder(run, 0), torch.float32, four_bit=True)
     kinds = {name.split(".")[-2]: type(part).__name__ for name, part in model.named_modules() if "base_layer" in name}
     assert kinds["q_proj"] == kinds["down_proj"] == "Linear4bit"
-    assert crossval.history(run)["loss"].notna().sum() == 2 and run.guesses("oof").answered.any()
+    assert fold_files.history(run)["loss"].notna().sum() == 2 and run.guesses("oof").answered.any()
     merged, _ = loading.load(f"hf:{vlm.merge(f'{bits}-grpo', tmp_path / 'merged')}", "auto")
     assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
 
@@ -465,7 +465,7 @@ def test_a_constant_group_changes_no_weights(data):
     config = dataclasses.replace(GRPO, start_from="", steps=1)
     run = vlm.train(config, data, "nothing")
     plain = loading.load("tiny", torch.float32)[0].state_dict()
-    assert crossval.history(run)["groups/constant"].sum() == 2
+    assert fold_files.history(run)["groups/constant"].sum() == 2
     assert all(torch.equal(plain[name], value) for name, value in learned(run).items())
 
 

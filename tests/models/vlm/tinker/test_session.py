@@ -19,7 +19,7 @@ from tinker_helper import Canned, Plain
 
 from kitlib.core.errors import KitError
 from kitlib.data import readers
-from kitlib.evaluation import crossval
+from kitlib.evaluation import fold_files
 from kitlib.models.vlm import analysis, loading
 from kitlib.models.vlm import config as vlm_config
 from kitlib.models.vlm import run as vlm
@@ -88,7 +88,7 @@ def test_a_run_learns_there_and_guesses_here(tinker, data):
 
     run = asyncio.run(cell())
     assert run.finished and len(run.guesses("oof")) == 4 and len(run.guesses("test")) == 3
-    assert crossval.history(run)["step"].tolist() == [0, 2]
+    assert fold_files.history(run)["step"].tolist() == [0, 2]
     assert analysis.evaluations(run).index.tolist() == [(0, 0), (0, 2)]
     frame = rollouts.read(run.dir / "rollouts")
     assert frame.groupby(["phase", "step"]).size().to_dict() == {
