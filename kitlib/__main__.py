@@ -33,6 +33,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes a third of a second to import
 )
 
+FILES = typer.Option(
+    "--parameter", "-p", metavar="NAME=VALUE", help="Where a file of the run is now: -p encoder=timm:NAME@FILE."
+)
 SETTINGS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set one of the fields of the family's Config.")
 PARAMETERS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")
 
@@ -194,12 +197,13 @@ def locate(
     photos: Annotated[str, typer.Argument(help="A picture, a folder or .zip of pictures, or a folder with a table.")],
     out: Annotated[Path, typer.Option(help="Where the answers go.")] = Path("answers"),
     data: Annotated[str, typer.Option(help="Where the training data is, if not where the run says.")] = "",
+    parameter: Annotated[list[str] | None, FILES] = None,
 ) -> None:
     """Say where photographs were taken: a table, a page with maps, a submission where there is a template."""
     from kitlib.models import locate as asking
 
     with stoppable():
-        answer = asking.ask(run, photos, data)
+        answer = asking.ask(run, photos, data, **{name.lower(): value for name, value in pairs(parameter).items()})
         written = answer.save(out)
     if answer.score:
         typer.echo(answer.score)
@@ -237,11 +241,15 @@ def again(
     data: Annotated[str, typer.Option(help="Where the data is, if not where the run says.")] = "",
     even_so: Annotated[bool, typer.Option("--even-so", help="Although code, libraries or data have changed.")] = False,
     devices: Annotated[int, typer.Option(help="GPUs, or processes on a CPU.", min=1)] = 1,
+    parameter: Annotated[list[str] | None, FILES] = None,
 ) -> None:
     """Train a run anew from its params.json; refuse, with the difference, when code or data have changed."""
+    from kitlib.core import paths
     from kitlib.evaluation import comparison, fold_files, origin
     from kitlib.evaluation.runs import open_run
 
+    for setting, value in pairs(parameter).items():
+        paths.portable(setting.lower(), value)
     earlier = open_run(run)
     settings, places = earlier.settings, origin.reload_places(earlier, data)
     if (changed := comparison.changes_since(earlier, places)) and not even_so:

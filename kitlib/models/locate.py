@@ -123,13 +123,16 @@ class Answer:
         return written
 
 
-def ask(name: str, photographs: str | Path, data: str | Path = "") -> Answer:
+def ask(name: str, photographs: str | Path, data: str | Path = "", **files: str) -> Answer:
     """Guesses of a finished run, or of the blend of a submission, for new photographs.
 
     photographs: as for `data.photos.read`. data: the present place of the data set that the run was trained on, if it
-    is not where the run recorded it. Raises KitError for an unknown name, for changed training data, and for labels
-    that the run has not learned.
+    is not where the run recorded it. files: settings that name a file outside home, with its present place, such as
+    encoder="timm:NAME@FILE"; a run records only its name and content. Raises KitError for an unknown name, for changed
+    training data, and for labels that the run has not learned.
     """
+    for setting, value in files.items():
+        paths.portable(setting, value)
     members, temperature = _members(name)
     places = _training_places(runs.open_run(next(iter(members))), data)
     queries = photos.read(photographs, places.states, places.views)

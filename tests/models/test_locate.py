@@ -119,3 +119,12 @@ def test_refusals_name_what_is_wrong(trained, small_sample, world):
     with pytest.raises(KitError, match="moved: expected the data that it was trained on"):
         locate.ask("moved", trained, small_sample)
     assert replace(world).queries is None
+
+
+def test_weights_outside_home_are_named_again(trained, small_sample, world, clip, monkeypatch):
+    config = multiview.Config(encoder=clip, heads_epochs=1, finetune_epochs=0, places_per_cell=8)
+    multiview.train(config, world, "clip", n_folds=2, only_folds=[0])
+    monkeypatch.setenv("KITLIB_GIVEN", "{}")  # a new process, which was not told of any file
+    with pytest.raises(KitError, match="encoder"):
+        locate.ask("clip", trained, small_sample)
+    assert len(locate.ask("clip", trained, small_sample, encoder=clip).guesses) == 20
