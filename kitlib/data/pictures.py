@@ -206,7 +206,7 @@ def pack(places: Places, split: str, out_dir: Path | None = None) -> Pack:
         content=records["content"],
         read_again=partial(_read_again, places, files, names),
     )
-    _tell(packed)
+    _log_losses(packed)
     return packed
 
 
@@ -318,7 +318,7 @@ def _findings(places: Places, split: str, records: np.ndarray, found: list[tuple
     return [finding(c, f"{split} pictures", e, ACTIONS[c]) for c, e in by_check.items() if e]
 
 
-def _tell(packed: Pack) -> None:
+def _log_losses(packed: Pack) -> None:
     """Log the pictures that are lost. Raises KitError if no place for training has a usable one."""
     total = packed.usable.size
     losses = [entry for entry in packed.found if entry["check"] in LOSSES]
@@ -330,8 +330,8 @@ def _tell(packed: Pack) -> None:
         ]
         raise KitError(f"no training place has a usable picture ({'; '.join(counts)})")
     if losses:
-        told = [f"{entry['count']} x {entry['check']} (e.g. {entry['examples'][0]})" for entry in losses]
-        _log_once(f"{packed.split} pictures, {total} in all: {', '.join(told)}")
+        losses_by_check = [f"{entry['count']} x {entry['check']} (e.g. {entry['examples'][0]})" for entry in losses]
+        _log_once(f"{packed.split} pictures, {total} in all: {', '.join(losses_by_check)}")
 
 
 @cache
