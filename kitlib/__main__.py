@@ -136,7 +136,7 @@ def train(
     devices: Annotated[int, typer.Option(help="GPUs, or processes on a CPU.", min=1)] = 1,
     max_hours: Annotated[float | None, typer.Option(help="Of all runs together; stops in time, saved.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Start over, deleting the old runs of that name.")] = False,
-    family: Annotated[str, typer.Option(help="multiview, retrieval, regional or vlm.")] = "multiview",
+    family: Annotated[str, typer.Option(help="multiview, retrieval, regional, ridge or vlm.")] = "multiview",
     regions: Annotated[str, typer.Option(help="Of regional: whose encoders to train here, commas between.")] = "",
 ) -> None:
     """Train a family without a notebook; resume an interrupted run."""
@@ -313,8 +313,7 @@ def outcome(run: Run) -> str:
 
 def family_module(family: str) -> ModuleType:
     """Import the package of a family that is trained by folds. Raises KitError for an unknown one."""
-    if family not in ("multiview", "retrieval", "regional", "vlm"):
-        raise KitError(f"family: expected multiview, retrieval, regional or vlm; got {family!r}")
+    checks.one_of("family", family, ("multiview", "retrieval", "regional", "ridge", "vlm"))
     return importlib.import_module(f"kitlib.models.{family}")
 
 

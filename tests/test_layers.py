@@ -14,7 +14,7 @@ FLOORS = {
     **{"core": 1, "geo": 2, "data": 3, "evaluation": 4, "vision": 4, "training": 5, "figures": 5, "pipeline": 5},
     **{"models": 6, "platforms": 6, "__main__": 7},
 }
-FAMILIES = ("linear_probe", "multiview", "retrieval", "regional", "vlm")
+FAMILIES = ("linear_probe", "multiview", "retrieval", "regional", "ridge", "vlm")
 WITHOUT_TORCH = ("core", "geo", "data", "evaluation", "figures", "pipeline", "models/vlm/conversation")
 HEAVY = {"torch", "timm", "transformers", "pytorch_lightning"}
 

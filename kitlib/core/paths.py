@@ -188,6 +188,7 @@ def relative(path: Path) -> str:
     return path.relative_to(home()).as_posix() if path.is_relative_to(home()) else path.name
 
 
+STAGES = "#stages"  # ends an encoder's name (vision/encoders.py)
 PATHS_IN_TEXT = r"(?<![^\s:=@,'\"\[{(])~?/[^\s,'\"\]})]+"
 GIVEN = "KITLIB_GIVEN"  # JSON of {"<setting> <portable value>": full path}, for this process and its children
 
@@ -198,19 +199,34 @@ def portable(name: str, value: str) -> str:
     An existing path in it becomes relative to home, or its bare name outside home; `located` gives the full path back.
     A hub's name, a place's id and any other text stay as they are.
     """
-    before, path = split(value)
+    if len(several := joined(value)) > 1:
+        return "+".join(portable(name, each) for each in several)
+    plain = value.removesuffix(STAGES)
+    before, path = split(plain)
     if "/" in path or before:
         short = _remember(name, path)
         if short is not None:
-            return before + short
+            return before + short + value[len(plain) :]
     # such as the paths in YAML
     return re.sub(PATHS_IN_TEXT, lambda found: _remember(name, found.group()) or found.group(), value)
 
 
 def located(name: str, value: str) -> str:
     """The value of a setting with the full path that this process, or the one that started it, was given."""
-    before, path = split(value)
-    return before + given().get(f"{name} {path}", path)
+    if len(several := joined(value)) > 1:
+        return "+".join(located(name, each) for each in several)
+    plain = value.removesuffix(STAGES)
+    before, path = split(plain)
+    return before + given().get(f"{name} {path}", path) + value[len(plain) :]
+
+
+def joined(value: str) -> list[str]:
+    """The names of several encoders that are joined by +, one for any other text.
+
+    >>> joined("timm:resnet18+hf:owner/c++"), joined("a+b")
+    (['timm:resnet18', 'hf:owner/c++'], ['a+b'])
+    """
+    return re.split(r"\+(?=(?:timm:|hf:|tiny(?:$|[+#])))", value)
 
 
 def given() -> dict[str, str]:

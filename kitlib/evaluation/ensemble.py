@@ -1,23 +1,71 @@
-"""Fit the weights of an ensemble on out-of-fold guesses, and calibrate probabilities."""
+"""Blend members: calibrate each, and mix their state probabilities and their points with weights of their own.
+
+    blend = ensemble.fit(oof, places)          # oof: the members' out-of-fold guesses by name
+    blend(test)                                # the blend of the same members' guesses for other places
+    ensemble.nested(oof, places, fold)         # out of fold a second time: what the blend is worth
+
+State probabilities and points are scored apart, so that they are weighed apart: a member with honest states may have
+poor points. Weights that were fitted on a place flatter its score; `nested` fits them on the other folds.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
+from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
 from kitlib.evaluation import metrics
-from kitlib.evaluation.guesses import Guesses, average
+from kitlib.evaluation.guesses import Guesses, average, stack
+from kitlib.evaluation.runs import Run
 
 log = logging.getLogger(__name__)
 
 STEPS = (0.4, 0.2, 0.1, 0.05)  # shares moved to or from a member
+EXPONENTS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)  # of the weights of a member's points
 FLOOR = 1e-9  # of a probability, as the log loss of 0 is infinite
+ROWS = 3000  # places that a search looks at
+TRIED_POINTS = 400  # places of which the best one stands for the geometric median in a search
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A mixture of members by name; `states` and `points` are weights that sum to 1.
+
+    temperature: of a member's state probabilities. exponent: of the weights of its points.
+    """
+
+    states: dict[str, float]
+    points: dict[str, float]
+    temperature: dict[str, float]
+    exponent: dict[str, float]
+
+    def __call__(self, members: Mapping[str, Guesses]) -> Guesses:
+        """The blend of the members' guesses, for the places of the first. Raises KitError if a member is missing."""
+        if missing := [name for name in self.states if name not in members]:
+            raise KitError(f"blend: expected guesses of {', '.join(self.states)}; {', '.join(missing)} is missing")
+        honest = {name: self.calibrated(name, members[name]) for name in self.states}
+        states, points = (_mixed(honest, weights) for weights in (self.states, self.points))
+        return replace(states, points=points.points, weights=points.weights, answered=states.answered | points.answered)
+
+    def calibrated(self, name: str, guesses: Guesses) -> Guesses:
+        """The guesses of one member at its temperature and exponent."""
+        return sharpened(calibrated(guesses, self.temperature[name]), self.exponent[name])
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """The numbers for the record of a submission."""
+        return {kind: {name: round(x, 4) for name, x in values.items()} for kind, values in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """A blend from the record of a submission."""
+        return cls(**{name: dict(record[name]) for name in ("states", "points", "temperature", "exponent")})
 
 
 def on_common_places(members: Mapping[str, Guesses]) -> dict[str, Guesses]:
@@ -42,43 +90,78 @@ def members(guesses: Mapping[str, Guesses], named: bool) -> tuple[dict[str, Gues
     return on_common_places({name: guess for name, guess in guesses.items() if name not in left_out}), left_out
 
 
-def fit_weights(members: Sequence[Guesses], places: Places, rows: int = 3000, seed: int = 0) -> np.ndarray:
-    """Fit the weights (M,) of members, summing to 1, to the best competition score of their out-of-fold blend.
+def check(runs: Sequence[Run]) -> None:
+    """Raise KitError unless the runs have the same places and folds: a blend of others would be scored on its training.
 
-    The greedy search on the simplex starts at the best single member or the equal blend, and moves shares to and from
-    one member at a time, in ever smaller steps, while the score rises. It scores at most `rows` training places, drawn
-    with `seed`. Raises KitError if the members did not guess the same places, as a blend would then drop rows.
+    A run whose folds leave out whole blocks and one with stratified folds have learned from different neighbours.
     """
-    ids = members[0].sample_id
-    for number, member in enumerate(members[1:], start=2):
+    first = runs[0]
+    for run in runs[1:]:
+        for what, of in (("places", run.params["data"]), ("folds", run.params["data"]), ("folds_column", run.settings)):
+            expected = (first.settings if what == "folds_column" else first.params["data"]).get(what)
+            if of.get(what) != expected:
+                raise KitError(
+                    f"{run.name}: expected a member with the {what} of {first.name}; it was trained on others"
+                )
+
+
+def seeds_of(runs: Sequence[Run]) -> list[list[str]]:
+    """The names of runs in groups that differ in nothing but their seed: one member of a blend each."""
+    groups: dict[str, list[str]] = {}
+    for run in runs:
+        settings = {name: value for name, value in run.settings.items() if name != "seed"}
+        groups.setdefault(repr(sorted(settings.items())), []).append(run.name)
+    return list(groups.values())
+
+
+def fit(members: Mapping[str, Guesses], places: Places, seeds: Sequence[Sequence[str]] = (), seed: int = 0) -> Blend:
+    """Fit a blend to the best out-of-fold score of members that guessed the same training places.
+
+    seeds: groups of members that share one weight equally, as of `seeds_of`; each is its own group when empty. The
+    search looks at `ROWS` places at most, drawn with `seed`. Raises KitError for members of other places.
+    """
+    names = list(members)
+    ids = members[names[0]].sample_id
+    for name, member in members.items():
         if len(member) != len(ids) or len(np.setdiff1d(member.sample_id, ids)):
             raise KitError(
-                f"member {number}: expected the {len(ids)} places of member 1; got {len(member)}, others among them"
+                f"{name}: expected guesses for the {len(ids)} places of {names[0]}; got {len(member)} others"
             )
-    if len(ids) > rows:
-        ids = np.random.default_rng(seed).choice(ids, rows, replace=False)
-    members = [member.at(ids) for member in members]
+    if len(ids) > ROWS:
+        ids = np.random.default_rng(seed).choice(ids, ROWS, replace=False)
+    members = {name: member.at(ids) for name, member in members.items()}
+    groups = [list(group) for group in seeds] or [[name] for name in names]
+    heat = {name: temperature(member, places) for name, member in members.items()}
+    power = {name: exponent(member, places) for name, member in members.items()}
+    honest = {name: sharpened(calibrated(members[name], heat[name]), power[name]) for name in names}
 
-    def score(weights: np.ndarray) -> float:
-        used = np.flatnonzero(weights)  # points of weight 0 only cost time
-        return metrics.score_guesses(average([members[m] for m in used], weights[used]), places).final
+    def shared(weights: np.ndarray) -> dict[str, float]:
+        return {name: float(w) / len(group) for w, group in zip(weights, groups, strict=True) for name in group}
 
-    corners = np.eye(len(members))
-    starts = [np.full(len(members), 1 / len(members)), *corners]
-    scores = [score(start) for start in starts]
-    best, weights = max(scores), starts[int(np.argmax(scores))]
-    for step in STEPS:
-        improved = len(members) > 1
-        while improved:
-            to = [(1 - step) * weights + step * corner for corner in corners]
-            away = [np.maximum(weights - step * corner, 0) for corner in corners]
-            trials = [trial / trial.sum() for trial in to + away if trial.sum() > 0]
-            scores = [score(trial) for trial in trials]
-            improved = max(scores) > best + 1e-6
-            if improved:
-                best, weights = max(scores), trials[int(np.argmax(scores))]
-    log.info("weights %s score %.4f on %d places", weights.round(3).tolist(), best, len(ids))
-    return weights
+    parts = [average([honest[name] for name in group]) for group in groups]
+    by_states = _search(_state_score(parts, places), len(parts))
+    by_points = _search(_point_score(parts, places), len(parts))
+    return Blend(shared(by_states), shared(by_points), heat, power)
+
+
+def nested(
+    members: Mapping[str, Guesses],
+    places: Places,
+    fold: Mapping[Any, int],
+    blender: Callable[[Mapping[str, Guesses], Places], Callable[[Mapping[str, Guesses]], Guesses]] = fit,
+) -> Guesses:
+    """The blended out-of-fold guesses, those of each fold by a blend that was fitted on the other folds.
+
+    fold: of each place, by sample_id. blender: such as `fit` or another of `BLENDERS`.
+    """
+    ids = next(iter(members.values())).sample_id
+    of = np.array([fold[sample_id] for sample_id in ids])
+    parts = []
+    for held_out in np.unique(of):
+        learn = {name: member.at(ids[of != held_out]) for name, member in members.items()}
+        asked = {name: member.at(ids[of == held_out]) for name, member in members.items()}
+        parts.append(blender(learn, places)(asked))
+    return stack(parts).at(ids)
 
 
 def temperature(guesses: Guesses, places: Places) -> float:
@@ -101,10 +184,175 @@ def temperature(guesses: Guesses, places: Places) -> float:
     return float(np.exp(least.x))
 
 
+def exponent(guesses: Guesses, places: Places) -> float:
+    """The one of `EXPONENTS` for the weights of the points with the least mean error of out-of-fold guesses.
+
+    Below 1 the weights were too sure: the point moves from the likeliest place towards the middle of all.
+    """
+    if guesses.points.shape[1] == 1:
+        return 1.0
+    km = {power: -_point_score([sharpened(guesses, power)], places)(np.ones(1)) for power in EXPONENTS}
+    return min(km, key=lambda power: (km[power], abs(power - 1)))
+
+
 def calibrated(guesses: Guesses, at_temperature: float) -> Guesses:
     """Rescale the state probabilities by a temperature, as fitted by `temperature`; their ranks stay."""
     log_probs = np.log(np.maximum(guesses.state_probs, FLOOR).astype(float))
     return replace(guesses, state_probs=np.exp(_log_softmax(log_probs / at_temperature)))
+
+
+def sharpened(guesses: Guesses, power: float) -> Guesses:
+    """Raise the weights of the points to a power, as fitted by `exponent`."""
+    weights = guesses.weights.astype(float) ** power
+    return replace(guesses, weights=np.where(guesses.weights > 0, weights, 0) / weights.sum(axis=1, keepdims=True))
+
+
+def equal(members: Mapping[str, Guesses], places: Places) -> Callable[[Mapping[str, Guesses]], Guesses]:
+    """A blender with equal weights of the members as they are."""
+    return lambda asked: average(list(asked.values()))
+
+
+def logit_mean(members: Mapping[str, Guesses], places: Places) -> Callable[[Mapping[str, Guesses]], Guesses]:
+    """A blender that averages the logarithms of the members' calibrated probabilities."""
+    heat = {name: temperature(member, places) for name, member in members.items()}
+
+    def blend(asked: Mapping[str, Guesses]) -> Guesses:
+        mean = average(list(asked.values()))
+        logs = [np.log(np.maximum(calibrated(g, heat[n]).on_states(mean.state_idx).state_probs, FLOOR))
+                for n, g in asked.items()]  # fmt: skip
+        return replace(mean, state_probs=np.exp(_log_softmax(np.mean(logs, axis=0))))
+
+    return blend
+
+
+def rank_fusion(members: Mapping[str, Guesses], places: Places) -> Callable[[Mapping[str, Guesses]], Guesses]:
+    """A blender by reciprocal ranks of the states (Cormack et al. 2009, constant 60)."""
+    return lambda asked: _from_states(asked, lambda probs: 1 / (60 + _ranks(probs)))
+
+
+def voting(members: Mapping[str, Guesses], places: Places) -> Callable[[Mapping[str, Guesses]], Guesses]:
+    """A blender in which each member's five states earn what the competition pays for their ranks."""
+    paid = np.array([*metrics.WEIGHTS, 0.0])
+    return lambda asked: _from_states(asked, lambda probs: paid[np.minimum(_ranks(probs), len(paid) - 1)])
+
+
+def stacking(members: Mapping[str, Guesses], places: Places) -> Callable[[Mapping[str, Guesses]], Guesses]:
+    """A blender by ridge regression of the state on all members' log-probabilities."""
+    from sklearn.linear_model import RidgeCV
+
+    def inputs(asked: Mapping[str, Guesses]) -> np.ndarray:
+        return np.hstack([np.log(np.maximum(asked[name].on_states(states).state_probs, 1e-4)) for name in members])
+
+    states = np.unique(np.concatenate([member.state_idx for member in members.values()]))
+    ids = next(iter(members.values())).sample_id
+    truth = places.rows("train").set_index("sample_id")["state_idx"].loc[ids].to_numpy()
+    same_rows = {name: member.at(ids) for name, member in members.items()}
+    model = RidgeCV(np.geomspace(1, 1e5, 11)).fit(inputs(same_rows), (truth[:, None] == states).astype(float))
+
+    def blend(asked: Mapping[str, Guesses]) -> Guesses:
+        mean = average(list(asked.values())).on_states(states)
+        probs = model.predict(inputs({n: g.at(mean.sample_id) for n, g in asked.items()})).clip(1e-4)
+        return replace(mean, state_probs=probs / probs.sum(axis=1, keepdims=True))
+
+    return blend
+
+
+BLENDERS: dict[str, Callable[[Mapping[str, Guesses], Places], Callable[[Mapping[str, Guesses]], Guesses]]] = {
+    "fitted weights": fit,
+    "equal weights": equal,
+    "mean of logits": logit_mean,
+    "reciprocal ranks": rank_fusion,
+    "voting": voting,
+    "stacking": stacking,
+}
+
+
+def _from_states(asked: Mapping[str, Guesses], value: Callable[[np.ndarray], np.ndarray]) -> Guesses:
+    """The mean of members whose state probabilities (N, S) are replaced by values (N, S)."""
+    mean = average(list(asked.values()))
+    probs = sum(value(guess.on_states(mean.state_idx).state_probs) for guess in asked.values()) + FLOOR
+    return replace(mean, state_probs=probs / probs.sum(axis=1, keepdims=True))
+
+
+def _ranks(probs: np.ndarray) -> np.ndarray:
+    """The rank (N, S) of each state, 0 for the most probable."""
+    return np.argsort(np.argsort(-probs, axis=1, kind="stable"), axis=1, kind="stable")
+
+
+def _mixed(members: Mapping[str, Guesses], weights: Mapping[str, float]) -> Guesses:
+    """The average of the members with a weight; points of weight 0 would only cost time."""
+    used = [name for name, weight in weights.items() if weight > 0]
+    first = next(iter(members.values()))
+    ids = first.sample_id
+    return average([members[name].at(ids) for name in used], [weights[name] for name in used]).on_states(
+        functools.reduce(np.union1d, (member.state_idx for member in members.values()))
+    )
+
+
+def _search(score: Callable[[np.ndarray], float], n: int) -> np.ndarray:
+    """The weights (n,) with the best score: from the best single member or equal shares, moving ever smaller shares."""
+    corners = np.eye(n)
+    starts = [np.full(n, 1 / n), *corners]
+    scores = [score(start) for start in starts]
+    best, weights = max(scores), starts[int(np.argmax(scores))]
+    for step in STEPS:
+        improved = n > 1
+        while improved:
+            to = [(1 - step) * weights + step * corner for corner in corners]
+            away = [np.maximum(weights - step * corner, 0) for corner in corners]
+            trials = [trial / trial.sum() for trial in to + away if trial.sum() > 0]
+            scores = [score(trial) for trial in trials]
+            improved = max(scores) > best + 1e-6
+            if improved:
+                best, weights = max(scores), trials[int(np.argmax(scores))]
+    return weights
+
+
+def _state_score(members: Sequence[Guesses], places: Places) -> Callable[[np.ndarray], float]:
+    """The state score of a mixture of members by its weights (M,)."""
+    states = functools.reduce(np.union1d, (member.state_idx for member in members))
+    ids = members[0].sample_id
+    truth = places.rows("train").set_index("sample_id")["state_idx"].loc[ids].to_numpy()
+    same_rows = [member.at(ids).on_states(states) for member in members]
+    probs = np.stack([np.where(m.answered[:, None], m.state_probs, 0) for m in same_rows]).astype(np.float32)
+    known = np.flatnonzero(np.isin(truth, states))
+    row, column = np.arange(len(known)), np.searchsorted(states, truth[known])
+    probs, earns = probs[:, known], np.array([*metrics.WEIGHTS, *[0.0] * len(states)])
+
+    def score(weights: np.ndarray) -> float:
+        mixed = np.tensordot(weights.astype(np.float32), probs, 1)
+        own = mixed[row, column][:, None]
+        rank = (mixed > own).sum(1) + ((mixed == own) & (np.arange(len(states)) < column[:, None])).sum(1)
+        return float(earns[rank].sum() / len(ids))
+
+    return score
+
+
+def _point_score(members: Sequence[Guesses], places: Places) -> Callable[[np.ndarray], float]:
+    """Minus the mean error in km of a mixture of members by its weights (M,).
+
+    The point is the one of least expected distance among `TRIED_POINTS` training places: expected distances of a
+    mixture are the mixture of its members' expected distances, so that a trial costs a product.
+    """
+    train, rng = places.points("train"), np.random.default_rng(0)
+    tried = train[rng.choice(len(train), TRIED_POINTS, replace=False)] if len(train) > TRIED_POINTS else train
+    ids = members[0].sample_id
+    truth = places.rows("train").set_index("sample_id").loc[ids, ["latitude", "longitude"]].to_numpy(float)
+    km = geo.distance_km(truth[:, None], tried[None])  # (N, T)
+    expected = np.stack([_expected_km(member.at(ids), tried) for member in members])  # (M, N, T)
+    row = np.arange(len(ids))
+    return lambda weights: -float(km[row, np.tensordot(weights.astype(np.float32), expected, 1).argmin(1)].mean())
+
+
+def _expected_km(guesses: Guesses, tried: np.ndarray) -> np.ndarray:
+    """The expected distance (N, T) float32 in km from the weighted points of each guess to points (T, 2)."""
+    to = geo.unit_vectors(tried).astype(np.float32).T  # (3, T)
+    out = np.zeros((len(guesses), to.shape[1]), np.float32)
+    weights = np.where(guesses.answered[:, None], guesses.weights, 0)
+    for k in range(guesses.points.shape[1]):  # one point of all guesses at a time: (N, K, T) may not fit the memory
+        half_chord = np.sqrt((1 - geo.unit_vectors(guesses.points[:, k]).astype(np.float32) @ to).clip(0, 2) / 2)
+        out += weights[:, k, None] * (2 * geo.EARTH_RADIUS_KM * np.arcsin(half_chord))
+    return out
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -42,9 +42,11 @@ def file_checksums(config: Settings) -> dict[str, str]:
     """Checksums of the files and folders that a Config names, by field; a run records only their names."""
     files: dict[str, str] = {}
     for name, value in portable(config).items():
-        path = Path(paths.given().get(f"{name} {paths.split(value)[1]}", "")) if isinstance(value, str) else Path()
-        if path.is_absolute() and path.exists():
-            files[name] = _content(path)
+        if isinstance(value, str):
+            texts = [paths.split(each.removesuffix(paths.STAGES))[1] for each in paths.joined(value)]
+            named = [Path(paths.given().get(f"{name} {text}", "")) for text in texts]
+            if contents := [_content(path) for path in named if path.is_absolute() and path.exists()]:
+                files[name] = "+".join(contents)
     return files
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kitlib.models import multiview as multiview
     from kitlib.models import regional as regional
     from kitlib.models import retrieval as retrieval
+    from kitlib.models import ridge as ridge
     from kitlib.models import vlm as vlm
 else:
     __getattr__, __dir__ = lazy.face(__name__, __file__)

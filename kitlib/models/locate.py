@@ -31,7 +31,7 @@ from kitlib.figures import pages
 
 log = logging.getLogger(__name__)
 
-FAMILIES = {"multiview", "retrieval", "regional", "vlm", "logistic"}
+FAMILIES = {"multiview", "retrieval", "regional", "ridge", "vlm", "logistic"}
 TOP, NEAREST = 5, 3  # states, and known places, in the table
 MOST_SHOWN = 50  # rows in a notebook
 MOST_PICTURED = 300  # places on the page with their pictures; each takes some 30 kB

@@ -49,8 +49,10 @@ class EncoderSession(TorchSession[C], Inputs):
     def check_model(cls, config: C) -> None:
         """Refuse an encoder that cannot be loaded, or not be trained as the config says."""
         settings = asdict(config)  # type: ignore[call-overload]
-        encoder = encoders.load(settings["encoder"], settings["image_size"] or None)
+        names = paths.joined(settings["encoder"])
+        encoder = [encoders.load(name, settings["image_size"] or None) for name in names][0]
         if settings.get("finetune_epochs") or settings.get("finetune"):
+            encoders.check_trainable(settings["encoder"])
             if settings.get("lora_rank"):
                 lora.targets(encoder, settings["lora_rank"])
             if settings["gradient_checkpointing"]:

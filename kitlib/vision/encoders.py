@@ -5,6 +5,8 @@
     timm:NAME@WEIGHTS.safetensors               a timm model with the weights in a file or folder
     timm:NAME?pad_type=same@WEIGHTS.safetensors the same with options for timm.create_model
     hf:REPO_OR_FOLDER                           CLIP (StreetCLIP), SigLIP, DINOv2 and DINOv3 of the transformers library
+    NAME#stages                                 any of them, with the features of every stage (`stages`)
+    NAME+NAME                                   several side by side, for frozen features (`inputs.Inputs`)
 
 Only the vision tower is loaded. Features are the encoder's pooled output before any projection: 1024 numbers for
 StreetCLIP, whose 768 projected ones only serve comparison with texts.
@@ -19,14 +21,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kitlib.core import storage
+from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, shown
 from kitlib.vision import backbones
 from kitlib.vision.preprocess import Preprocess
+from kitlib.vision.stages import Stages
 
 SMALLEST = 16  # px of an encoder's input
 STREETCLIP = "hf:geolocal/StreetCLIP"
-ALLOWED = "expected tiny, timm:NAME, timm:NAME@WEIGHTS, timm:NAME?option=value@WEIGHTS, hf:REPO_OR_FOLDER"
+ALLOWED = (
+    "expected tiny, timm:NAME, timm:NAME@WEIGHTS, timm:NAME?option=value@WEIGHTS or hf:REPO_OR_FOLDER, each also with "
+    "#stages behind it"
+)
 
 
 class Encoder(nn.Module):
@@ -46,6 +52,7 @@ class Encoder(nn.Module):
         names = {id(module): name for name, module in backbone.named_modules()}
         self._block_names = [names[id(block)] for block in blocks]
         self.dim, self.gflop = _measure(spec, backbone, preprocess.size)
+        self.parts = backbone.parts if isinstance(backbone, Stages) else [self.dim]  # widths of what is side by side
         self.eval()
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -55,9 +62,11 @@ class Encoder(nn.Module):
     @property
     def name(self) -> str:
         """The spec without this machine's folders."""
-        kind, colon, rest = self.spec.partition(":")
+        spec = self.spec.removesuffix(paths.STAGES)
+        kind, colon, rest = spec.partition(":")
         rest = rest.partition("@")[0]
-        return kind + colon + (Path(rest).name if kind == "hf" and Path(rest).is_dir() else rest)
+        short = kind + colon + (Path(rest).name if kind == "hf" and Path(rest).is_dir() else rest)
+        return short + self.spec[len(spec) :]
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -125,15 +134,23 @@ def load(spec: str, image_size: int | None = None) -> Encoder:
     >>> load("tiny").dim
     672
     """
-    kind, _, name = spec.partition(":")
+    plain = spec.removesuffix(paths.STAGES)
+    kind, _, name = plain.partition(":")
     makers = {"timm": backbones.timm_model, "hf": backbones.vision_tower}
-    if spec != "tiny" and not (kind in makers and name):
+    if plain != "tiny" and not (kind in makers and name):
         raise KitError(f"encoder {shown(spec)}: {ALLOWED}")
     if image_size and image_size < SMALLEST:
         raise KitError(f"image_size: expected {SMALLEST} px or more, or 0 for the encoder's own; got {image_size}")
     with torch.random.fork_rng(devices=[]):  # initial weights must not advance the caller's generator
-        parts = backbones.tiny(image_size) if spec == "tiny" else makers[kind](name, image_size)
-    return Encoder(spec, *parts)
+        parts = backbones.tiny(image_size) if plain == "tiny" else makers[kind](name, image_size)
+    backbone, blocks, preprocess = parts
+    return Encoder(spec, backbone if plain == spec else Stages(backbone, blocks), blocks, preprocess)
+
+
+def check_trainable(spec: str) -> None:
+    """Raise KitError for a name whose features are only used frozen: of all stages, or of several encoders."""
+    if len(paths.joined(spec)) > 1 or spec.endswith(paths.STAGES):
+        raise KitError(f"encoder {shown(spec)}: expected a single one without #stages, to be fine-tuned")
 
 
 def _measure(spec: str, backbone: nn.Module, size: int) -> tuple[int, float]:

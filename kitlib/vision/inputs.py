@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kitlib.core import paths
 from kitlib.data import pictures
 from kitlib.data.places import SPLITS, Places
 from kitlib.vision import embeddings, encoders
@@ -19,8 +20,9 @@ from kitlib.vision.preprocess import to_tensor
 class Inputs:
     """The packed pictures of both splits, and their features, computed when first used.
 
-    encoder, image_size: as for `encoders.load`, 0 px being the encoder's own. mirror: also features of mirrored places.
-    dtype: the number type to compute in, `device.best_dtype` when None.
+    encoder: as for `encoders.load`, or several joined by +, whose features stand side by side. image_size: px, 0 being
+    each encoder's own. mirror: also features of mirrored places. dtype: the number type to compute in,
+    `device.best_dtype` when None.
     """
 
     def __init__(
@@ -33,17 +35,32 @@ class Inputs:
     ) -> None:
         self.places, self.device = places, best_device()
         self.dtype = dtype or best_dtype(self.device)
-        self._encoder, self._mirror = (encoder, image_size or None), mirror
+        self._specs, self._size, self._mirror = paths.joined(encoder), image_size or None, mirror
         self.packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
 
     def encoder(self) -> Encoder:
-        """Load the encoder with its published weights."""
-        return encoders.load(*self._encoder)
+        """Load the encoder with its published weights. Raises KitError for one that only gives frozen features."""
+        encoders.check_trainable("+".join(self._specs))
+        return encoders.load(self._specs[0], self._size)
 
     @cached_property
     def features(self) -> dict[str, torch.Tensor]:
         """Cached features (N, M, V, D) float16 of each split, M being plain and mirrored."""
-        return self.embed(self.encoder(), self.places.derived / "embeddings")
+        folder = self.places.derived / "embeddings"
+        by_encoder = [self.embed(encoder, folder) for encoder in self._encoders]
+        return {
+            split: torch.cat([features[split] for features in by_encoder], -1) if len(by_encoder) > 1 else first
+            for split, first in by_encoder[0].items()
+        }
+
+    @property
+    def parts(self) -> list[int]:
+        """The widths, summing to D, of the features that stand side by side: of several encoders, of their stages."""
+        return [width for encoder in self._encoders for width in encoder.parts]
+
+    @cached_property
+    def _encoders(self) -> list[Encoder]:
+        return [encoders.load(spec, self._size) for spec in self._specs]
 
     def embed(self, encoder: Encoder, out_dir: Path) -> dict[str, torch.Tensor]:
         """The features by an encoder with other weights, cached in `out_dir`."""

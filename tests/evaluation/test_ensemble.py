@@ -12,7 +12,7 @@ import pytest
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
 from kitlib.evaluation import ensemble, metrics
-from kitlib.evaluation.guesses import Guesses, average
+from kitlib.evaluation.guesses import Guesses
 
 N, S = 300, 6
 STATES = pd.DataFrame({"state_idx": np.arange(S) * 3, "state": list("ABCDEF")})
@@ -53,19 +53,10 @@ def test_a_run_of_fewer_places_takes_part_only_where_it_was_named(places):
 
 
 def test_independent_members_share_and_beat_the_best_of_them(places):
-    members = [member(places, 1, 1.5), member(places, 2, 1.5)]
-    weights = ensemble.fit_weights(members, places)
-    assert weights.sum() == pytest.approx(1) and (weights > 0.2).all()
-    assert score(average(members, weights), places) > max(score(m, places) for m in members) + 0.01
-
-
-def test_no_worse_than_equal_shares_or_the_best_member(places):
-    members = [member(places, 1, 0.3), member(places, 2, 2.0), member(places, 3, 0.1)]
-    weights = ensemble.fit_weights(members, places)
-    assert weights.argmax() == 1
-    fitted = score(average(members, weights), places)
-    assert fitted >= score(members[1], places)
-    assert fitted >= score(average(members, [1, 1, 1]), places)
+    members = {"a": member(places, 1, 1.5), "b": member(places, 2, 1.5)}
+    blend = ensemble.fit(members, places)
+    assert sum(blend.states.values()) == pytest.approx(1) and min(blend.states.values()) > 0.2
+    assert score(blend(members), places) > max(score(m, places) for m in members.values()) + 0.01
 
 
 def test_a_member_that_misleads_gets_hardly_a_share(places):
@@ -73,25 +64,77 @@ def test_a_member_that_misleads_gets_hardly_a_share(places):
     misled = replace(
         truth, state_probs=np.roll(truth.state_probs, 1, axis=1), weights=np.roll(truth.weights, 1, axis=1)
     )
-    weights = ensemble.fit_weights([misled, truth], places)
-    assert weights[0] < 0.3
-    assert score(average([misled, truth], weights), places) >= score(truth, places)
+    blend = ensemble.fit({"misled": misled, "truth": truth}, places)
+    assert blend.states["misled"] < 0.3 and blend.points["misled"] < 0.3
 
 
-def test_weights_are_seeded_and_a_single_member_takes_all(places):
-    members = [member(places, seed, 1.2) for seed in range(3)]
-    first, second = (ensemble.fit_weights(members, places, rows=100, seed=5) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-    assert ensemble.fit_weights(members[:1], places).tolist() == [1]
+def test_states_and_points_are_weighed_apart(places):
+    knows = member(places, 1, 3.0)
+    states_only = replace(knows, points=np.roll(knows.points, 1, axis=1))
+    points_only = replace(knows, state_probs=np.roll(knows.state_probs, 1, axis=1))
+    blend = ensemble.fit({"states": states_only, "points": points_only}, places)
+    assert blend.states["states"] > 0.7 and blend.points["points"] > 0.7
+    mixed = blend({"states": states_only, "points": points_only})
+    assert score(mixed, places) > max(score(states_only, places), score(points_only, places)) + 0.05
+
+
+def test_too_sure_points_are_moved_to_the_middle(places):
+    honest = member(places, 1, 1.0)
+    sure = ensemble.sharpened(honest, 4.0)
+    assert ensemble.exponent(sure, places) == 0.25
+    assert ensemble.exponent(honest, places) in (0.7, 1.0, 1.4)
+    np.testing.assert_allclose(ensemble.sharpened(sure, 0.25).weights, honest.weights, atol=1e-4)
+
+
+def test_seeds_of_one_setting_share_a_weight(places):
+    members = {f"s{seed}": member(places, seed, 1.2) for seed in range(3)} | {"other": member(places, 9, 1.2)}
+    blend = ensemble.fit(members, places, seeds=[["s0", "s1", "s2"], ["other"]])
+    assert len({blend.states[name] for name in ("s0", "s1", "s2")}) == 1
+    assert sum(blend.states.values()) == pytest.approx(1)
+
+
+def test_the_fit_is_seeded_and_a_single_member_takes_all(places):
+    members = {str(seed): member(places, seed, 1.2) for seed in range(3)}
+    assert ensemble.fit(members, places) == ensemble.fit(members, places)
+    assert ensemble.fit({"0": members["0"]}, places).states == {"0": 1.0}
 
 
 def test_rows_are_joined_and_never_dropped(places):
-    members = [member(places, 1, 1.5), member(places, 2, 1.5)]
-    weights = ensemble.fit_weights(members, places)
-    shuffled = members[1].take(np.random.default_rng(0).permutation(N))
-    np.testing.assert_allclose(ensemble.fit_weights([members[0], shuffled], places), weights)
-    with pytest.raises(KitError, match="member 2: expected the 300 places of member 1; got 299"):
-        ensemble.fit_weights([members[0], members[1].take(np.arange(N - 1))], places)
+    members = {"a": member(places, 1, 1.5), "b": member(places, 2, 1.5)}
+    blend = ensemble.fit(members, places)
+    shuffled = members | {"b": members["b"].take(np.random.default_rng(0).permutation(N))}
+    assert ensemble.fit(shuffled, places) == blend
+    np.testing.assert_allclose(blend(shuffled).state_probs, blend(members).state_probs)
+    with pytest.raises(KitError, match="b: expected guesses for the 300 places of a; got 299"):
+        ensemble.fit(members | {"b": members["b"].take(np.arange(N - 1))}, places)
+    with pytest.raises(KitError, match="b is missing"):
+        blend({"a": members["a"]})
+
+
+def test_a_blend_comes_back_from_its_record(places):
+    blend = ensemble.fit({"a": member(places, 1, 1.5), "b": member(places, 2, 1.5)}, places)
+    assert ensemble.Blend.from_dict(blend.as_dict()).as_dict() == blend.as_dict()
+
+
+def test_nested_weights_are_never_fitted_on_the_places_they_blend(places):
+    """A member that knows the truth in one fold and misleads in the other is trusted only where it should not be."""
+    fold = {sample_id: int(sample_id) % 2 for sample_id in places.sample_id("train")}
+    odd = np.array([fold[i] for i in places.sample_id("train")], bool)
+    good, bad = member(places, 1, 3.0), member(places, 2, 0.1)
+    traitor = replace(good, state_probs=np.where(odd[:, None], good.state_probs, np.roll(good.state_probs, 1, 1)))
+    members = {"traitor": traitor, "weak": bad}
+    honest = ensemble.nested(members, places, fold)
+    flattered = ensemble.fit(members, places)(members)
+    assert score(honest, places) < score(flattered, places) - 0.1
+
+
+@pytest.mark.parametrize("name", ensemble.BLENDERS)
+def test_every_blender_beats_its_members(places, name):
+    members = {str(seed): member(places, seed, 1.2) for seed in range(3)}
+    fold = {sample_id: n % 3 for n, sample_id in enumerate(places.sample_id("train"))}
+    blended = ensemble.nested(members, places, fold, ensemble.BLENDERS[name])
+    assert (blended.sample_id == members["0"].sample_id).all()
+    assert score(blended, places) > np.mean([score(m, places) for m in members.values()])
 
 
 def test_members_of_some_folds_are_compared_on_the_places_they_share(places):
@@ -99,7 +142,6 @@ def test_members_of_some_folds_are_compared_on_the_places_they_share(places):
     shared = ensemble.on_common_places({"whole": whole, "part": part})
     assert {len(guesses) for guesses in shared.values()} == {N // 3}
     assert (shared["whole"].sample_id == shared["part"].sample_id).all()
-    assert ensemble.fit_weights(list(shared.values()), places).sum() == pytest.approx(1)
     with pytest.raises(KitError, match="members a, b guessed no common place"):
         ensemble.on_common_places({"a": whole.take(np.arange(5)), "b": whole.take(np.arange(5, 9))})
 

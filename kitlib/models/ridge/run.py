@@ -1,0 +1,139 @@
+"""Ridge: states and geocells by ridge regression on frozen features, in closed form and in seconds.
+
+The targets are soft: a state and a cell count the less the further a place lies from them. The fit needs no epochs and
+no rates, so that it is an honest baseline for every encoder, and a member that errs elsewhere than trained heads.
+
+    run = train(Config(encoder="tiny#stages"), places, "ridge")
+    run.metrics["oof"]["final"]
+
+Each fold's checkpoints/fold_<k>/ holds ridge.safetensors: the scale of the features, the weights, states and cells.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from kitlib import geo
+from kitlib.core.settings import Names
+from kitlib.evaluation import baselines, guesses
+from kitlib.evaluation.guesses import Guesses
+from kitlib.geo import geocells
+from kitlib.models.ridge import regression
+from kitlib.training.learner import EncoderOptions
+from kitlib.training.session import EncoderSession
+from kitlib.vision import weights
+
+log = logging.getLogger(__name__)
+
+FLOOR = 1e-4  # of a state's score and of a cell's, as a regression can be negative
+ROWS = 4096  # places that are converted to float32 at once
+
+
+@dataclass(frozen=True)
+class Config(EncoderOptions):
+    """The settings that decide the result, saved in params.json."""
+
+    mirror: bool = False  # frozen features gain nothing from mirrored places, and take twice as long
+    soft_km: float = 100.0  # km at which a target falls to 1/e, of states and of cells
+    places_per_cell: int = 50  # training places in a geocell, on average; a state has at least one cell
+    points: int = 24  # likeliest cells that become points of a guess
+
+    LIMITS: ClassVar = {"points": 2**14}
+    POSITIVE: ClassVar[Names] = ("soft_km", "places_per_cell", "points")
+    PRESETS: ClassVar = {"sample": {"encoder": "tiny", "places_per_cell": 8}}
+
+
+class Session(EncoderSession[Config]):
+    """Fits, saves and queries the regression of each fold."""
+
+    family = "ridge"
+    config_type = Config
+
+    def fit_fold(self, fold: int) -> None:
+        """Fit the regression on the cached features of the fold's training places."""
+        config, places = self.config, self.places
+        rows = np.flatnonzero(~self.held_out(fold) & ~self.packs["train"].unusable_places)
+        points, position = places.points("train")[rows], places.state_position("train")[rows]
+        present, state, count = np.unique(position, return_inverse=True, return_counts=True)
+        centres = geo.group_medians(points, state, len(present))
+        cells = geocells.make(points, state, config.places_per_cell, max(1, config.places_per_cell // 10), config.seed)
+        middles = cells[["latitude", "longitude"]].to_numpy()
+        cell = geocells.assign(points, cells, state)
+        targets = [_soft(points, centres, state, config.soft_km), _soft(points, middles, cell, config.soft_km)]
+        pooled = _pooled(self.features["train"], rows)
+        mean, spread = pooled.mean(axis=0), pooled.std(axis=0)
+        scale = 1 / (spread + 1e-3 * spread.mean() + 1e-12)
+        scaled = regression.scaled(pooled, mean, scale, self.parts)
+        fitted, intercept, penalty = regression.fit(scaled, np.hstack(targets), len(present))
+        log.info("fold %d: %d places, %d features, penalty %.3g", fold, *scaled.shape, penalty)
+        arrays = {"mean": mean, "scale": scale, "weights": fitted, "intercept": intercept, "cells": middles}
+        arrays |= {"state_idx": places.states["state_idx"].to_numpy()[present], "count": count, "centres": centres}
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        weights.write(self._file(fold), tensors, {"parts": self.parts})
+
+    def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
+        """Guesses of a fold's regression for the places in `rows`, for all when None."""
+        tensors, settings = weights.read(self._file(fold))
+        model: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        pack = self.packs[split]
+        rows = np.arange(len(pack.sample_id)) if rows is None else rows
+        blind = pack.unusable_places[rows]
+        frequency, middle = (
+            model["count"] / model["count"].sum(),
+            geo.geometric_median(model["centres"], model["count"]),
+        )
+        parts = [baselines.constant(pack.sample_id[rows[blind]], model["state_idx"], frequency, middle)]
+        for batch in np.array_split(rows[~blind], max(1, len(rows) // ROWS)):
+            pooled = _pooled(self.features[split], batch)
+            scaled = regression.scaled(pooled, model["mean"], model["scale"], settings["parts"])
+            scores = (scaled @ model["weights"] + model["intercept"]).clip(FLOOR)
+            parts.append(
+                _guesses(pack.sample_id[batch], scores, model["state_idx"], model["cells"], self.config.points)
+            )
+        return guesses.stack(parts).on_states(self.places.states["state_idx"].to_numpy()).at(pack.sample_id[rows])
+
+    def _file(self, fold: int) -> Path:
+        return self.folder(fold) / "ridge.safetensors"
+
+
+train, train_fold, predict = Session.train, Session.train_fold, Session.predict
+
+
+def _pooled(features: torch.Tensor, rows: np.ndarray) -> np.ndarray:
+    """The mean (R, D) float32 over sides and views of the features (N, M, V, D) of some places."""
+    out = np.empty((len(rows), features.shape[-1]), np.float32)
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS]
+        out[start : start + ROWS] = features[part].float().mean((1, 2)).numpy()
+    return out
+
+
+def _soft(points: np.ndarray, centres: np.ndarray, true: np.ndarray, soft_km: float) -> np.ndarray:
+    """Targets (N, C) float32 of places (N, 2) with true classes (N,): none weighs more than the true one."""
+    km = geo.distance_km(points[:, None], centres[None])
+    beyond = (km - np.take_along_axis(km, true[:, None], 1)).clip(0)
+    share = np.exp(-beyond / soft_km)
+    return (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _guesses(
+    sample_id: np.ndarray, scores: np.ndarray, state_idx: np.ndarray, cells: np.ndarray, n_points: int
+) -> Guesses:
+    """Guesses from the scores (N, S + C) of states and cells."""
+    states, by_cell = scores[:, : len(state_idx)], scores[:, len(state_idx) :]
+    top = np.argsort(-by_cell, axis=1)[:, :n_points]
+    share = np.take_along_axis(by_cell, top, 1)
+    return Guesses(
+        sample_id=sample_id,
+        state_idx=state_idx,
+        state_probs=states / states.sum(axis=1, keepdims=True),
+        points=cells[top],
+        weights=share / share.sum(axis=1, keepdims=True),
+        answered=np.ones(len(sample_id), bool),
+    )

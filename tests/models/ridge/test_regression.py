@@ -1,0 +1,41 @@
+"""Ridge regression: the same as scikit-learn's, by the primal and by the dual, with its leave-one-out penalty."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge, RidgeCV
+
+from kitlib.models.ridge import regression
+
+
+def problem(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(n)
+    features = rng.normal(1, 1, (n, d))
+    return features, features @ rng.normal(0, 1, (d, 3)) + rng.normal(0, 3, (n, 3)) + 5
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 8), (30, 50)])
+def test_weights_and_penalty_are_those_of_scikit_learn(n, d):
+    features, targets = problem(n, d)
+    weights, intercept, penalty = regression.fit(features, targets, judged=3)
+    reference = Ridge(penalty).fit(features, targets)
+    np.testing.assert_allclose(weights.T, reference.coef_, atol=1e-6)
+    np.testing.assert_allclose(intercept, reference.intercept_, atol=1e-6)
+    scale = ((features - features.mean(0)) ** 2).sum() / n
+    searched = RidgeCV(regression.PENALTIES * scale).fit(features, targets)
+    assert penalty == pytest.approx(searched.alpha_)
+
+
+def test_only_the_judged_targets_choose_the_penalty():
+    features, targets = problem(60, 10)
+    noise = np.random.default_rng(0).normal(0, 100, (60, 5))
+    alone = regression.fit(features, targets, judged=3)[2]
+    assert regression.fit(features, np.hstack([targets, noise]), judged=3)[2] == alone
+
+
+def test_each_part_has_the_same_length_whatever_its_width():
+    features = np.random.default_rng(0).normal(3, 5, (7, 12)).astype(np.float32)
+    scaled = regression.scaled(features, features.mean(0), 1 / features.std(0), [2, 10])
+    for part in (scaled[:, :2], scaled[:, 2:]):
+        np.testing.assert_allclose((part**2).sum(1), 0.5, rtol=1e-5)

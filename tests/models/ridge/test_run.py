@@ -1,0 +1,46 @@
+"""The ridge family: a run on the drawn sample, its guesses for new places, damaged pictures, its command."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kitlib.evaluation import baselines, metrics
+from kitlib.models import ridge
+
+CONFIG = ridge.Config(encoder="tiny", places_per_cell=8)
+
+
+@pytest.fixture(scope="module")
+def run(world):
+    return ridge.train(CONFIG, world, "ridge", n_folds=3)
+
+
+def test_beats_the_commonest_states_and_guesses_every_place(run, world):
+    oof, test = run.guesses("oof"), run.guesses("test")
+    assert sorted(oof.sample_id) == sorted(world.sample_id("train"))
+    assert len(test) == len(world.rows("test"))
+    commonest = metrics.score_guesses(baselines.beside(run, world)["commonest"], world)
+    assert run.metrics["oof"]["final"] > commonest.final + 0.02
+
+
+def test_the_saved_model_gives_the_same_guesses_again(run, world):
+    again = ridge.predict("ridge", world)
+    np.testing.assert_allclose(again.state_probs, run.guesses("test").state_probs, atol=1e-6)
+    np.testing.assert_allclose(again.point(), run.guesses("test").point(), atol=1e-3)
+
+
+def test_stages_and_several_encoders_give_wider_features(run, world):
+    wide = ridge.train(
+        dataclasses.replace(CONFIG, encoder="tiny#stages+tiny"), world, "wide", n_folds=3, only_folds=[0]
+    )
+    assert wide.metrics["oof"]["final"] > 0.2
+    from kitlib.vision import weights
+
+    tensors, settings = weights.read(wide.checkpoints / "fold_0" / "ridge.safetensors")
+    assert len(tensors["mean"]) == sum(settings["parts"]) == 2464 + 672
+    assert wide.settings["encoder"] == "tiny#stages+tiny"
