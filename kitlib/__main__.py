@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -37,7 +38,10 @@ FILES = typer.Option(
     "--parameter", "-p", metavar="NAME=VALUE", help="Where a file of the run is now: -p encoder=timm:NAME@FILE."
 )
 SETTINGS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set one of the fields of the family's Config.")
-PARAMETERS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")
+PARAMETERS = typer.Option(
+    "--parameter", "-p", metavar="[STEP.]NAME=VALUE",
+    help="Set a parameter of all steps, or of those with STEP in their name; RUN=x makes runs x-multiview, …",
+)  # fmt: skip
 
 
 @app.callback()
@@ -319,7 +323,7 @@ def family_module(family: str) -> ModuleType:
 
 
 def pairs(given: list[str] | None) -> dict[str, str]:
-    """Convert NAME=VALUE texts to a dict. Raises KitError for a text without a name, and for a repeated name.
+    """Convert NAME=VALUE or STEP.NAME=VALUE texts to a dict. Raises KitError for a missing or repeated name.
 
     >>> pairs(["EPOCHS=5", "ENCODER=timm:x@a=b"])
     {'EPOCHS': '5', 'ENCODER': 'timm:x@a=b'}
@@ -327,7 +331,7 @@ def pairs(given: list[str] | None) -> dict[str, str]:
     named: dict[str, str] = {}
     for text in given or []:
         name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
+        if not equals or not re.fullmatch(r"(\w+\.)?[^\W\d]\w*", name):
             raise KitError(f"-p: expected NAME=VALUE; got {shown(text)}")
         if name in named:
             raise KitError(f"-p {name}: expected one value; got {shown(named[name])} and {shown(value)}")
@@ -340,8 +344,8 @@ def stoppable() -> Iterator[None]:
     """End the command on Ctrl-C, after everything is saved, with one line and exit code 130."""
     try:
         yield
-    except KeyboardInterrupt:
-        typer.echo("stopped; finished work is saved: run the same command again to continue", err=True)
+    except KeyboardInterrupt as stop:
+        typer.echo(str(stop) or "stopped; finished work is saved: run the same command again to continue", err=True)
         raise typer.Exit(130) from None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, MutableMapping
 from functools import partial
 from typing import Any
 
-from kitlib.core import paths, settings, threads
+from kitlib.core import paths, progress, settings, threads
 from kitlib.core.checks import names, number, one_of, whole_numbers
 from kitlib.core.errors import KitError, shown
 
@@ -57,6 +57,7 @@ def check_parameters(parameters: MutableMapping[str, Any], optional: Collection[
     Papermill turns `-p RUN 2024` into a number: a text parameter becomes the text again, in place. The environment
     variables of this machine are checked as well. optional: texts that may be empty although their rule refuses that.
     """
+    progress.show_log()
     check_machine()
     for name, kind in parameters.get("__annotations__", {}).items():
         if name.isupper():

@@ -28,10 +28,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import simplejpeg
 from PIL import Image
-from tqdm.auto import tqdm
 
 from kitlib.core import paths, storage
 from kitlib.core.errors import Damaged, KitError, refusal
+from kitlib.core.progress import Bar
 from kitlib.data.files import Files
 from kitlib.data.picture_checks import TURNED, Picture, examine, far_twins, shape
 from kitlib.data.places import Places, finding
@@ -242,7 +242,7 @@ def _write(places: Places, split: str, files: Files, names: np.ndarray, work: Pa
     examine_place = _examiner(places, files, names)
     labels = places.sample_id(split).astype(str)[:, None] + np.array([f" {view}" for view in places.views])
     records, found, end = np.zeros(names.shape, RECORD), [], 0
-    with (work / "blob").open("ab") as out, tqdm(total=names.size, desc=f"packing {split}", unit=" pictures") as bar:
+    with (work / "blob").open("ab") as out, Bar(total=names.size, desc=f"packing {split}", unit=" pictures") as bar:
         for start in range(0, len(names), SHARD):
             part, rows = work / f"{start:08d}.npz", slice(start, start + SHARD)
             shard = _saved(part, ("records", "found", "end"))
@@ -264,7 +264,7 @@ def _shard(
     names: np.ndarray,
     labels: np.ndarray,
     out: BinaryIO,
-    bar: tqdm,
+    bar: Bar,
 ) -> dict[str, Any]:
     """Append the pictures of some places to the blob; return their records, their findings and the end of the blob."""
     records, found = np.zeros(names.shape, RECORD), []

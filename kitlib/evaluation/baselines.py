@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm.auto import tqdm
 
 from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.core.progress import Bar
 from kitlib.data.folds import load_or_make
 from kitlib.data.places import Places
 from kitlib.evaluation.guesses import Guesses, stack
@@ -96,7 +96,7 @@ def logistic(
     folds, sample_id = _checked_folds(places, folds), places.sample_id("train")
     features = _checked_features(features, len(sample_id), "train")
     parts = []
-    for fold in tqdm(np.unique(folds), desc="logistic regression", unit="fold"):
+    for fold in Bar(np.unique(folds), desc="logistic regression", unit="fold"):
         held_out = folds == fold
         parts.append(_fit_and_guess(places, features, ~held_out, features[held_out], sample_id[held_out], c))
     oof = stack(parts).at(sample_id)

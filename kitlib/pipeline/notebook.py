@@ -12,11 +12,13 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from kitlib.core import paths, settings
+from kitlib.core import checks, paths, settings
 from kitlib.core.errors import KitError, one_line, shown
 
 Value = bool | int | float | str
@@ -44,15 +46,28 @@ class Notebook:
     parameters: dict[str, Parameter]
 
     @cached_property
-    def config(self) -> type[settings.Settings] | None:
-        """The Config that the notebook makes from its parameters and MORE; a notebook without MORE has none.
+    def _config_call(self) -> re.Match | None:
+        """`family.Config.constructor(arguments)`, which makes the notebook's Config, if it has MORE."""
+        call = re.search(r"(\w+)\.Config\.(from_parameters|for_methods)\((.*)\)", self.code)
+        return call if "MORE" in self.parameters else None
 
-        Looking it up imports the family, which takes seconds.
-        """
-        made = re.search(r"(\w+)\.Config\.(?:from_parameters|for_methods)\(", self.code)
-        if made is None or "MORE" not in self.parameters:
-            return None
-        return importlib.import_module(f"kitlib.models.{made.group(1)}").Config
+    @cached_property
+    def config(self) -> type[settings.Settings] | None:
+        """The Config that the notebook makes from its parameters and MORE; a notebook without MORE has none."""
+        call = self._config_call
+        return importlib.import_module(f"kitlib.models.{call.group(1)}").Config if call else None
+
+    def make_config(self, parameters: Mapping[str, Any], preset: str) -> None:
+        """Make the Config as the notebook would, from all of its parameters. Raises KitError for what it refuses."""
+        call, config = self._config_call, self.config
+        if call is None or config is None:
+            return
+        if call.group(2) == "from_parameters":
+            fixed = dict(re.findall(r'(\w+)="(\w+)"', call.group(3)))
+            config.from_parameters(parameters, parameters["MORE"], preset, **fixed)
+        else:
+            methods = [parameters["METHOD"], *checks.names("ALSO", parameters["ALSO"])]
+            config.for_methods(list(dict.fromkeys(methods)), parameters, parameters["MORE"], preset)  # type: ignore[attr-defined]
 
     @cached_property
     def settings(self) -> dict[str, Parameter]:

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from kitlib.core import storage
 from kitlib.core.errors import Damaged, KitError
+from kitlib.core.progress import Bar
 from kitlib.data.pictures import Pack
 from kitlib.vision import augment
 from kitlib.vision import device as vision_device
@@ -141,7 +141,7 @@ def _fill(
     encoder.eval().to(device)
     size = None if len(pack.sizes) == 1 else encoder.preprocess.resize
     began = saved = time.perf_counter()
-    with tqdm(total=n_places * n_views, initial=done * n_views, desc=f"embedding {what}", unit=" pictures") as bar:
+    with Bar(total=n_places * n_views, initial=done * n_views, desc=f"embedding {what}", unit=" pictures") as bar:
         for rows, batch in ViewBatches(pack, np.arange(done, n_places), batch_size, size):
             views = augment.mirror(batch) if made_by["mirrored"] else batch
             features[rows] = batch_features = _features(encoder, views.to(device), dtype, pack.sample_id[rows])

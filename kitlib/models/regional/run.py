@@ -18,15 +18,13 @@ import contextlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from kitlib.core import paths, storage
+from kitlib.core import storage
 from kitlib.core.errors import KitError
-from kitlib.core.settings import Names
 from kitlib.data import folds
 from kitlib.data.places import Places
 from kitlib.evaluation import baselines, fold_files, metrics, origin, runs
@@ -35,35 +33,13 @@ from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.models.regional import analysis, cleaning
 from kitlib.models.regional.cleaning import Cleaned
+from kitlib.models.regional.config import Config
 from kitlib.models.regional.fold import POOLED, RegionalFold, failures
-from kitlib.models.regional.regions import Regions, n_clusters_of
-from kitlib.models.regional.scalers import KINDS
-from kitlib.models.regional.training import RegressorOptions
+from kitlib.models.regional.regions import Regions
 from kitlib.training import wandb_logger
 from kitlib.training.session import EncoderSession
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Config(RegressorOptions):
-    """The settings that decide the result, saved in params.json."""
-
-    regions: str = "state"  # state (the data's labels), division (of the US Census Bureau) or cluster:N
-    min_places: int = 20  # a region with fewer training places shares a pooled model
-    router: str = "logistic"  # gives the regions' probabilities: a finished run, logistic regression, or known
-    routes: int = 32  # likeliest regions that become points of a guess
-    exclude: str = ""  # sample_ids (file names) or row numbers of places to drop, commas between
-    mad_threshold: float = 0.0  # limit of a coordinate, in median absolute deviations from its label's median; 0: none
-    eps_km: float = 0.0  # a place with fewer than min_samples within this is noise (DBSCAN); 0: none is
-    min_samples: int = 5  # the place itself counts
-    scaler: str = "robust"  # robust, standard, minmax
-    finetune: bool = True  # each region trains an encoder of its own; False: ridge regression on frozen features
-
-    CHOICES: ClassVar = {"scaler": KINDS}
-    PARSERS: ClassVar = {"regions": n_clusters_of, "router": lambda text: paths.file_name(text, "router")}
-    POSITIVE: ClassVar[Names] = ("min_places", "routes", "min_samples")
-    PRESETS: ClassVar = {"sample": {"encoder": "tiny", "finetune": False, "scaler": "standard"}}
 
 
 def clean(config: Config, places: Places) -> Cleaned:
