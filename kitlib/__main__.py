@@ -37,7 +37,11 @@ app = typer.Typer(
 FILES = typer.Option(
     "--parameter", "-p", metavar="NAME=VALUE", help="Where a file of the run is now: -p encoder=timm:NAME@FILE."
 )
-SETTINGS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set one of the fields of the family's Config.")
+TABLES = ("train_csv", "test_csv", "train_images", "test_images", "region_column")  # of a region table
+SETTINGS = typer.Option(
+    "--parameter", "-p", metavar="NAME=VALUE",
+    help="Set what `kitlib settings FAMILY` lists, or a file of a region table: train_csv, test_csv, train_images, …",
+)  # fmt: skip
 PARAMETERS = typer.Option(
     "--parameter", "-p", metavar="[STEP.]NAME=VALUE",
     help="Set a parameter of all steps, or of those with STEP in their name; RUN=x makes runs x-multiview, …",
@@ -157,8 +161,9 @@ def train(
     if max_hours is not None:
         checks.number("--max-hours", max_hours, 0, kind=float, above=True)
     module = family_module(family)
+    tables = {name: given.pop(key) for key in list(given) if (name := key.lower()) in TABLES}
     settings = module.Config.typed(given)
-    places = readers.load(data)
+    places = readers.load(beside(data, tables), **tables)
     config = module.Config.from_dict(settings, places.preset)
     for seed in numbers:
         hours = None if max_hours is None else max_hours - (time.monotonic() - began) / 3600
@@ -174,7 +179,19 @@ def train(
                 overwrite=overwrite,
                 **({"only_regions": regions} if regions else {}),
             )
+        if family == "regional" and trained.finished:
+            typer.echo(region_lines(trained.dir / "regions.csv"))
         typer.echo(f"{trained.name}: {outcome(trained)}")
+
+
+@app.command()
+def settings(
+    family: Annotated[str, typer.Argument(help="multiview, retrieval, regional or vlm.")],
+) -> None:
+    """List the settings of a family, with their defaults and meanings: what -p of `train` can set."""
+    config = family_module(family).Config
+    for name, default in config.defaults().items():
+        typer.echo(f"{name:<23} {default!s:<28} {config.COMMENTS[name]}")
 
 
 @app.command()
@@ -304,6 +321,25 @@ def doctor() -> None:
 
     for name, fact in machine.facts().items():
         typer.echo(f"{name:<18} {fact}")
+
+
+def beside(data: str, tables: dict[str, str]) -> str:
+    """The data folder of a region table: `data`, or that of train_csv, to whose folder `tables` are made relative."""
+    if data != "sample" or "train_csv" not in tables:
+        return data
+    folder = Path(tables["train_csv"]).absolute().parent
+    for name in tables.keys() - {"region_column"}:
+        tables[name] = os.path.relpath(tables[name], folder)
+    return str(folder)
+
+
+def region_lines(file: Path) -> str:
+    """The table of a regional run's regions, as text: places, model, and mean and median error in km."""
+    import pandas as pd
+
+    columns = ["region", "train", "held_out", "model", "mean_km", "median_km", "median_point_km"]
+    table = pd.read_csv(file, dtype={"region": str})[columns].round(2).astype({"train": int})
+    return table.rename(columns=lambda name: name.replace("_", " ")).fillna("").to_string(index=False)
 
 
 def outcome(run: Run) -> str:

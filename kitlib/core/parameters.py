@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from kitlib.core import paths, progress, settings, threads
-from kitlib.core.checks import names, number, one_of, whole_numbers
+from kitlib.core.checks import meant, names, number, one_of, whole_numbers
 from kitlib.core.errors import KitError, shown
 
 LARGEST_KM = 20_000  # half of the way around the Earth
@@ -59,7 +59,11 @@ def check_parameters(parameters: MutableMapping[str, Any], optional: Collection[
     """
     progress.show_log()
     check_machine()
-    for name, kind in parameters.get("__annotations__", {}).items():
+    declared = parameters.get("__annotations__", {})
+    for name in sorted(settings.injected(parameters.get("In", ())) - declared.keys()):  # papermill only warns
+        expected = ", ".join(filter(str.isupper, declared))
+        raise KitError(f"this notebook takes no parameter {name}{meant(name, declared) or f'; expected: {expected}'}")
+    for name, kind in declared.items():
         if name.isupper():
             parameters[name] = settings.typed(parameters[name], kind, name)
     check_rules(parameters, optional)

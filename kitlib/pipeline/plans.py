@@ -7,7 +7,6 @@ name that no notebook takes is an error, whereas papermill would warn and run th
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from kitlib.core import paths, settings
+from kitlib.core.checks import meant
 from kitlib.core.errors import KitError, one_line, shown
 from kitlib.core.parameters import check_rules
 from kitlib.pipeline.notebook import Notebook, Value, cast, read_notebook
@@ -133,7 +133,7 @@ def _by_step(given: Mapping[str, str], books: list[Notebook], source: str) -> li
         chosen = [k for k, book in enumerate(books) if not dot or f"_{step}_" in f"_{book.name}_"]
         if not chosen:
             words = sorted({word for book in books for word in book.name.split("_")})
-            raise KitError(f"-p {key}: {source} has no step {step!r}{_meant(step, words)}; expected a part of "
+            raise KitError(f"-p {key}: {source} has no step {step!r}{meant(step, words)}; expected a part of "
                            f"the name of one: {', '.join(book.name for book in books)}")  # fmt: skip
         listed = {name for k in chosen for name in books[k].parameters}
         if name not in listed:
@@ -248,10 +248,5 @@ def _check_name(name: str, allowed: Collection[str], source: str, taker: str) ->
     """Raise KitError for a parameter that no notebook takes, and suggest a similar name."""
     if name in allowed:
         return
-    meant = _meant(name.upper(), allowed) or f"; expected: {', '.join(sorted(allowed))}"
-    raise KitError(f"{source}: {taker} take no parameter {name!r}{meant}")
-
-
-def _meant(name: str, allowed: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, allowed, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    like = meant(name.upper(), allowed) or f"; expected: {', '.join(sorted(allowed))}"
+    raise KitError(f"{source}: {taker} take no parameter {name!r}{like}")

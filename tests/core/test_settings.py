@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import re
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import ClassVar
@@ -13,6 +16,7 @@ import pytest
 
 from kitlib.core.checks import whole_numbers
 from kitlib.core.errors import KitError
+from kitlib.core.parameters import check_parameters
 from kitlib.core.settings import Names, Settings, mapping
 
 
@@ -158,3 +162,27 @@ def test_what_papermill_injects_counts_although_it_is_the_default():
     cell = {"SIZE": 3, "WIDTH": 2.0, "In": ["", "SIZE = 3", "# Parameters\nWIDTH = 2.0\nDATA = 'x'\n"]}
     assert Example.from_parameters(cell, "", "small") == Example(size=1, width=2.0)
     assert Example.from_parameters(cell, "", "small")._sources["width"] == "given"
+
+
+@pytest.mark.parametrize("family", ["multiview", "retrieval", "regional", "vlm"])
+def test_every_setting_of_a_family_says_what_it_means(family):
+    config = importlib.import_module(f"kitlib.models.{family}").Config
+    assert set(config.COMMENTS) == set(config.defaults())
+    assert all(f"    {name} (" in config.__doc__ for name in config.defaults())
+
+
+def test_configs_are_made_without_torch():
+    program = "import sys\nfrom kitlib.models import multiview, regional, retrieval, vlm\n"
+    program += "[family.Config() for family in (multiview, regional, retrieval, vlm)]\n"
+    program += "print(*{'torch', 'transformers', 'pytorch_lightning', 'timm'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_parameter_that_no_cell_declares_is_refused_under_plain_papermill():
+    cell = {"__annotations__": {"DATA": str, "N": int}, "DATA": "x", "N": 1, "In": ["", "# Parameters\nDATTA = 'y'\n"]}
+    with pytest.raises(KitError, match=r"takes no parameter DATTA \(did you mean DATA\?\)$"):
+        check_parameters(cell)
+    with pytest.raises(KitError, match=r"takes no parameter XYZ; expected: DATA, N$"):
+        check_parameters(cell | {"In": ["# Parameters\nXYZ = 1"]})
+    check_parameters(cell | {"In": ["# Parameters\nN = 1"]})

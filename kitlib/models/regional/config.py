@@ -22,8 +22,8 @@ class RegressorOptions(EncoderOptions):
     loss: str = "mse"  # of scaled coordinates; or haversine
     batch: int = 32  # places a step and device
     rate: float = 1e-5  # learning rate
-    weight_decay: float = 1e-4
-    epochs: int = 60
+    weight_decay: float = 1e-4  # of all weights
+    epochs: int = 60  # passes over a region's places at most
     patience: int = 10  # epochs without a lower validation loss before the training stops; 0: it never does
     t_0: int = 10  # epochs until the learning rate restarts
     t_mult: int = 1  # factor of each next cycle's length

@@ -177,7 +177,7 @@ class RegionalFold:
 
     def points(self, scaled: np.ndarray) -> np.ndarray:
         """Points (B, R, 2) of scaled coordinates (B, R, 2)."""
-        return np.stack([scaler.inverse(scaled[:, k]) for k, scaler in enumerate(self.scalers)], axis=1)
+        return np.stack([scaler.inverse_transform(scaled[:, k]) for k, scaler in enumerate(self.scalers)], axis=1)
 
     def guess(
         self, split: str, rows: np.ndarray, states: np.ndarray, state_probs: np.ndarray, answered: np.ndarray
