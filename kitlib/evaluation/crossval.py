@@ -5,6 +5,9 @@ test places (averaged over the folds). A family defines a Config and a `Session`
 and `predict`:
 
     train, train_fold, predict = Session.train, Session.train_fold, Session.predict
+
+The face of a family offers this module's `train`, which says what will be trained before it imports the family's `run`,
+and with it torch; the Config, in the family's `config`, does without.
 """
 
 from __future__ import annotations
