@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def get(tmp_path):
+def get(tmp_path, monkeypatch):
+    monkeypatch.setattr(geo, "__all__", geo.__all__)  # restored at the end
     file = tmp_path / "__init__.py"
     file.write_text(FACE)
     return lazy.face("kitlib.geo", str(file))[0]
