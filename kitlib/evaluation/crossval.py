@@ -366,7 +366,9 @@ def _plan(family: str, config: Settings, places: Places, column: str, folds: Seq
     frozen = values.get("method") == "knn" or values.get("finetune") is False
     work = {k: v for k, v in values.items() if (k.endswith("epochs") or k == "steps") and v and not frozen}
     shown = {k: values[k] for k in ("method", "encoder", "model", "finetune") if k in values} | work
-    which = f"{folds} folds" if isinstance(folds, int) else f"folds {folds if isinstance(folds, str) else list(folds)}"
+    which = (
+        f"{folds}-fold split" if isinstance(folds, int) else f"folds {folds if isinstance(folds, str) else list(folds)}"
+    )
     which = "the second table held out" if column == "given" else f"{which} ({column})"
     what = ", ".join(f"{name} {value}" for name, value in shown.items())
     return f"{family} on {len(places.rows('train')):,} places of {places.name}, {which}, {what}"
