@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,12 +136,29 @@ def test_explore_changes_the_picture_with_each_choice(lab, trained, kit, picture
     menu("Place").select_option(offered[1])
     changed()
     notebook.picture(pictures / "21-chosen.png", "explorer.widget()")
+    if (kit / "kitlib/figures/picker.py").is_file():  # a map to click on
+        canvas = widget.locator("canvas")
+        place, spot = place_under_the_mouse(canvas, other_than=offered[1])
+        canvas.click(position=spot)
+        changed()
+        assert menu("Place").locator("option:checked").inner_text().startswith(place)
+        notebook.picture(pictures / "21-clicked.png", "explorer.widget()")
     typed = widget.locator("input[type=text]").first
     typed.fill("none")
     typed.press("Enter")
     widget.get_by_text("sample_id: expected a training place with a guess; got 'none'").wait_for()
     notebook.picture(pictures / "21-refused.png", "explorer.widget()")
     assert notebook.outputs("error") == notebook.outputs("stderr") == []
+
+
+def place_under_the_mouse(canvas: Any, other_than: str) -> tuple[str, dict[str, float]]:
+    """A place's "id: state" as the map names it under the mouse, and where that is on the canvas."""
+    tip, box = canvas.locator("+ div"), canvas.bounding_box()
+    for x, y in product(range(10, int(box["width"]), 20), range(10, int(box["height"]), 20)):
+        canvas.hover(position={"x": x, "y": y})
+        if tip.is_visible() and not other_than.startswith(tip.inner_text()):
+            return tip.inner_text(), {"x": x, "y": y}
+    raise AssertionError("no place on the map has a name under the mouse")
 
 
 def test_locate_answers_an_uploaded_picture_and_refuses_a_text(lab, trained, kit, pictures, tmp_path):
