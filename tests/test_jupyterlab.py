@@ -126,7 +126,7 @@ def test_explore_changes_the_picture_with_each_choice(lab, trained, kit, picture
 
     changed()
     notebook.picture(pictures / "21-first.png", "explorer.widget()")
-    menu("Order").select_option("largest error")
+    menu("Order").select_option("smallest error")
     changed()
     state = menu("State").locator("option").nth(3).inner_text()
     menu("State").select_option(state)
