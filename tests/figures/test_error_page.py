@@ -83,8 +83,8 @@ def test_the_map_draws_outlines_and_dots_and_opens_a_place_with_its_pictures(ope
     ) == [64, 64]
     box = popup.bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= opened.viewport_size["width"]
-    opened.evaluate("map.closePopup()")
-    opened.evaluate("map.setView([page.latitude[0], page.longitude[0]], 8, { animate: false })")
+    opened.evaluate("() => void map.closePopup()")
+    opened.evaluate("() => void map.setView([page.latitude[0], page.longitude[0]], 8, { animate: false })")
     opened.mouse.click(*position(opened, 0))
     assert "of 1 of 8 places" in popup.inner_text()
     assert opened.evaluate("window.broken") is None

@@ -14,7 +14,8 @@ from kitlib.pipeline.notebook import WIDGET_MIME, without_bars
 
 WIDE = pd.DataFrame({f"mean_km_number_{i}": [1.5, -20.25] for i in range(14)} | {"state": ["Ohio", "a_long_" * 5]})
 MEMBERS = pd.DataFrame(
-    {"state": ["0.5", "12 %"], "where": ["Ohio", "7"], "n": [1, 20], "mean_km": [1.0, float("nan")]}, ["a_run", "blend"]
+    {"state": ["0.5", "12 %"], "where": ["Ohio", "7"], "n": [1, 20], "mean_km": [1.0, float("nan")]},
+    ["arun" * 14, "blend"],
 )
 # What reaches beyond the right edge of the window with no box around it that scrolls; the count of boxes that do.
 CUT = """() => {
