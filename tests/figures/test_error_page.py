@@ -57,6 +57,15 @@ def opened(request, browser, page_of_errors):
     assert not wrong and [url for url in asked if not url.startswith("data:")] == [page_of_errors.as_uri()]
 
 
+INK = """() => [...document.querySelectorAll("canvas")].map(canvas => {
+  const small = document.createElement("canvas"), pen = small.getContext("2d");
+  small.width = small.height = 200;
+  pen.drawImage(canvas, 0, 0, 200, 200);
+  const pixels = pen.getImageData(0, 0, 200, 200).data;
+  return pixels.filter((value, i) => i % 4 === 3 && value > 0).length / 200 / 200;
+})"""
+
+
 def position(page, place: int) -> list[float]:
     return page.evaluate(
         "i => { const p = map.latLngToContainerPoint([page.latitude[i], page.longitude[i]]); return [p.x, p.y]; }",
@@ -65,13 +74,7 @@ def position(page, place: int) -> list[float]:
 
 
 def test_the_map_draws_outlines_and_dots_and_opens_a_place_with_its_pictures(opened):
-    shares = opened.evaluate("""() => [...document.querySelectorAll("canvas")].map(canvas => {
-      const small = document.createElement("canvas"), pen = small.getContext("2d");
-      small.width = small.height = 200;
-      pen.drawImage(canvas, 0, 0, 200, 200);
-      const pixels = pen.getImageData(0, 0, 200, 200).data;
-      return pixels.filter((value, i) => i % 4 === 3 && value > 0).length / 200 / 200;
-    })""")
+    shares = opened.evaluate(INK)
     assert len(shares) == 2 and max(shares) > 0.1 and min(shares) > 0.0002  # the ground; dots and lines
     assert opened.evaluate("document.querySelectorAll('path, .leaflet-tile').length") == 0
     left, top = position(opened, N - 1)
@@ -85,6 +88,7 @@ def test_the_map_draws_outlines_and_dots_and_opens_a_place_with_its_pictures(ope
     assert box["x"] >= 0 and box["x"] + box["width"] <= opened.viewport_size["width"]
     opened.evaluate("() => void map.closePopup()")
     opened.evaluate("() => void map.setView([page.latitude[0], page.longitude[0]], 8, { animate: false })")
+    assert min(opened.evaluate(INK)) > 0  # the dots are there after a move as well
     opened.mouse.click(*position(opened, 0))
     assert "of 1 of 8 places" in popup.inner_text()
     assert opened.evaluate("window.broken") is None

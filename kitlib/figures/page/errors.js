@@ -90,8 +90,8 @@ function paint() {
   dot(x(trueX[chosen]), y(trueY[chosen]), size + 1.5), pen.stroke();
   dot(x(guessX[chosen]), y(guessY[chosen]), 4), pen.stroke();
 }
-canvas.on("update", paint);
 canvas.addTo(map);
+map.on("moveend zoomend viewreset", paint); // after the canvas has cleared itself at the same events
 
 function nearest(at) {
   const zoom = 2 ** map.getZoom(), origin = map.getPixelOrigin(), reach = (radius() + 6) ** 2;
@@ -113,7 +113,8 @@ map.on("click", (event) => {
   const pictures = put(box, "div", undefined, "pictures");
   for (const jpeg of page.pictures[i] ?? []) put(pictures, "img").src = `data:image/jpeg;base64,${jpeg}`;
   if (!page.pictures[i]) put(box, "p", page.without, "soft");
-  L.popup({ maxWidth: Math.min(300, innerWidth - 90), minWidth: Math.min(270, innerWidth - 100), maxHeight: innerHeight * 0.7 })
+  L.popup({ maxWidth: Math.min(300, innerWidth - 90), minWidth: Math.min(270, innerWidth - 100), maxHeight: innerHeight * 0.6,
+    autoPanPaddingTopLeft: [10, 10], autoPanPaddingBottomRight: [10, innerHeight - legend.getContainer().getBoundingClientRect().top + 10] })
     .setLatLng([page.latitude[i], page.longitude[i]]).setContent(box).openOn(map);
   chosen = i;
   paint();
