@@ -159,6 +159,10 @@ class Pack:
                 else:
                     out[b, v] = _square(simplejpeg.decode_jpeg(data, "RGB", min_height=H, min_width=W), H)
 
+    def thumbnails(self, i: int, height: int) -> list[bytes]:
+        """The usable pictures of place `i` as JPEGs of at most `height` pixels."""
+        return [thumbnail(self.read(i, int(v)), height) for v in np.flatnonzero(self.usable[i])]
+
     def problems(self) -> list[dict]:
         """The findings of the pass, for `Places.save`."""
         return self.found

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kitlib import __version__
-from kitlib.core import paths, storage
+from kitlib.core import headline, paths, storage
 from kitlib.core.errors import Damaged, KitError
 from kitlib.evaluation.guesses import Guesses
 
@@ -45,7 +45,8 @@ class Run:
             f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in self.settings.items()
         )
         folded = f"<details><summary>settings</summary><table>{settings}</table></details>"
-        return f"<p>run <b>{self.name}</b>: {state}</p>{folded}"
+        pages = "".join(headline.link(page)._repr_html_() for page in sorted(self.dir.glob("figures/*.html")))
+        return f"<p>run <b>{self.name}</b>: {state}</p>{pages}{folded}"
 
     @property
     def params(self) -> dict[str, Any]:

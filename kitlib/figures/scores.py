@@ -24,7 +24,8 @@ def score_table(scores: Mapping[str, Score]) -> pd.DataFrame:
     """A table of rounded scores, one row each, the best last."""
     table = pd.DataFrame({name: score.as_dict() for name, score in scores.items()}).T.sort_values("final")
     digits = {"final": 4, "state": 4, "gps": 4, "top1": 3, "top5": 3, "mean_km": 0, "median_km": 0}
-    return table.round(digits).astype(dict.fromkeys(["mean_km", "median_km", "n"], int))
+    table = table.round(digits).astype(dict.fromkeys(["mean_km", "median_km", "n"], int))
+    return table.rename(columns={"mean_km": "mean km", "median_km": "median km", "n": "places"})
 
 
 def accuracy_table(km: Mapping[str, ArrayLike]) -> pd.DataFrame:

@@ -30,7 +30,7 @@ from traitlets import default
 
 from kitlib.core import storage
 from kitlib.core.headline import HEADLINE_MIME
-from kitlib.pipeline.notebook import Value, without_machine
+from kitlib.pipeline.notebook import Value, without_bars, without_machine
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +191,7 @@ def _tidy(output: Path) -> list[dict[str, Any]]:
     for place in ("input_path", "output_path"):
         about.pop(place, None)
     notebook["metadata"]["papermill"] = _shortened(about)
+    without_bars(notebook)
     headlines = []
     for cell in notebook["cells"]:
         cell["metadata"] = _shortened(cell["metadata"])

@@ -22,6 +22,7 @@ from kitlib.core import checks, paths, settings
 from kitlib.core.errors import KitError, one_line, shown
 
 Value = bool | int | float | str
+WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 TYPES = {kind.__name__: kind for kind in settings.MEANING}
 
 
@@ -157,6 +158,31 @@ def _headline(prose: str, stem: str) -> tuple[str, str]:
     questions = [line for line in lines[1:] if "?" in line]
     first = re.match(r"[^?]*\?", questions[0].replace("**", "").replace("`", "")) if questions else None
     return re.sub(r"^\d+(_\w+)?\s*[·:.–—-]*\s*", "", title) or stem, first.group() if first else ""
+
+
+def without_bars(notebook: dict[str, Any]) -> None:
+    """Remove progress bars of ended cells from an executed notebook, and widgets whose state it does not hold.
+
+    The logs before and after a bar become one.
+    """
+    states = notebook["metadata"].get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    kept = False
+    for cell in notebook["cells"]:
+        outputs: list[dict[str, Any]] = []
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if WIDGET_MIME in data:
+                bar = re.search(r"\d+%\|", "".join(data.get("text/plain", "")))
+                if bar or data[WIDGET_MIME].get("model_id") not in states.get("state", {}):
+                    continue
+                kept = True
+            if output["output_type"] == "stream" and outputs and outputs[-1].get("name") == output["name"]:
+                outputs[-1]["text"] = "".join(outputs[-1]["text"]) + "".join(output["text"])
+            else:
+                outputs.append(output)
+        cell |= {"outputs": outputs} if "outputs" in cell else {}
+    if not kept:
+        notebook["metadata"].pop("widgets", None)
 
 
 def without_machine(text: str) -> str:
