@@ -136,18 +136,25 @@ class Settings:
             raise KitError(f"unknown setting {', '.join(unknown)}; expected: {', '.join(cls.defaults())}")
 
     def _repr_html_(self) -> str:
-        """A table of each setting, its value, and the source of the value."""
+        """Tables of each setting, its value, and the source of the value; those with their default are folded away."""
         rows = [(name, getattr(self, name), self._sources.get(name, "default")) for name in self.defaults()]
-        cells = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
-            for row in rows
-        )
-        table = "<table><thead><tr><th>setting</th><th>value</th><th>from</th></tr></thead><tbody>{}</tbody></table>"
-        if not any(source.startswith("preset") for source in self._sources.values()):
-            return table.format(cells)
-        return table.format(cells) + (
-            "<p>A preset replaces a parameter that has its default value; to keep a default, give it in MORE.</p>"
-        )
+        changed, kept = ([row for row in rows if (row[2] == "default") == same] for same in (False, True))
+        shown_first = _table(changed) if changed else "<p>every setting has its default</p>"
+        if any(source.startswith("preset") for _, _, source in changed):
+            shown_first += (
+                "<p>A preset replaces a parameter that has its default value; to keep a default, give it in MORE.</p>"
+            )
+        summary = f"{len(kept)} settings with their default"
+        return f"{shown_first}<details><summary>{summary}</summary>{_table(kept)}</details>" if kept else shown_first
+
+
+def _table(rows: list[tuple[str, Any, str]]) -> str:
+    """An HTML table of settings."""
+    cells = "".join(
+        "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr><th>setting</th><th>value</th><th>from</th></tr></thead><tbody>{cells}</tbody></table>"
 
 
 def typed(value: Any, kind: type, name: str) -> Any:

@@ -21,7 +21,7 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike
 
-from kitlib.figures.style import ABROAD, GREY, LAND, LAND_IN_USE, NUMBERS, SEA, Figure, finish, new
+from kitlib.figures.style import ABROAD, LAND, LAND_IN_USE, NUMBERS, SEA, Figure, finish, new
 from kitlib.geo import EARTH_RADIUS_KM, outlines
 
 WHOLE_KM = 1500.0  # a map wider than this shows all contiguous states, a smaller one those with points
@@ -262,7 +262,7 @@ class Map:
         bars = 0.95 if len(self.figure.axes) > 1 else 0.1
         finish(self.figure, title, note)
         further = (self.figure.get_suptitle() + self.figure.get_supxlabel()).count("\n")  # lines of them
-        text = 0.2 + 0.4 * bool(title) + 0.3 * bool(note) + 0.18 * further
+        text = 0.12 + 0.32 * bool(title) + 0.25 * bool(note) + 0.18 * further
         self.figure.set_size_inches(9, min(8.0, (8.9 - bars) * aspect + text))
         return self.figure
 

@@ -125,12 +125,11 @@ def test_texts_of_a_command_line():
             Example.typed({name: text})
 
 
-def test_the_table_shows_where_each_value_comes_from():
-    table = Example.from_dict({"colour": "blue"}, "small")._repr_html_()
-    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
-    assert rows[:4] == [
-        ["colour", "blue", "given"],
-        ["size", "1", "preset small"],
-        ["share", "0.5", "default"],
-        ["width", "0.5", "preset small"],
-    ]
+def test_the_table_shows_where_each_value_comes_from_and_folds_the_defaults_away():
+    first, folded = Example.from_dict({"colour": "blue"}, "small")._repr_html_().split("<details>")
+    rows, rest = (
+        [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in part.split("<tr>")[2:]] for part in (first, folded)
+    )
+    assert rows == [["colour", "blue", "given"], ["size", "1", "preset small"], ["width", "0.5", "preset small"]]
+    assert [row[0] for row in rest] == ["share", "blocks", "on", "lengths"] and "4 settings" in folded
+    assert "every setting has its default" in Example()._repr_html_()
