@@ -279,15 +279,16 @@ def neighbour_rows(
         for (own, *others), distances in zip(np.asarray(states).tolist(), np.asarray(km, float), strict=True)
     ]
     columns = [first, "most similar", "second", "third", "fourth", *(f"{k}th" for k in range(5, len(below[0])))]
-    shown = f"of each place the {plain(view, 24)} view" if view else ""
+    shown = f"the {plain(view, 24)} view of each place" if view else ""
     return picture_rows(pictures, columns[: len(below[0])], title=title, note=join_notes(shown, note), below=below)
 
 
 def picture_wall(
-    pictures: ArrayLike, captions: Sequence[str], columns: int = 8, title: str = "", note: str = ""
+    pictures: ArrayLike, captions: Sequence[str], columns: int = 0, title: str = "", note: str = ""
 ) -> Figure:
-    """Pictures (P, H, W, 3) uint8 in rows of `columns`, each with its caption of up to two lines below."""
+    """Pictures (P, H, W, 3) uint8 in rows of `columns` (0: 6 to 8), each with its caption of up to two lines below."""
     shots = np.asarray(pictures)
+    columns = columns or min((8, 7, 6), key=lambda n: -len(shots) % n)
     rest = -len(shots) % columns
     padded = np.concatenate([shots, np.zeros((rest, *shots.shape[1:]), np.uint8)]).reshape(
         -1, columns, *shots.shape[1:]
