@@ -127,7 +127,7 @@ def likelihood(
         axes.set(title=wrap(name, 30), xlabel="", ylabel="")
         axes.tick_params(labelsize=7)
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-        aspect = (top - bottom) / (right - left) * float(axes.get_aspect())  # type: ignore[arg-type]
+        aspect = (top - bottom) / (right - left) * float(axes.get_aspect())
     patches = [
         Patch(color=shade, label=f"{share:.0%} of the weight")
         for share, shade in zip(SHARES, SHADES[::-1], strict=True)
