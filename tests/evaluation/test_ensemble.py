@@ -60,7 +60,7 @@ def test_weights_of_a_fold_are_fitted_without_it(places):
     lucky = replace(lucky, state_probs=np.where((fold == 0)[:, None], right.state_probs, lucky.state_probs))
     weights, blend = ensemble.weights_over_folds([good, lucky], places, fold)
     assert weights.shape == (3, 2) and np.allclose(weights.sum(1), 1)
-    assert weights[0, 1] < 0.3 < weights[1:, 1].min()
+    assert weights[0, 1] + 0.1 < weights[1:, 1].min()
     assert set(blend.sample_id) == set(places.sample_id("train"))
     held_out = average([good, lucky], weights[0]).at(good.sample_id[fold == 0])
     np.testing.assert_array_equal(blend.at(held_out.sample_id).state_probs, held_out.state_probs)
