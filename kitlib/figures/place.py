@@ -128,10 +128,8 @@ def likelihood(
         axes.tick_params(labelsize=7)
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
         aspect = (top - bottom) / (right - left) * float(axes.get_aspect())
-    patches = [
-        Patch(color=shade, label=f"{share:.0%} of the weight")
-        for share, shade in zip(SHARES, SHADES[::-1], strict=True)
-    ]
+    labels = [f"{share:.0%}" for share in SHARES[:-1]] + [f"{SHARES[-1]:.0%} of the weight"]
+    patches = [Patch(color=shade, label=label) for label, shade in zip(labels, SHADES[::-1], strict=True)]
     figure.legend(handles=patches, loc="outside lower left", ncols=len(patches))
     figure.set_size_inches(9, min(1.3 + (8.8 / len(names) - 0.1) * aspect, 7))
     return finish(figure, title, join_notes("ring: the truth, cross: the guess", note))
