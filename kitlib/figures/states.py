@@ -88,6 +88,8 @@ def places(points: ArrayLike, states: ArrayLike, title: str = "", note: str = ""
     size = float(np.clip(12_000 / max(len(points), 1), 1.5, 22))
     canvas.scatter(points[shuffled], c=np.array(colours)[code[shuffled]], s=size)
     odd = outside(points, names[code])
-    canvas.scatter(points[odd], c=np.array(colours)[code[odd]], s=42, edgecolor=INK, lw=1.4, zorder=3)
+    rare = odd.mean() < 0.1 if len(odd) else False  # of guesses many may be outside, and rings would hide the map
+    style = {"s": 42, "lw": 1.4} if rare else {"s": size, "lw": 0.6}
+    canvas.scatter(points[odd], c=np.array(colours)[code[odd]], edgecolor=INK, zorder=3, **style)
     rings = f"ring: outside the outline of its state ({odd.sum():,})" if odd.any() else ""
     return canvas.finish(title, join_notes("neighbours never share a colour", rings, note))
