@@ -12,7 +12,7 @@ import numpy as np
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
 from kitlib.evaluation import metrics
-from kitlib.evaluation.guesses import Guesses, average
+from kitlib.evaluation.guesses import Guesses, average, stack
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,20 @@ def fit_weights(members: Sequence[Guesses], places: Places, rows: int = 3000, se
                 best, weights = max(scores), trials[int(np.argmax(scores))]
     log.info("weights %s score %.4f on %d places", weights.round(3).tolist(), best, len(ids))
     return weights
+
+
+def weights_over_folds(
+    members: Sequence[Guesses], places: Places, fold: np.ndarray, rows: int = 3000, seed: int = 0
+) -> tuple[np.ndarray, Guesses]:
+    """Weights (F, M) fitted without each fold (N,) of the places of member 1, and the blend of each fold by its own.
+
+    The blend's score is free of the flattery of weights that were fitted on the very places that they are scored on.
+    rows, seed: as for `fit_weights`.
+    """
+    ids, folds = members[0].sample_id, np.unique(fold)
+    weights = np.stack([fit_weights([m.at(ids[fold != k]) for m in members], places, rows, seed) for k in folds])
+    blends = [average([m.at(ids[fold == k]) for m in members], w) for k, w in zip(folds, weights, strict=True)]
+    return weights, stack(blends)
 
 
 def temperature(guesses: Guesses, places: Places) -> float:

