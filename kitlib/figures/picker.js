@@ -9,7 +9,7 @@ function render({ model, el }) {
   canvas.style.cssText = "width:100%;height:360px;display:block;cursor:crosshair;touch-action:none;border:1px solid #8886";
   tip.style.cssText = "position:absolute;pointer-events:none;display:none;padding:2px 6px;font:12px system-ui;" +
     "background:#222d;color:#fff;border-radius:3px;white-space:pre";
-  legend.style.cssText = "display:flex;flex-wrap:wrap;gap:2px 14px;font:12px system-ui;padding:3px 0";
+  legend.style.cssText = "display:flex;flex-wrap:wrap;gap:2px 14px;font:12px system-ui;padding:3px 0;color:var(--jp-ui-font-color1, inherit)";
   el.append(canvas, tip, legend);
   const pen = canvas.getContext("2d");
   const xy = floats(model.get("xy")), lines = floats(model.get("outlines")), ids = model.get("ids").split("\n");
