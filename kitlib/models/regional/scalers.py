@@ -74,11 +74,21 @@ class RegionScaler:
         """Points (N, 2), [lat, lon] in degrees, of scaled coordinates (N, 2)."""
         return projection.from_local_km(self.scaler.inverse_transform(np.asarray(scaled, float)), self.centre)
 
+    @classmethod
+    def of_numbers(cls, kind: str, centre: np.ndarray, offset_km: np.ndarray, unit_km: float) -> RegionScaler:
+        """The scaler with that `centre`, `offset_km` and `unit_km`, whatever places it was fitted to."""
+        from sklearn.preprocessing import StandardScaler
+
+        scaler = StandardScaler()
+        scaler.mean_, scaler.scale_, scaler.n_features_in_ = offset_km, np.full(2, unit_km), 2
+        return cls(kind, centre, scaler)
+
     def save(self, folder: Path, region: str) -> Path:
         """Write this scaler to folder/scaler_region_<id>.joblib, atomically.
 
         The file is for programs of the user: joblib.load(FILE).inverse_transform(scaled) gives latitudes and longitudes
-        where the kit is installed. The kit itself never loads one, as joblib executes the code in a file.
+        where the kit is installed. The kit never loads one, as joblib executes the code in a file: it has the same
+        numbers in scalers.npz.
         """
         import joblib
 
