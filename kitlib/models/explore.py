@@ -165,22 +165,25 @@ class Explorer:
         title = f"{sample_id}: what {name} calls {state} ({probs[0]:.0%})"
         return page.decisive(views, self.places.views, drop, title, self.places.note)
 
-    def widget(self) -> Any:
+    def widget(self, state: str = "", order: str = "largest error", place: Any = None) -> Any:
         """A map to click on and menus above the figure of the chosen place; for a running kernel.
 
-        Without the library anywidget, as on Kaggle, there is no map.
+        state, order, place: chosen at first. Without the library anywidget there is no map.
         """
         import ipywidgets as w
 
         everywhere, most = "all states", float(np.ceil(self.table["km"].max()))
-        state = w.Dropdown(options=[everywhere, *sorted(set(self.table["state"]))], description="State")
-        order = w.Dropdown(options=list(ORDERS), description="Order")
+        states = w.Dropdown(
+            options=[everywhere, *sorted(set(self.table["state"]))], value=state or everywhere, description="State"
+        )
+        orders = w.Dropdown(options=list(ORDERS), value=order, description="Order")
         km = w.FloatRangeSlider(
             value=(0, most), max=most, step=1, description="Error, km", readout_format=",.0f", continuous_update=False
         )
         sure = w.Checkbox(description="sure and wrong", indent=False)
         colour = w.Dropdown(options=list(COLOURINGS), description="Colour")
-        chosen, shown, message = w.Dropdown(description="Place"), w.Image(), w.Label()
+        chosen = w.Dropdown(description="Place", layout=w.Layout(width="40em", max_width="100%"))
+        shown, message = w.Image(), w.Label()
         typed = w.Text(description="or id", continuous_update=False)
         shown.layout = w.Layout(max_width="100%")
         picker = self._picker()
@@ -190,7 +193,8 @@ class Explorer:
             chosen.value = ids[0]  # new options leave the old choice, or none
 
         def fill(_: Any = None) -> None:
-            ids = self.ids("" if state.value == everywhere else state.value, order.value, *km.value, sure.value)
+            (low, high), where = km.value, "" if states.value == everywhere else states.value
+            ids = self.ids(where, orders.value, low, high, sure.value)
             message.value = f"{len(ids):,} places" + (f", the first {LISTED} in the menu" if len(ids) > LISTED else "")
             if picker:
                 picker.show_only(self.table["sample_id"].isin(ids))
@@ -201,8 +205,11 @@ class Explorer:
             if chosen.value is None:
                 return
             if picker:
-                picker.chosen = int(self._by_id.index.get_loc(chosen.value))
-            shown.value = self.figure(chosen.value)._repr_png_()
+                picker.chosen = int(self._by_id.index.get_indexer(pd.Index([chosen.value]))[0])
+            try:
+                shown.value = self.figure(chosen.value)._repr_png_()
+            except KitError as error:  # the second run has no guess for it
+                message.value = str(error)
 
         def find(_: Any = None) -> None:
             try:
@@ -215,7 +222,7 @@ class Explorer:
             if sample_id != chosen.value:
                 offer([sample_id])
 
-        for menu in (state, order, km, sure):
+        for menu in (states, orders, km, sure):
             menu.observe(fill, "value")
         typed.observe(find, "value")
         chosen.observe(draw, "value")
@@ -223,7 +230,9 @@ class Explorer:
             picker.observe(click, "chosen")
             colour.observe(lambda change: picker.paint(*self._paint(change["new"])), "value")
         fill()
-        rows = [w.HBox([state, order, colour]), w.HBox([km, sure]), w.HBox([chosen, typed])]
+        if place is not None:
+            offer([place])
+        rows = [w.HBox([states, orders, colour]), w.HBox([km, sure]), w.HBox([chosen, typed])]
         for row in rows:
             row.layout.flex_flow = "row wrap"
         return w.VBox([*rows, message, *([picker] if picker else []), shown])
@@ -243,15 +252,14 @@ class Explorer:
     def _paint(self, colouring: str) -> tuple[np.ndarray, list[str], list[str]]:
         """The colour (N,) of each place, the legend and the colours."""
         if colouring == "error":
-            codes = np.searchsorted(ERRORS_KM, self.table["km"].to_numpy())
-        else:
-            codes = (~self.table["right"]).to_numpy(int) + (self.table["sure and wrong"] >= SURE).to_numpy(int)
-        return codes, *COLOURINGS[colouring]
+            return np.searchsorted(ERRORS_KM, self.table["km"].to_numpy()), *COLOURINGS[colouring]
+        wrong, sure = ~self.table["right"].to_numpy(bool), self.table["sure and wrong"].to_numpy() >= SURE
+        return wrong.astype(int) + sure, *COLOURINGS[colouring]
 
     def _row(self, sample_id: Any) -> int:
         if sample_id not in self._by_id.index:
             raise KitError(f"sample_id: expected a training place with a guess; got {sample_id!r}")
-        return int(self._by_id.at[sample_id, "row"])
+        return int(self._by_id["row"].loc[[sample_id]].iloc[0])
 
     def _line(self, sample_id: Any) -> str:
         row = self._by_id.loc[sample_id]
