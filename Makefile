@@ -15,7 +15,7 @@ SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] 
 # Bytecode that is not kept is compiled anew in every process, 20 s of it for torch, timm and transformers.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help pipeline test lab bench environment lock
+.PHONY: help pipeline test lab bench environment lock browser
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -26,7 +26,7 @@ pipeline: $(VENV)/.installed  ## run a plan: notebooks, submission, report (the 
 	$(BIN)/python -m kitlib run $(PLAN) $(ARGS)
 
 test: export OMP_NUM_THREADS = 1
-test: $(VENV)/.installed $(VENV)/.browser  ## check style and types, then run the tests
+test: $(VENV)/.installed browser  ## check style and types, then run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -49,15 +49,9 @@ lock: $(VENV)/.installed  ## resolve requirements.lock and images/vllm.lock agai
 	$(BIN)/uv pip compile --no-annotate --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
 		pyproject.toml --extra rl --extra four_bit --extra vllm --extra wandb -o images/vllm.lock $(ARGS)
 
-# The page of `watch` is tested in a browser: the system's Chromium, else one that playwright downloads once.
-$(VENV)/.browser: $(VENV)/.installed
-	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
-		if command -v $$name >/dev/null 2>&1; then touch $@; exit; fi; \
-	done; \
-	echo "downloading a browser for the tests of watch"; \
-	$(BIN)/playwright install chromium-headless-shell >/dev/null 2>&1 || \
-		echo "no browser could be had: those tests are skipped"; \
-	touch $@
+# Pages and notebooks are tested in a browser: the system's Chromium, else playwright's, else (as root) Debian's package.
+browser: $(VENV)/.installed
+	@$(BIN)/python tests/browser_helper.py
 
 # The stamp is written last; .unfinished marks an environment that was cut short, whose packages may be in halves.
 $(VENV)/.installed: requirements.lock pyproject.toml

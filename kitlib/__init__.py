@@ -17,6 +17,7 @@ threads.configure()
 if TYPE_CHECKING:
     from kitlib.core.errors import KitError as KitError
     from kitlib.core.headline import headline as headline
+    from kitlib.core.headline import link as link
     from kitlib.core.parameters import check_parameters as check_parameters
 else:
     __getattr__, __dir__ = lazy.face(__name__, __file__)

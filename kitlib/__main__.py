@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -36,8 +37,15 @@ app = typer.Typer(
 FILES = typer.Option(
     "--parameter", "-p", metavar="NAME=VALUE", help="Where a file of the run is now: -p encoder=timm:NAME@FILE."
 )
-SETTINGS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set one of the fields of the family's Config.")
-PARAMETERS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")
+TABLES = ("train_csv", "test_csv", "train_images", "test_images", "region_column")  # of a region table
+SETTINGS = typer.Option(
+    "--parameter", "-p", metavar="NAME=VALUE",
+    help="Set what `kitlib settings FAMILY` lists, or a file of a region table: train_csv, test_csv, train_images, …",
+)  # fmt: skip
+PARAMETERS = typer.Option(
+    "--parameter", "-p", metavar="[STEP.]NAME=VALUE",
+    help="Set a parameter of all steps, or of those with STEP in their name; RUN=x makes runs x-multiview, …",
+)  # fmt: skip
 
 
 @app.callback()
@@ -153,8 +161,9 @@ def train(
     if max_hours is not None:
         checks.number("--max-hours", max_hours, 0, kind=float, above=True)
     module = family_module(family)
+    tables = {name: given.pop(key) for key in list(given) if (name := key.lower()) in TABLES}
     settings = module.Config.typed(given)
-    places = readers.load(data)
+    places = readers.load(beside(data, tables), **tables)
     config = module.Config.from_dict(settings, places.preset)
     for seed in numbers:
         hours = None if max_hours is None else max_hours - (time.monotonic() - began) / 3600
@@ -170,7 +179,19 @@ def train(
                 overwrite=overwrite,
                 **({"only_regions": regions} if regions else {}),
             )
+        if family == "regional" and trained.finished:
+            typer.echo(region_lines(trained.dir / "regions.csv"))
         typer.echo(f"{trained.name}: {outcome(trained)}")
+
+
+@app.command()
+def settings(
+    family: Annotated[str, typer.Argument(help="multiview, retrieval, regional, ridge or vlm.")],
+) -> None:
+    """List the settings of a family, with their defaults and meanings: what -p of `train` can set."""
+    config = family_module(family).Config
+    for name, default in config.defaults().items():
+        typer.echo(f"{name:<23} {default!s:<28} {config.COMMENTS[name]}")
 
 
 @app.command()
@@ -226,12 +247,26 @@ def compare(
     a: Annotated[str, typer.Argument(help="A finished run.")],
     b: Annotated[str, typer.Argument(help="Another one on the same places.")],
     data: Annotated[str, typer.Option(help="Where the data is, if not where the run says.")] = "",
+    out: Annotated[Path | None, typer.Option(help="A .png for the map of gains, or a .html with all of it.")] = None,
 ) -> None:
-    """Compare two runs place by place: settings, difference of the score with its interval, gains by state."""
+    """Compare two runs place by place: settings, difference of the score with its interval, gains by state, a map."""
     from kitlib.evaluation import comparison, origin
     from kitlib.evaluation.runs import open_run
 
-    typer.echo(comparison.compare(a, b, origin.reload_places(open_run(a), data)))
+    if out is not None:
+        checks.one_of("--out", out.suffix.lower(), (".png", ".html"))
+    places = origin.reload_places(open_run(a), data)
+    both = comparison.compare(a, b, places)
+    typer.echo(both)
+    if out is not None:
+        from kitlib.figures import maps, pages, style
+
+        figure = maps.gains(both.points, both.gains, a, b, title=both.verdict, note=places.note)
+        if out.suffix.lower() == ".png":
+            style.save(figure, out)
+        else:
+            pages.save_comparison(out, f"{a} and {b}", both._repr_html_(), figure)
+        typer.echo(out)
 
 
 @app.command()
@@ -302,6 +337,25 @@ def doctor() -> None:
         typer.echo(f"{name:<18} {fact}")
 
 
+def beside(data: str, tables: dict[str, str]) -> str:
+    """The data folder of a region table: `data`, or that of train_csv, to whose folder `tables` are made relative."""
+    if data != "sample" or "train_csv" not in tables:
+        return data
+    folder = Path(tables["train_csv"]).absolute().parent
+    for name in tables.keys() - {"region_column"}:
+        tables[name] = os.path.relpath(tables[name], folder)
+    return str(folder)
+
+
+def region_lines(file: Path) -> str:
+    """The table of a regional run's regions, as text: places, model, and mean and median error in km."""
+    import pandas as pd
+
+    columns = ["region", "train", "held_out", "model", "mean_km", "median_km", "median_point_km"]
+    table = pd.read_csv(file, dtype={"region": str})[columns].round(2).astype({"train": int})
+    return table.rename(columns=lambda name: name.replace("_", " ")).fillna("").to_string(index=False)
+
+
 def outcome(run: Run) -> str:
     """The result of a training in a few words."""
     if not run.finished:
@@ -318,7 +372,7 @@ def family_module(family: str) -> ModuleType:
 
 
 def pairs(given: list[str] | None) -> dict[str, str]:
-    """Convert NAME=VALUE texts to a dict. Raises KitError for a text without a name, and for a repeated name.
+    """Convert NAME=VALUE or STEP.NAME=VALUE texts to a dict. Raises KitError for a missing or repeated name.
 
     >>> pairs(["EPOCHS=5", "ENCODER=timm:x@a=b"])
     {'EPOCHS': '5', 'ENCODER': 'timm:x@a=b'}
@@ -326,7 +380,7 @@ def pairs(given: list[str] | None) -> dict[str, str]:
     named: dict[str, str] = {}
     for text in given or []:
         name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
+        if not equals or not re.fullmatch(r"(\w+\.)?[^\W\d]\w*", name):
             raise KitError(f"-p: expected NAME=VALUE; got {shown(text)}")
         if name in named:
             raise KitError(f"-p {name}: expected one value; got {shown(named[name])} and {shown(value)}")
@@ -339,8 +393,8 @@ def stoppable() -> Iterator[None]:
     """End the command on Ctrl-C, after everything is saved, with one line and exit code 130."""
     try:
         yield
-    except KeyboardInterrupt:
-        typer.echo("stopped; finished work is saved: run the same command again to continue", err=True)
+    except KeyboardInterrupt as stop:
+        typer.echo(str(stop) or "stopped; finished work is saved: run the same command again to continue", err=True)
         raise typer.Exit(130) from None
 
 

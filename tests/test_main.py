@@ -142,7 +142,7 @@ def test_train_makes_a_run_of_each_seed(kitlib, monkeypatch, home):
     assert (code, out) == (0, "mv-seed0: time is up; the same command continues\nmv-seed3: 0.5000 out of fold\n")
     assert "unknown setting epochs; expected: encoder" in kitlib("train", "mv", "-p", "EPOCHS=7")[2]
     assert "heads_epochs: expected a whole number (int); got 'x'" in kitlib("train", "mv", "-p", "HEADS_EPOCHS=x")[2]
-    assert "expected multiview, retrieval, regional or vlm" in kitlib("train", "mv", "--family", "dance")[2]
+    assert "expected one of multiview, retrieval, regional, ridge, vlm" in kitlib("train", "mv", "--family", "dance")[2]
     assert kitlib("train", "mv", "--seeds", "0,0")[0] == kitlib("train", "mv", "--folds", "a")[0] == 2
     assert len(calls) == 2
 

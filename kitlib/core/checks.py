@@ -5,6 +5,7 @@ Each takes the name that its error message begins with, and raises KitError for 
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Collection
 from typing import Any
@@ -32,6 +33,16 @@ def one_of(name: str, value: Any, allowed: Collection[str]) -> Any:
     if value not in allowed:
         raise KitError(f"{name}: expected one of {', '.join(allowed)}; got {shown(value)}")
     return value
+
+
+def meant(name: str, allowed: Collection[str]) -> str:
+    """The allowed name that is most like an unknown one, for its error message; "" if none is like it.
+
+    >>> meant("DATTA", ["DATA", "RUN"])
+    ' (did you mean DATA?)'
+    """
+    close = difflib.get_close_matches(name, allowed, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def whole_numbers(name: str, text: str | int, low: int = 0, high: int = LARGEST) -> list[int]:

@@ -38,6 +38,13 @@ class KitError(ValueError):
         return [f"error: {self}"]
 
 
+class Interrupted(KeyboardInterrupt):
+    """Work that the user stopped; the message is one sentence on what is saved and how to go on."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
 class Damaged(KitError):
     """A file that the kit wrote is damaged, cut, or of a form that this kit does not write; the message names it."""
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping, MutableMapping
 from functools import partial
 from typing import Any
 
-from kitlib.core import paths, settings, threads
-from kitlib.core.checks import names, number, one_of, whole_numbers
+from kitlib.core import paths, progress, settings, threads
+from kitlib.core.checks import meant, names, number, one_of, whole_numbers
 from kitlib.core.errors import KitError, shown
 
 LARGEST_KM = 20_000  # half of the way around the Earth
@@ -57,8 +57,13 @@ def check_parameters(parameters: MutableMapping[str, Any], optional: Collection[
     Papermill turns `-p RUN 2024` into a number: a text parameter becomes the text again, in place. The environment
     variables of this machine are checked as well. optional: texts that may be empty although their rule refuses that.
     """
+    progress.show_log()
     check_machine()
-    for name, kind in parameters.get("__annotations__", {}).items():
+    declared = parameters.get("__annotations__", {})
+    for name in sorted(settings.injected(parameters.get("In", ())) - declared.keys()):  # papermill only warns
+        expected = ", ".join(filter(str.isupper, declared))
+        raise KitError(f"this notebook takes no parameter {name}{meant(name, declared) or f'; expected: {expected}'}")
+    for name, kind in declared.items():
         if name.isupper():
             parameters[name] = settings.typed(parameters[name], kind, name)
     check_rules(parameters, optional)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import html
+import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, Self
 
@@ -21,9 +24,10 @@ LARGEST_PICTURE = 4096  # px of a side
 
 
 class Settings:
-    """The base of a frozen dataclass in which every field has a default that determines its type.
+    """The base of a frozen dataclass in which every field has a default that determines its type, and a comment.
 
-    The defaults suit real data. PRESETS holds other values by name: "sample" those for drawn places.
+    The defaults suit real data. PRESETS holds other values by name: "sample" those for drawn places. The comments
+    behind the fields are read from the source: `Config?`, help(Config) and `kitlib settings` show them.
     """
 
     CHOICES: ClassVar[Mapping[str, Collection[str]]] = {}  # the allowed values of a text
@@ -33,6 +37,7 @@ class Settings:
     LIMITS: ClassVar[Mapping[str, int]] = {}  # the largest allowed number, where a larger one would fill the memory
     PARSERS: ClassVar[Mapping[str, Callable[[str], Any]]] = {}  # of texts that hold lists: raise KitError for others
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    COMMENTS: ClassVar[Mapping[str, str]] = {}  # of the fields, as their lines say
     _sources: ClassVar[Mapping[str, str]] = {}  # field -> where its value comes from, unless it is the default
 
     def __init_subclass__(cls) -> None:
@@ -46,6 +51,11 @@ class Settings:
         for name, values in (item for base in bases for item in base.get("PRESETS", {}).items()):
             presets[name] = presets.get(name, {}) | values
         cls.PRESETS = presets
+        own = dict(re.findall(r"^    (\w+): (?:bool|int|float|str) = .*?  # (.+)$", _source(cls), re.MULTILINE))
+        cls.COMMENTS = {name: text for base in bases for name, text in base.get("COMMENTS", {}).items()} | own
+        about = (cls.__dict__.get("__doc__") or "").partition("\n\nSettings, ")[0].rstrip()
+        lines = [f"{name} ({shown(getattr(cls, name))}): {text}" for name, text in cls.COMMENTS.items()]
+        cls.__doc__ = "\n".join([about, "", "Settings, with their defaults:", "", *(f"    {line}" for line in lines)])
 
     def __post_init__(self) -> None:
         """Check every field. Raises KitError naming the first wrong one and the allowed values."""
@@ -103,13 +113,19 @@ class Settings:
     def from_parameters(cls, parameters: Mapping[str, Any], more: str = "", preset: str = "", **fixed: Any) -> Self:
         """Make a Config from a notebook's variables: `Config.from_parameters(globals(), MORE, places.preset)`.
 
-        parameters: a variable named like a field in upper case sets that field if it differs from the field's default,
-        so that only changed values override a preset. more: further fields as YAML; these and `fixed` always override
-        it. Raises KitError if `more` is not the YAML of a mapping, and for unknown fields.
+        parameters: a variable named like a field in upper case sets that field, and overrides a preset, if it was given
+        from outside (see `injected`) or differs from the field's default. more: further fields as YAML; these and
+        `fixed` always override a preset. Raises KitError if `more` is not the YAML of a mapping, and for unknown
+        fields.
         """
-        named = {name: parameters[name.upper()] for name in cls.defaults() if name.upper() in parameters}
-        changed = {name: value for name, value in named.items() if value != cls.defaults()[name]}
-        return cls.from_dict(changed | mapping(more) | fixed, preset)
+        return cls.from_dict(cls.given(parameters, cls.defaults()) | mapping(more) | fixed, preset)
+
+    @classmethod
+    def given(cls, parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that a notebook's variables set: those given from outside, or that differ from the defaults."""
+        named = {name: parameters[name.upper()] for name in defaults if name.upper() in parameters}
+        outside = injected(parameters.get("In", ()))
+        return {name: value for name, value in named.items() if name.upper() in outside or value != defaults[name]}
 
     @classmethod
     def typed(cls, texts: Mapping[str, str]) -> dict[str, Any]:
@@ -136,18 +152,50 @@ class Settings:
             raise KitError(f"unknown setting {', '.join(unknown)}; expected: {', '.join(cls.defaults())}")
 
     def _repr_html_(self) -> str:
-        """A table of each setting, its value, and the source of the value."""
-        rows = [(name, getattr(self, name), self._sources.get(name, "default")) for name in self.defaults()]
-        cells = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
-            for row in rows
+        """The settings that are not the default's, with value, source and meaning; all others folded away below."""
+        sources = {name: self._sources.get(name, "default") for name in self.defaults()}
+        rows = {
+            name: (name, getattr(self, name), source, self.COMMENTS.get(name, "")) for name, source in sources.items()
+        }
+        set_here = [row for name, row in rows.items() if sources[name] != "default"]
+        others = [row for name, row in rows.items() if sources[name] == "default"]
+        folded = f"<details><summary>{len(others)} settings have their default</summary>{_table(others)}</details>"
+        preset = next((source for source in sources.values() if source.startswith("preset")), "")
+        note = (
+            f"<p>The {preset} counts before the defaults in the parameters cell: to keep one of these, give it in MORE "
+            "or by papermill's -p.</p>"
         )
-        table = "<table><thead><tr><th>setting</th><th>value</th><th>from</th></tr></thead><tbody>{}</tbody></table>"
-        if not any(source.startswith("preset") for source in self._sources.values()):
-            return table.format(cells)
-        return table.format(cells) + (
-            "<p>A preset replaces a parameter that has its default value; to keep a default, give it in MORE.</p>"
-        )
+        return (_table(set_here) if set_here else "") + (note if preset else "") + (folded if others else "")
+
+
+def _table(rows: Iterable[tuple]) -> str:
+    cells = "".join(
+        "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    heads = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("setting", "value", "from", "meaning"))
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table>"
+
+
+def _source(cls: type) -> str:
+    """The source of a class, "" where there is none, as for one typed into a Python prompt."""
+    try:
+        return inspect.getsource(cls)
+    except (OSError, TypeError):
+        return ""
+
+
+def injected(cells: Iterable[str]) -> set[str]:
+    """The variables that papermill, or a plan, has set: in a cell of its own, which begins with `# Parameters`.
+
+    cells: the sources of the executed cells, IPython's `In`.
+
+    >>> injected(["DROPOUT = 0.3", "# Parameters\\nDROPOUT = 0.5\\nSEED = 1"]) == {"DROPOUT", "SEED"}
+    True
+    """
+    trees = [ast.parse(cell) for cell in cells if cell.startswith("# Parameters\n")]
+    return {target.id for tree in trees for node in tree.body if isinstance(node, ast.Assign)
+            for target in node.targets if isinstance(target, ast.Name)}  # fmt: skip
 
 
 def typed(value: Any, kind: type, name: str) -> Any:

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from kitlib.core import paths, storage
 from kitlib.core.errors import Damaged, KitError, shorten
+from kitlib.core.progress import Bar
 
 if TYPE_CHECKING:
     import datasets
 
 SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp"}
-COORDINATES = {"latitude": ("latitude", "lat"), "longitude": ("longitude", "lon")}
+COORDINATES = {"latitude": ("latitude", "lat"), "longitude": ("longitude", "lon", "lng")}
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _write_rows(
     total: int | None,
     source: str | None,
 ) -> Iterator[dict]:
-    for number, row in enumerate(tqdm(data, "streaming", total, unit=" places"), start):
+    for number, row in enumerate(Bar(data, "streaming", total, unit=" places"), start):
         point = {"latitude": row[columns.latitude], "longitude": row[columns.longitude]}
         if None in point.values():
             yield {}

@@ -28,10 +28,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import simplejpeg
 from PIL import Image
-from tqdm.auto import tqdm
 
 from kitlib.core import paths, storage
 from kitlib.core.errors import Damaged, KitError, refusal
+from kitlib.core.progress import Bar
 from kitlib.data.files import Files
 from kitlib.data.picture_checks import TURNED, Picture, examine, far_twins, shape
 from kitlib.data.places import Places, finding
@@ -159,6 +159,10 @@ class Pack:
                 else:
                     out[b, v] = _square(simplejpeg.decode_jpeg(data, "RGB", min_height=H, min_width=W), H)
 
+    def thumbnails(self, i: int, height: int) -> list[bytes]:
+        """The usable pictures of place `i` as JPEGs of at most `height` pixels."""
+        return [thumbnail(self.read(i, int(v)), height) for v in np.flatnonzero(self.usable[i])]
+
     def problems(self) -> list[dict]:
         """The findings of the pass, for `Places.save`."""
         return self.found
@@ -242,7 +246,7 @@ def _write(places: Places, split: str, files: Files, names: np.ndarray, work: Pa
     examine_place = _examiner(places, files, names)
     labels = places.sample_id(split).astype(str)[:, None] + np.array([f" {view}" for view in places.views])
     records, found, end = np.zeros(names.shape, RECORD), [], 0
-    with (work / "blob").open("ab") as out, tqdm(total=names.size, desc=f"packing {split}", unit=" pictures") as bar:
+    with (work / "blob").open("ab") as out, Bar(total=names.size, desc=f"packing {split}", unit=" pictures") as bar:
         for start in range(0, len(names), SHARD):
             part, rows = work / f"{start:08d}.npz", slice(start, start + SHARD)
             shard = _saved(part, ("records", "found", "end"))
@@ -264,7 +268,7 @@ def _shard(
     names: np.ndarray,
     labels: np.ndarray,
     out: BinaryIO,
-    bar: tqdm,
+    bar: Bar,
 ) -> dict[str, Any]:
     """Append the pictures of some places to the blob; return their records, their findings and the end of the blob."""
     records, found = np.zeros(names.shape, RECORD), []
@@ -306,6 +310,10 @@ def _findings(places: Places, split: str, records: np.ndarray, found: list[tuple
     for check, example in found:
         by_check[check].append(example)
     ids, usable = places.sample_id(split), records["length"] > 0
+    if not (places.table["split"] == "train").any():  # photographs to be located: a view may never have been given
+        names = places.rows(split)[places.image_columns].to_numpy(str)
+        never = {f"{ids[i]} {places.views[v]}" for i, v in zip(*np.nonzero(names == ""), strict=True)}
+        by_check["missing picture"] = [e for e in by_check["missing picture"] if e not in never]
     wide = zip(*np.nonzero(usable & (records["width"] >= WIDE * records["height"])), strict=True)
     by_check["picture much wider than high"] = [
         f"{ids[i]} {places.views[v]}: {records['width'][i, v]}x{records['height'][i, v]}" for i, v in wide

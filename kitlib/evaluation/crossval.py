@@ -5,11 +5,15 @@ test places (averaged over the folds). A family defines a Config and a `Session`
 and `predict`:
 
     train, train_fold, predict = Session.train, Session.train_fold, Session.predict
+
+The face of a family offers this module's `train`, which says what will be trained before it imports the family's `run`,
+and with it torch; the Config, in the family's `config`, does without.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -27,8 +31,8 @@ import numpy as np
 import pandas as pd
 
 from kitlib import geo
-from kitlib.core import checks, paths, processes, storage
-from kitlib.core.errors import Damaged, KitError
+from kitlib.core import checks, paths, processes, progress, storage
+from kitlib.core.errors import Damaged, Interrupted, KitError
 from kitlib.core.settings import Settings
 from kitlib.data import folds
 from kitlib.data.places import Places
@@ -167,16 +171,7 @@ class Session(ABC, Generic[C]):
         overwrite: bool = False,
         **options: Any,
     ) -> Run:
-        """Train the models of each fold and write their guesses; resume a run that was interrupted.
-
-        folds_column: stratified, spatial, or another of the family's FOLDS. only_folds: train these alone, also as text
-        such as "0,1" (one is enough for a submission, and is scored on its own held-out places). devices: more than one
-        starts `torch.distributed.run` for each fold. max_hours: stop after that time with everything saved; the same
-        call then continues the run. options: those of the family's OPTIONS.
-        Raises KitError for an unknown fold or column, if the run was started with other settings or data, or while
-        another process trains it; all that needs no pictures is checked before these are packed. A run that is refused
-        before it has saved anything is removed, so that it can be started with other settings.
-        """
+        """As `crossval.train`, for this family."""
         if unknown := sorted(set(options) - set(cls.OPTIONS)):
             raise KitError(f"{cls.family}: unknown option {', '.join(unknown)}; expected: {', '.join(cls.OPTIONS)}")
         paths.file_name(run_name, "run name")
@@ -203,7 +198,7 @@ class Session(ABC, Generic[C]):
             if earlier:
                 runs.refuse_changes(runs.open_run(run_name), settings, earlier["data"] | checksums)
             checksums |= origin.data_checksums(places, folds_column, n_folds) | origin.picture_checksums(places)
-            run = runs.start(run_name, settings, data=checksums, overwrite=overwrite)
+            run = runs.start(run_name, settings, data=checksums, overwrite=overwrite, learned=origin.learned(places))
             hours = max_hours - (time.monotonic() - began) / 3600 if max_hours else None
             try:
                 session = cls.open(run, places, devices, hours, **options)
@@ -243,18 +238,21 @@ class Session(ABC, Generic[C]):
 
     @classmethod
     def predict(
-        cls, run_name: str, places: Places, split: str = "test", ask: Callable[[str, Places], Guesses] | None = None
-    ) -> Guesses:
+        cls, run_name: str, places: Places, split: str = "test", ask: Callable[[str, Places], Guesses] | None = None,
+        only_folds: Sequence[int] = (),
+    ) -> Guesses:  # fmt: skip
         """The averaged guesses of the run's models for the places of `split`, by the settings of the run.
 
-        ask: answers for another run, such as a router, when the places have queries.
+        ask: answers for another run, such as a router, when the places have queries, which may then be without training
+        places (`origin.learned_places`). only_folds: the models of these alone.
         """
         session = cls.open(runs.open_run(run_name), places)
-        for fold in fold_files.done_folds(session.run):
+        chosen = list(only_folds) or fold_files.done_folds(session.run)
+        for fold in chosen:
             fold_files.check_fold(session.run, fold)
         if ask:
             session.ask = ask
-        return guesses.average([session.guess(fold, split) for fold in fold_files.done_folds(session.run)])
+        return guesses.average([session.guess(fold, split) for fold in chosen])
 
     @classmethod
     def select_folds(
@@ -320,6 +318,63 @@ class Session(ABC, Generic[C]):
         result |= {"accuracy": accuracy}
         run.finish(result | {"unanswered": int(np.sum(~oof.answered))} | self.metrics())
         log.info("run %s, folds %s, out of fold: %s", run.name, finished, score)
+
+
+def train(
+    config: Settings,
+    places: Places,
+    run_name: str,
+    *,
+    folds_column: str = "stratified",
+    n_folds: int = 5,
+    only_folds: Sequence[int] | str | None = None,
+    devices: int = 1,
+    max_hours: float | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Run:
+    """Train the models of each fold and write their guesses; resume a run that was interrupted.
+
+    folds_column: stratified, spatial, or another of the family's FOLDS. only_folds: train these alone, also as text
+    such as "0,1" (one is enough for a submission, and is scored on its own held-out places). devices: more than one
+    starts `torch.distributed.run` for each fold. max_hours: stop after that time with everything saved; the same
+    call then continues the run. options: those of the family's OPTIONS.
+    Raises KitError for an unknown fold or column, if the run was started with other settings or data, or while
+    another process trains it; all that needs no pictures is checked before these are packed. A run that is refused
+    before it has saved anything is removed, so that it can be started with other settings.
+    """
+    began = time.monotonic()
+    progress.show_log()
+    family = type(config).__module__.rpartition(".")[0]  # its `run` imports torch, which takes a while
+    log.info(
+        "run %s: %s", run_name, _plan(family.rpartition(".")[2], config, places, folds_column, only_folds or n_folds)
+    )
+    try:
+        run = importlib.import_module(f"{family}.run").Session.train(
+            config, places, run_name, folds_column=folds_column, n_folds=n_folds, only_folds=only_folds,
+            devices=devices, max_hours=max_hours, overwrite=overwrite, **options,
+        )  # fmt: skip
+    except KeyboardInterrupt as stop:
+        text = str(stop) or f"stopped run {run_name}; what is finished is saved: the same call goes on from there"
+        progress.end(text)
+        raise Interrupted(text) from None
+    done = ", ".join(map(str, fold_files.done_folds(run))) or "none"
+    progress.end(f"run {run_name}: folds done: {done}, after {time.monotonic() - began:.0f} s")
+    return run
+
+
+def _plan(family: str, config: Settings, places: Places, column: str, folds: Sequence[int] | str | int) -> str:
+    """What will be trained, in one line."""
+    values = {name: getattr(config, name) for name in config.defaults()}
+    frozen = values.get("method") == "knn" or values.get("finetune") is False
+    work = {k: v for k, v in values.items() if (k.endswith("epochs") or k == "steps") and v and not frozen}
+    shown = {k: values[k] for k in ("method", "encoder", "model", "finetune") if k in values} | work
+    which = (
+        f"{folds}-fold split" if isinstance(folds, int) else f"folds {folds if isinstance(folds, str) else list(folds)}"
+    )
+    which = "the second table held out" if column == "given" else f"{which} ({column})"
+    what = ", ".join(f"{name} {value}" for name, value in shown.items())
+    return f"{family} on {len(places.rows('train')):,} places of {places.name}, {which}, {what}"
 
 
 def _cannot_ask(run_name: str, places: Places) -> Guesses:

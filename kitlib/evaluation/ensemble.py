@@ -47,12 +47,17 @@ class Blend:
     exponent: dict[str, float]
 
     def __call__(self, members: Mapping[str, Guesses]) -> Guesses:
-        """The blend of the members' guesses, for the places of the first. Raises KitError if a member is missing."""
-        if missing := [name for name in self.states if name not in members]:
-            raise KitError(f"blend: expected guesses of {', '.join(self.states)}; {', '.join(missing)} is missing")
-        honest = {name: self.calibrated(name, members[name]) for name in self.states}
+        """The blend of the members' guesses, for the places of the first. Raises KitError if one of `used` lacks."""
+        if missing := [name for name in self.used if name not in members]:
+            raise KitError(f"blend: expected guesses of {', '.join(self.used)}; {', '.join(missing)} is missing")
+        honest = {name: self.calibrated(name, members[name]) for name in self.used}
         states, points = (_mixed(honest, weights) for weights in (self.states, self.points))
         return replace(states, points=points.points, weights=points.weights, answered=states.answered | points.answered)
+
+    @property
+    def used(self) -> list[str]:
+        """The members with a weight of their states or of their points."""
+        return [name for name in self.states if self.states[name] > 0 or self.points[name] > 0]
 
     def calibrated(self, name: str, guesses: Guesses) -> Guesses:
         """The guesses of one member at its temperature and exponent."""
@@ -148,20 +153,19 @@ def nested(
     members: Mapping[str, Guesses],
     places: Places,
     fold: Mapping[Any, int],
-    blender: Callable[[Mapping[str, Guesses], Places], Callable[[Mapping[str, Guesses]], Guesses]] = fit,
-) -> Guesses:
-    """The blended out-of-fold guesses, those of each fold by a blend that was fitted on the other folds.
+    blender: Callable[..., Any] = fit,
+) -> tuple[Guesses, dict[int, Any]]:
+    """The blended out-of-fold guesses, each fold's by a blend that was fitted on the other folds; and these blends.
 
     fold: of each place, by sample_id. blender: such as `fit` or another of `BLENDERS`.
     """
     ids = next(iter(members.values())).sample_id
     of = np.array([fold[sample_id] for sample_id in ids])
-    parts = []
-    for held_out in np.unique(of):
-        learn = {name: member.at(ids[of != held_out]) for name, member in members.items()}
-        asked = {name: member.at(ids[of == held_out]) for name, member in members.items()}
-        parts.append(blender(learn, places)(asked))
-    return stack(parts).at(ids)
+    blends = {
+        k: blender({name: m.at(ids[of != k]) for name, m in members.items()}, places) for k in np.unique(of).tolist()
+    }
+    parts = [blend({name: m.at(ids[of == k]) for name, m in members.items()}) for k, blend in blends.items()]
+    return stack(parts).at(ids), blends
 
 
 def temperature(guesses: Guesses, places: Places) -> float:
@@ -197,12 +201,16 @@ def exponent(guesses: Guesses, places: Places) -> float:
 
 def calibrated(guesses: Guesses, at_temperature: float) -> Guesses:
     """Rescale the state probabilities by a temperature, as fitted by `temperature`; their ranks stay."""
+    if at_temperature == 1:
+        return guesses
     log_probs = np.log(np.maximum(guesses.state_probs, FLOOR).astype(float))
     return replace(guesses, state_probs=np.exp(_log_softmax(log_probs / at_temperature)))
 
 
 def sharpened(guesses: Guesses, power: float) -> Guesses:
     """Raise the weights of the points to a power, as fitted by `exponent`."""
+    if power == 1:
+        return guesses
     weights = guesses.weights.astype(float) ** power
     return replace(guesses, weights=np.where(guesses.weights > 0, weights, 0) / weights.sum(axis=1, keepdims=True))
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kitlib import __version__
-from kitlib.core import paths, storage
+from kitlib.core import headline, paths, storage
 from kitlib.core.errors import Damaged, KitError
 from kitlib.evaluation.guesses import Guesses
 
@@ -45,7 +45,8 @@ class Run:
             f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in self.settings.items()
         )
         folded = f"<details><summary>settings</summary><table>{settings}</table></details>"
-        return f"<p>run <b>{self.name}</b>: {state}</p>{folded}"
+        pages = "".join(headline.link(page)._repr_html_() for page in sorted(self.dir.glob("figures/*.html")))
+        return f"<p>run <b>{self.name}</b>: {state}</p>{pages}{folded}"
 
     @property
     def params(self) -> dict[str, Any]:
@@ -114,11 +115,19 @@ class Run:
         return self.dir / f"{split}.npz"
 
 
-def start(name: str, settings: dict[str, Any], *, data: dict[str, str], overwrite: bool = False) -> Run:
+def start(
+    name: str,
+    settings: dict[str, Any],
+    *,
+    data: dict[str, str],
+    overwrite: bool = False,
+    learned: dict[str, Any] | None = None,
+) -> Run:
     """Start a run, or resume one with the same settings and data.
 
-    `settings` holds every resolved value that decides the result, `data` the checksums of the training data. Raises
-    KitError with the difference if the run was started with others, unless `overwrite`, which deletes the old run.
+    `settings` holds every resolved value that decides the result, `data` the checksums of the training data, `learned`
+    what `origin.learned` says of it, with which the run answers where that data is not. Raises KitError with the
+    difference if the run was started with others, unless `overwrite`, which deletes the old run.
     """
     run = Run(name, paths.run_dir(name))
     if overwrite and run.dir.is_dir():
@@ -134,6 +143,7 @@ def start(name: str, settings: dict[str, Any], *, data: dict[str, str], overwrit
         {
             "settings": settings,
             "data": data,
+            "learned": learned,
             "run": name,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "kitlib": __version__,

@@ -9,7 +9,9 @@ from kitlib.core import lazy
 if TYPE_CHECKING:
     from kitlib.figures import charts as charts
     from kitlib.figures import maps as maps
+    from kitlib.figures import place as place
     from kitlib.figures import scores as scores
+    from kitlib.figures import states as states
     from kitlib.figures.style import save as save
 else:
     __getattr__, __dir__ = lazy.face(__name__, __file__)

@@ -6,22 +6,26 @@ if a point lies in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import shapely
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import LogNorm
+from matplotlib.patches import Polygon
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike
 
-from kitlib.figures.style import GREY, LAND, NUMBERS, Figure, finish, new
+from kitlib.figures.style import ABROAD, LAND, LAND_IN_USE, NUMBERS, SEA, Figure, finish, new
 from kitlib.geo import EARTH_RADIUS_KM, outlines
 
 WHOLE_KM = 1500.0  # a map wider than this shows all contiguous states, a smaller one those with points
+COARSE_DEG = 0.5  # land this near to a state may be the coarse outline of the state itself
 COAST_DEG = 3.0  # a map of the world narrower than this shows no coasts, as the coarse ones would be wrong
 
 
@@ -111,10 +115,32 @@ def state_rings() -> dict[str, list[np.ndarray]]:
 @lru_cache(maxsize=1)
 def world_land() -> Outline:
     """The world's land (M, 2) [lon, lat], three times side by side, so that a map may be cut at any meridian."""
-    rings = [np.array(ring.coords) for part in outlines.land_shape().geoms for ring in (part.exterior, *part.interiors)]
+    rings = _rings(shapely.difference(outlines.land_shape(), outlines.lakes_shape()))
     return Outline.make_compound_path(
         *(Outline(r + np.array((turn, 0)), closed=True) for turn in (-360, 0, 360) for r in rings)
     )
+
+
+@lru_cache(maxsize=2)
+def land_abroad(piece: int) -> Outline:
+    """The land around the contiguous states (piece 0) or Alaska (1) on the composite map, without the great lakes.
+
+    The states' own coasts are left out, as the coarse land would stand out at sea beside the finer states.
+    """
+    inside = [ring[:, ::-1] for rings in state_rings().values() for ring in rings if inset_of(ring.mean(0)) == piece]
+    states = shapely.union_all([shapely.Polygon(ring).simplify(0.05).buffer(COARSE_DEG, 2) for ring in inside])
+    window = shapely.box(-175, 48, -110, 74) if piece else shapely.box(-165, 5, -40, 75)
+    land = shapely.intersection(shapely.difference(outlines.land_shape(), outlines.lakes_shape()), window)
+    away = shapely.difference(land, states)
+    whole = shapely.intersection(away.buffer(1.5 * COARSE_DEG, 2), land)
+    project = ALASKA if piece else CONTIGUOUS
+    rings = _rings(shapely.segmentize(whole, 0.5))
+    return Outline.make_compound_path(*(Outline(project(ring[:, ::-1]), closed=True) for ring in rings))
+
+
+def _rings(shape: shapely.Geometry) -> list[np.ndarray]:
+    parts = [part for part in shapely.get_parts(shape) if part.geom_type == "Polygon"]
+    return [np.array(ring.coords) for part in parts for ring in (part.exterior, *part.interiors)]
 
 
 class Map:
@@ -145,7 +171,7 @@ class Map:
             paths = [Outline(self.xy(ring), closed=True) for ring in rings]
             if not paths:
                 continue
-            colour = "#e3e8eb" if name in inside else LAND
+            colour = LAND_IN_USE if name in inside else LAND
             land = PathCollection([Outline.make_compound_path(*paths)], facecolor=colour, edgecolor="white", lw=0.7)
             self.axes.add_collection(land, autolim=False).set_zorder(0)
             if name in inside:
@@ -157,35 +183,48 @@ class Map:
 
     def _draw_world(self) -> None:
         """Draw land under the grid, without coasts if these are too coarse for the frame."""
+        self.axes.grid(color="white", alpha=0.6)
         if np.ptp(self.axes.get_xlim()) < COAST_DEG:
             self.axes.set_facecolor(LAND)
-            self.axes.grid(color="white")
             return
-        land = PathCollection([world_land()], facecolor="#e6ebee", edgecolor="#d3dadf", lw=0.5, zorder=0)
+        self.axes.set_facecolor(SEA)
+        land = PathCollection([world_land()], facecolor=LAND_IN_USE, edgecolor="white", lw=0.4, zorder=0)
         self.axes.add_collection(land, autolim=False)
 
     def _frame(self, corners: np.ndarray, points: np.ndarray) -> None:
-        boxes = [_inset_box(piece, points) for piece in np.unique(inset_of(points)) if piece] if self.is_us else []
-        corners = np.concatenate([corners, *boxes])
+        pieces = set(inset_of(points).tolist()) - {0} if self.is_us else set()
+        boxes = {piece: _inset_box(piece, points) for piece in sorted(pieces)}
+        corners = np.concatenate([corners, *boxes.values()])
         low, high = (corners.min(0), corners.max(0)) if len(corners) else (np.array([-180, -90]), np.array([180, 90]))
         if not self.is_us:  # a flat map would leave no room for its labels
             low[1], high[1] = (
                 np.array([-1, 1]) * max(high[1] - low[1], 0.35 * (high[0] - low[0])) / 2 + (low[1] + high[1]) / 2
             )
-        pad = 0.02 * max(*(high - low), 1.0 if self.is_us else 0.25)
+        pad = 0.025 * max(*(high - low), 1.0 if self.is_us else 0.25)
         low, high = low - pad, high + pad
         if not self.is_us:
             low[1], high[1] = max(low[1], -90), min(high[1], 90)
         self.axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-        for box in boxes:
-            self.axes.plot(box[:, 0], box[:, 1], color=GREY, lw=0.6)
         if self.is_us:
-            self.axes.set_aspect("equal")
-            self.axes.set_axis_off()
+            self._draw_abroad(boxes)
+            self.axes.set(aspect="equal", facecolor=SEA, xticks=[], yticks=[])
+            self.axes.spines[:].set_visible(False)
         else:
             self.axes.set_aspect(1 / max(np.cos(np.radians((low[1] + high[1]) / 2)), 0.3))
             self.axes.set(xlabel="longitude", ylabel="latitude")
             self.axes.xaxis.set_major_formatter(FuncFormatter(lambda lon, _: f"{(lon + 180) % 360 - 180:.7g}"))
+
+    def _draw_abroad(self, boxes: Mapping[int, np.ndarray]) -> None:
+        """Draw the land of other countries, under the states and under the sea of the insets."""
+        style: dict[str, Any] = {"facecolor": ABROAD, "edgecolor": "none"}
+        self.axes.add_collection(PathCollection([land_abroad(0)], zorder=-3, **style), autolim=False)
+        for piece, box in boxes.items():
+            self.axes.plot(box[:, 0], box[:, 1], color="white", lw=2)
+            sea = self.axes.add_patch(Polygon(box, facecolor=SEA, zorder=-2))
+            if piece == 1:
+                inside = PathCollection([land_abroad(1)], zorder=-1, **style)
+                self.axes.add_collection(inside, autolim=False)
+                inside.set_clip_path(sea)
 
     def scatter(self, points: ArrayLike, **style):
         """Draw points (N, 2) with matplotlib's scatter, rasterized."""
@@ -223,7 +262,7 @@ class Map:
         bars = 0.95 if len(self.figure.axes) > 1 else 0.1
         finish(self.figure, title, note)
         further = (self.figure.get_suptitle() + self.figure.get_supxlabel()).count("\n")  # lines of them
-        text = 0.2 + 0.4 * bool(title) + 0.3 * bool(note) + 0.18 * further
+        text = 0.12 + 0.32 * bool(title) + 0.25 * bool(note) + 0.18 * further
         self.figure.set_size_inches(9, min(8.0, (8.9 - bars) * aspect + text))
         return self.figure
 

@@ -7,16 +7,17 @@ notebook shows as the value of its cell and `save` writes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
-from kitlib.figures.style import GREY, INK, PALETTE, Figure, finish, house, new, plain, wrap
+from kitlib.figures.style import GREY, INK, PALETTE, Figure, finish, house, join_notes, new, plain, wrap
 
 
 def barh(axes: Axes, names: Sequence[str], values: ArrayLike, label: str, **style) -> None:
@@ -29,14 +30,31 @@ def barh(axes: Axes, names: Sequence[str], values: ArrayLike, label: str, **styl
 
 
 @house
-def counts(names: Sequence[str], by_split: Mapping[str, ArrayLike], title: str = "", note: str = "") -> Figure:
-    """Bars of places per state, one panel per split; {"train": (S,), "test": (S,)}."""
-    figure = new(1.1 + 0.19 * len(names))
-    panels = figure.subplots(1, len(by_split), sharey=True, squeeze=False)[0]
-    for axes, (split, values), colour in zip(panels, by_split.items(), PALETTE, strict=False):
-        barh(axes, names, values, "places", color=colour, height=0.7)
-        axes.set_title(f"{plain(split, 24)}: {int(np.sum(values)):,} places")
-    return finish(figure, title, note)
+def counts(
+    names: Sequence[str], by_split: Mapping[str, ArrayLike], most: int = 70, title: str = "", note: str = ""
+) -> Figure:
+    """Columns of places per state, the commonest first, one row per split; {"train": (S,), "test": (S,)}.
+
+    Of more than `most` states the rarest are left out, and the note says how many.
+    """
+    first = np.asarray(next(iter(by_split.values())), float)
+    order = np.argsort(-first, kind="stable")[:most]
+    labels = [plain(names[i], 24) for i in order]
+    figure = new(1.0 + 1.2 * len(by_split) + 0.075 * max(map(len, labels)))
+    rows = figure.subplots(len(by_split), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (split, values), colour in zip(rows, by_split.items(), PALETTE, strict=False):
+        count = np.asarray(values)
+        axes.bar(range(len(order)), count[order], color=colour, width=0.72)
+        low, high = int(count.min()), int(count.max())
+        each = f"{low:,} each" if low == high else f"{low:,} to {high:,} each"
+        axes.set_title(f"{plain(split, 24)}: {int(count.sum()):,} places, {each}")
+        axes.set(ylabel="places", xlim=(-0.6, len(order) - 0.4))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.grid(axis="x", visible=False)
+    rows[-1].set_xticks(range(len(order)), labels, rotation=90, fontsize=8.5)
+    rows[-1].tick_params(axis="x", length=0)
+    rest = len(names) - len(order)
+    return finish(figure, title, join_notes(f"rarer ones not drawn: {rest:,}" if rest else "", note))
 
 
 def geographic_order(distance_km: ArrayLike) -> np.ndarray:
@@ -126,16 +144,19 @@ def true_mass(
 
 
 @house
-def histogram(values: ArrayLike, label: str, bins: int = 30, title: str = "", note: str = "") -> Figure:
-    """Histogram of a quantity over cells or places, with its median marked."""
+def histogram(
+    values: ArrayLike, label: str, bins: int = 30, counted: str = "count", title: str = "", note: str = ""
+) -> Figure:
+    """Histogram of a quantity over cells or places, with its median marked; `counted` names what is counted."""
     finite = np.asarray(values, float)
     finite = finite[np.isfinite(finite)]
     figure = new(3.0)
     axes = figure.subplots()
     axes.hist(finite, bins=min(bins, max(5, len(finite) // 2)), color=PALETTE[0], edgecolor="white", linewidth=0.5)
     median = float(np.median(finite))
-    axes.axvline(median, color=PALETTE[1], label=f"median {median:,.4g}")
-    axes.set(xlabel=label, ylabel="count")
+    axes.axvline(median, color=PALETTE[1], label=f"median {median:,.3g}")
+    axes.set(xlabel=label, ylabel=counted, xlim=(0 if finite.min() >= 0 else None, None))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="x", visible=False)
     axes.legend()
     return finish(figure, title, note)
@@ -154,60 +175,81 @@ def training_curves(history: pd.DataFrame, title: str = "", note: str = "") -> F
         quantity = str(column).removeprefix("train_").removeprefix("val_").removeprefix("held_out_")
         panels.setdefault(quantity, []).append(str(column))
     rows = -(-len(panels) // 3)
-    figure = new(0.5 + 2.5 * rows)
+    figure = new(0.8 + 2.5 * rows)
     grid = figure.subplots(rows, min(3, len(panels)), squeeze=False).ravel()
+    kinds: dict[str, Any] = {}
     for axes, (name, columns) in zip(grid, panels.items(), strict=False):
         for column in columns:
             curve = history[column].dropna()
-            colour, kind = (PALETTE[1], "held out") if column.startswith(held_out) else (PALETTE[0], "training")
-            axes.plot(curve.index, curve, color=colour, label=kind, marker="o" if len(curve) <= 20 else None, ms=4)
-        low, high = axes.get_ylim()
-        if high - low < 0.01 * abs(low):  # a constant
-            axes.set_ylim(low - 0.1 * abs(low), high + 0.1 * abs(low))
+            colour, kind = (PALETTE[1], "held-out places") if column.startswith(held_out) else (PALETTE[0], "training")
+            (line,) = axes.plot(curve.index, curve, color=colour, marker="o" if len(curve) <= 20 else None, ms=4)
+            kinds.setdefault(kind, line)
+        _scale(axes)
         axes.set(title=plain(name.replace("_", " "), 30), xlabel=str(history.index.name or "step"))
-        if len(columns) > 1:
-            axes.legend()
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    return finish(figure, title, note)
+    figure.legend([kinds[kind] for kind in sorted(kinds)[::-1]], sorted(kinds)[::-1], loc="outside lower left", ncols=2)
+    once = f"a single {history.index.name or 'step'}: a dot, no curve" if len(history) == 1 else ""
+    return finish(figure, title, join_notes(once, note))
+
+
+def _scale(axes: Axes) -> None:
+    """Whole numbers below; room around a constant, as its last digits are no curve."""
+    low, high = axes.get_ylim()
+    if high - low < 0.12 * abs(low) and np.ptp(axes.dataLim.intervaly) < 0.01 * abs(low):
+        axes.set_ylim(low - 0.1 * abs(low), high + 0.1 * abs(low))
+    left, right = axes.dataLim.intervalx
+    if right - left < 1:
+        axes.set_xlim(left - 1, right + 1)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True) if right - left >= 1 else FixedLocator([left]))
 
 
 @house
 def fold_scores(table: pd.DataFrame, title: str = "", note: str = "") -> Figure:
-    """One panel per metric (columns), one dot per fold (rows), with mean and standard deviation."""
+    """One panel per metric (columns), one dot per fold (rows), with mean and, of several folds, standard deviation."""
     figure = new(2.8)
     for axes, column in zip(figure.subplots(1, len(table.columns), squeeze=False)[0], table.columns, strict=True):
-        mean, spread = float(table[column].mean()), float(table[column].std(ddof=1)) if len(table) > 1 else 0.0
-        axes.axhspan(mean - spread, mean + spread, color=PALETTE[0], alpha=0.12, lw=0)
-        axes.axhline(mean, color=PALETTE[0], lw=1.4)
+        mean, caption = float(table[column].mean()), f"{table[column].mean():,.4g}"
+        if len(table) > 1:
+            spread = float(table[column].std(ddof=1))
+            axes.axhspan(mean - spread, mean + spread, color=PALETTE[0], alpha=0.12, lw=0)
+            axes.axhline(mean, color=PALETTE[0], lw=1.4)
+            caption += f" ± {spread:.2g}"
         axes.plot(range(len(table)), table[column], "o", color=PALETTE[1], ms=7)
         axes.set_xticks(range(len(table)), [plain(fold, 12) for fold in table.index])
-        axes.set(title=f"{plain(str(column).replace('_', ' '), 24)}\n{mean:.4g} ± {spread:.2g}", xlabel="fold")
+        axes.set(title=f"{plain(str(column).replace('_', ' '), 24)}\n{caption}", xlabel="fold")
         axes.margins(0.2, 0.25)
-    return finish(figure, title, note)
+    several = "line and band: mean and standard deviation over the folds"
+    return finish(figure, title, join_notes(several if len(table) > 1 else "one fold, so no spread", note))
 
 
 @house
 def picture_rows(
     pictures: ArrayLike, columns: Sequence[str] = (), captions: Sequence[str] = (), together: int = 0, title: str = "",
-    note: str = "",
+    note: str = "", below: Sequence[Sequence[str]] = (),
 ) -> Figure:  # fmt: skip
     """Pictures (R, C, H, W, 3) uint8: one row per place, one column per view, captions on the left.
 
-    A line is drawn after every `together` rows (0: none).
+    A line is drawn after every `together` rows (0: none). below: texts (R, C) under the pictures, two lines each; a
+    picture without one is left out.
     """
     grid = np.asarray(pictures)
     rows, width = grid.shape[:2]
     gap, text, head = 0.05, 2.0 if any(captions) else 0.0, 0.3 * bool(columns) + 0.35 * bool(title) + 0.02
-    side = min(1.9, (9.0 - text) / width - gap)
+    side, foot = min(1.9, (9.0 - text) / width - gap), 0.42 if below else 0.0
     group = np.arange(rows) // (together or rows)
-    size = text + width * (side + gap), head + rows * (side + gap) + 0.2 * int(group[-1]) + 0.25 * bool(note)
+    size = text + width * (side + gap), head + rows * (side + gap + foot) + 0.2 * int(group[-1]) + 0.25 * bool(note)
     figure = Figure(figsize=size, dpi=110)
     for r, c in np.ndindex(rows, width):
-        left, bottom = text + c * (side + gap), size[1] - head - r * (side + gap) - 0.2 * group[r] - side
+        left, bottom = text + c * (side + gap), size[1] - head - r * (side + gap + foot) - 0.2 * group[r] - side
+        if below and not below[r][c]:
+            continue
         axes = figure.add_axes((left / size[0], bottom / size[1], side / size[0], side / size[1]))
         axes.imshow(grid[r, c], aspect="auto")
         axes.set_axis_off()
+        if below:
+            lines = [plain(line, int(14 * side)) for line in below[r][c].split("\n")]
+            figure.text(left / size[0], (bottom - 0.04) / size[1], "\n".join(lines), va="top", fontsize=8.5)
         if r == 0 and columns:
             axes.set_title(plain(columns[c], 24), loc="center", fontsize=10, fontweight="normal", pad=5)
         if c == 0 and r < len(captions):
@@ -224,16 +266,32 @@ def picture_rows(
 
 
 def neighbour_rows(
-    pictures: ArrayLike, states: ArrayLike, km: ArrayLike, first: str = "the place", note: str = ""
-) -> Figure:
-    """One row for each of Q places and the K most similar ones, with their states and distances.
+    pictures: ArrayLike, states: ArrayLike, km: ArrayLike, first: str = "the place", view: str = "", title: str = "",
+    note: str = "",
+) -> Figure:  # fmt: skip
+    """One row for each of Q places and the K most similar ones, each picture with its state and distance below.
 
-    pictures (Q, 1 + K, H, W, 3) uint8, states (Q, 1 + K), km (Q, K) from the place to the others.
+    pictures (Q, 1 + K, H, W, 3) uint8, states (Q, 1 + K), km (Q, K) from the place to the others. view: which view of
+    each place is shown.
     """
-    states, km = np.asarray(states), np.asarray(km, float)
-    captions = [
-        "\n".join([plain(own), *(f"{plain(state)}, {d:,.0f} km" for state, d in zip(others, distances, strict=True))])
-        for (own, *others), distances in zip(states.tolist(), km, strict=True)
+    below = [
+        [plain(own), *(f"{plain(state)}\n{d:,.0f} km away" for state, d in zip(others, distances, strict=True))]
+        for (own, *others), distances in zip(np.asarray(states).tolist(), np.asarray(km, float), strict=True)
     ]
-    columns = [first, "most similar", "second", "third", "fourth", *(f"{k}th" for k in range(5, km.shape[1] + 1))]
-    return picture_rows(pictures, columns[: 1 + km.shape[1]], captions, note=note)
+    columns = [first, "most similar", "second", "third", "fourth", *(f"{k}th" for k in range(5, len(below[0])))]
+    shown = f"the {plain(view, 24)} view of each place" if view else ""
+    return picture_rows(pictures, columns[: len(below[0])], title=title, note=join_notes(shown, note), below=below)
+
+
+def picture_wall(
+    pictures: ArrayLike, captions: Sequence[str], columns: int = 0, title: str = "", note: str = ""
+) -> Figure:
+    """Pictures (P, H, W, 3) uint8 in rows of `columns` (0: 6 to 8), each with its caption of up to two lines below."""
+    shots = np.asarray(pictures)
+    columns = columns or min((8, 7, 6), key=lambda n: -len(shots) % n)
+    rest = -len(shots) % columns
+    padded = np.concatenate([shots, np.zeros((rest, *shots.shape[1:]), np.uint8)]).reshape(
+        -1, columns, *shots.shape[1:]
+    )
+    texts = np.array([*map(str, captions), *[""] * rest], dtype=object).reshape(-1, columns).tolist()
+    return picture_rows(padded, title=title, note=note, below=texts)

@@ -5,24 +5,31 @@ Points are [lat, lon] in degrees. Every function takes `note`, printed small at 
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.collections import LineCollection, PathCollection
-from matplotlib.colors import LogNorm, Normalize, to_hex, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex, to_rgb
 from matplotlib.path import Path as Outline
 from numpy.typing import ArrayLike
+from shapely import Polygon
 
 from kitlib.core import storage
 from kitlib.figures.atlas import Map, PlateCarree, state_rings
+from kitlib.figures.place import COLOURS as RUN_COLOURS
 from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, legend_columns, new, plain
+from kitlib.geo import outlines
 
 ERROR_COLOURS = "plasma_r"
-WORST_KM = 2500  # an error has the last colour from here
+NEAR_KM, WORST_KM = 25, 2500  # the errors of the first colour and the last
+LEVELS = 16  # colours of the page
+PAGE = Path(__file__).parent / "page"
 MAX_MARKS = 20_000  # of more points or lines a seeded sample is drawn, and its size stated
 
 
@@ -119,7 +126,7 @@ def errors(
     rows, drawn = _sample(len(km), most)
     rows = rows[np.argsort(km[rows])]
     canvas = Map(true, guess)
-    norm = LogNorm(25, WORST_KM, clip=True)
+    norm = LogNorm(NEAR_KM, WORST_KM, clip=True)
     ends, row = canvas.lines(true[rows], guess[rows])
     lines = LineCollection(list(ends), array=km[rows][row], cmap=ERROR_COLOURS, norm=norm, lw=0.6, alpha=0.35, zorder=2)
     canvas.axes.add_collection(lines, autolim=False)
@@ -127,6 +134,21 @@ def errors(
     dots = canvas.scatter(true[rows], s=14, **style)
     canvas.colour_bar(dots, "error (km)", ticks=[25, 200, 750, 2500], extend="both")
     return canvas.finish(title, join_notes("dot: the truth, line: to the guess", drawn, note))
+
+
+@house
+def gains(points: ArrayLike, gain: ArrayLike, a: str, b: str, title: str = "", note: str = "") -> Figure:
+    """Where run `a` or `b` scores more: places (N, 2) coloured by the gain (N,) of `b`, larger where it is larger."""
+    points, gain = np.asarray(points, float), np.asarray(gain, float)
+    rows, drawn = _sample(len(gain), MAX_MARKS)
+    rows = rows[np.argsort(np.abs(gain[rows]))]
+    canvas, most = Map(points), max(float(np.abs(gain).max()), 1e-6)
+    colours = LinearSegmentedColormap.from_list("gains", [RUN_COLOURS[0], "#e5e5e5", RUN_COLOURS[1]])
+    size = (4 + 40 * np.abs(gain[rows]) / most) * float(np.clip(1500 / len(rows), 0.15, 1))
+    marks = canvas.scatter(points[rows], c=gain[rows], s=size, cmap=colours, vmin=-most, vmax=most, alpha=0.8)
+    canvas.colour_bar(marks, f"score: {plain(a, 24)} more (below 0), {plain(b, 24)} more (above)")
+    better = [f"{name}: better in {int(n):,} places" for name, n in ((a, (gain < 0).sum()), (b, (gain > 0).sum()))]
+    return canvas.finish(title, join_notes(*better, f"equal in {int((gain == 0).sum()):,}", drawn, note))
 
 
 def position_colours(points: ArrayLike) -> np.ndarray:
@@ -156,16 +178,6 @@ def embedding(plane: ArrayLike, points: ArrayLike, axis_labels: Sequence[str] = 
     return finish(figure, title, join_notes(drawn, note))
 
 
-PAGE = Path(__file__).parent / "page"
-HEAD = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline';
- style-src 'unsafe-inline'; img-src data: https://tile.openstreetmap.org">
-<title>Errors on the map</title>
-<style>{style}</style>
-<script>{leaflet}</script>
-<script type="application/json" id="data">{data}</script>
-</head>"""
-
-
 def json_for_page(content: Any) -> str:
     """JSON for a script element of a page: no text in it can end the element, or begin anything in a script.
 
@@ -182,42 +194,59 @@ def save_error_page(
     guess: ArrayLike,
     km: ArrayLike,
     labels: Sequence[str],
-    most: int = 1000,
+    pictures: Mapping[int, Sequence[bytes]] | None = None,
     note: str = "",
 ) -> Path:
-    """Write an interactive HTML map of truth, guess and the shorter line between, with `labels` (N,) as pop-ups.
+    """Write an interactive HTML map of all truths, guesses and the shorter lines between, with pop-ups.
 
-    Of more than `most` places, it shows the worst fifth of `most` and a seeded sample of the rest. The page loads only
-    the pictures of its background from the internet; `errors` draws the same as a figure.
+    labels (N,): the texts of the pop-ups. pictures: the JPEGs of some places by their row; the pop-ups of the others
+    say that they have none. The page holds all that it needs; streets from the internet are a layer that the reader
+    may add. `errors` draws the same as a figure.
     """
-    import folium
-    from matplotlib import colormaps
-
     true, guess, km = np.asarray(true, float), np.asarray(guess, float), np.asarray(km, float)
-    worst = np.argsort(-km, kind="stable")
-    rest, _ = _sample(max(len(km) - most // 5, 0), most - most // 5)
-    rows = np.concatenate([worst[: most // 5], worst[most // 5 :][rest]])[::-1]
-    ends = np.stack([true[rows], guess[rows]], 1)
+    order, pictures = np.argsort(km, kind="stable"), pictures or {}
+    ends = np.stack([true[order], guess[order]], 1)
     ends[..., 1] = PlateCarree.around(ends.reshape(-1, 2))(ends)[..., 0]
     ends[:, 1, 1] += 360 * np.round((ends[:, 0, 1] - ends[:, 1, 1]) / 360)  # across the date line, if that is shorter
-    shade = [to_hex(colour) for colour in colormaps[ERROR_COLOURS](np.minimum(km[rows] / WORST_KM, 1))]
+    ends = ends.round(4)  # 11 m
+    level = LogNorm(NEAR_KM, WORST_KM, clip=True)(km[order]) * (LEVELS - 1)
     content = {
-        "places": [
-            [*pair, colour, str(labels[i])]
-            for pair, colour, i in zip(ends.round(6).tolist(), shade, rows.tolist(), strict=True)
-        ],
+        "latitude": ends[:, 0, 0].tolist(), "longitude": ends[:, 0, 1].tolist(),
+        "guess_latitude": ends[:, 1, 0].tolist(), "guess_longitude": ends[:, 1, 1].tolist(),
+        "level": np.asarray(level).round().astype(int).tolist(),
+        "labels": [str(labels[i]) for i in order],
+        "pictures": {
+            place: [base64.b64encode(jpeg).decode() for jpeg in pictures[i]]
+            for place, i in enumerate(order.tolist()) if i in pictures
+        },
+        "without": f"This page holds the pictures of {len(pictures):,} of {len(km):,} places.",
         "bounds": [ends.min((0, 1)).tolist(), ends.max((0, 1)).tolist()],
-        "colours": ",".join(to_hex(colour) for colour in colormaps[ERROR_COLOURS](np.linspace(0, 1, 6))),
-        "top": f"{WORST_KM:,} km and more",
-        "caption": join_notes("error of the guess", f"{len(rows):,} of {len(km):,} places", note),
-    }
-    page = folium.Map(prefer_canvas=True)
-    page.default_js, page.default_css = [], []  # would be fetched; Leaflet is in the page instead
-    # after folium has rendered the page, as it compiles texts as templates of Jinja
-    style, leaflet, draw = ((PAGE / name).read_text("utf-8") for name in ("leaflet.css", "leaflet.js", "errors.js"))
-    head = HEAD.format(style=style, leaflet=leaflet, data=json_for_page(content))
-    text = page.get_root().render().replace("</head>", head, 1)
-    text += f"<script>\n{draw}drawErrors({page.get_name()});\n</script>\n"
+        "colours": [to_hex(colour) for colour in colormaps[ERROR_COLOURS](np.linspace(0, 1, LEVELS))],
+        "ends": [f"{NEAR_KM:,} km or less", f"{WORST_KM:,} km or more"],
+        "caption": join_notes("dot: truth, line: to the guess (largest errors in view)", f"{len(km):,} places", note),
+        "land": [_lines(part) for part in outlines.land_shape().geoms],
+        "countries": [line for name, shape in outlines.country_shapes().items() if name != "United States of America"
+                      for part in shape.geoms for line in _borders(part)],
+        "states": [line for shape in outlines.state_shapes().values() for part in shape.geoms for line in _lines(part)],
+    }  # fmt: skip
+    text = (PAGE / "errors.html").read_text(encoding="utf-8")
+    for name in ("leaflet.css", "leaflet.js", "errors.js"):
+        text = text.replace(f"__{name.replace('.', '_').upper()}__", (PAGE / name).read_text(encoding="utf-8"))
     with storage.atomic_write(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text.replace("__DATA__", json_for_page(content)), encoding="utf-8")
     return path
+
+
+def _lines(part: Polygon) -> list[list[list[float]]]:
+    """The rings of a polygon as lists of [lat, lon] in hundredths of a degree."""
+    rings = (np.array(ring.coords)[:, ::-1].round(2) for ring in (part.exterior, *part.interiors))
+    return [ring.tolist() for ring in rings]
+
+
+def _borders(part: Polygon) -> list[list[list[float]]]:
+    """The rings of a polygon as `_lines`, without the date line at which it is cut."""
+    pieces = []
+    for ring in map(np.array, _lines(part)):
+        cut = np.flatnonzero((np.abs(ring[1:, 1]) == 180) & (np.abs(ring[:-1, 1]) == 180))
+        pieces += [piece.tolist() for piece in np.split(ring, cut + 1) if len(piece) > 1]
+    return pieces

@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from kitlib.figures.atlas import Map
-from kitlib.figures.style import GREY, INK, Figure, finish, house
+from kitlib.figures.style import GREY, INK, Figure, finish, house, join_notes, new, plain, wrap
 
 COLOURS = ("#c2410c", "#0369a1")  # of the first run and the second
 AREA = 400.0  # of the dot of all weight, in square points
+SHARES = (0.5, 0.75, 0.9)  # of the weight, in the areas of `likelihood`
+SHADES = ("#fdd0a2", "#fd8d3c", "#b83d00")  # of these areas, the largest first
+KM_PER_DEGREE = 111.2
 
 
 class Opinion(NamedTuple):
@@ -66,10 +70,10 @@ def place(
         axes.barh(ranks, opinion.probabilities, color=colour, alpha=0.75, height=0.45)
         for rank, label, share in zip(ranks, opinion.states, opinion.probabilities, strict=True):
             weight = "bold" if label == state else "normal"
-            text = f"{label}  {share:.0%}"
-            axes.text(0, rank + 0.27, text, fontsize=8, va="bottom", fontweight=weight, parse_math=False)
+            text = f"{plain(label, 24)}  {share:.0%}"
+            axes.text(0, rank + 0.27, text, fontsize=8, va="bottom", fontweight=weight)
         axes.set(xlim=(0, 1), ylim=(-0.6, len(ranks) - 0.1))
-        axes.set_title(name, fontsize=9, loc="left", parse_math=False)
+        axes.set_title(plain(name, 24), fontsize=9, loc="left")
         axes.set_axis_off()
     if len(similar):
         bottom = grid[2].subgridspec(1, columns)
@@ -82,8 +86,68 @@ def place(
 def _picture(figure: Figure, where: object, picture: np.ndarray, caption: str) -> None:
     axes = figure.add_subplot(where)  # type: ignore[call-overload]
     axes.imshow(picture)
-    axes.set_title(caption, fontsize=8, color=GREY, loc="left", fontweight="normal", parse_math=False)
+    axes.set_title(wrap(caption, 34), fontsize=8, color=GREY, loc="left", fontweight="normal")
     axes.set_axis_off()
+
+
+@house
+def likelihood(
+    points: ArrayLike,
+    weights: ArrayLike,
+    guess: ArrayLike,
+    truth: ArrayLike,
+    names: Sequence[str],
+    spread_km: float = 80.0,
+    title: str = "",
+    note: str = "",
+) -> Figure:
+    """Where a place may lie, a panel for each of P places with its name: the areas that hold half to nine tenths.
+
+    The weights (P, K) of the points (P, K, 2) are smoothed by a normal distribution of `spread_km`. guess, truth (P, 2)
+    are a cross and a ring. All panels show the same part of the map.
+    """
+    points, weights, guess, truth = (np.asarray(array, float) for array in (points, weights, guess, truth))
+    figure = new(3.6)
+    everything = (points[weights > 0.02], guess, truth)
+    for axes, *place in zip(figure.subplots(1, len(names), squeeze=False)[0], names, points, weights, guess, truth,
+                            strict=True):  # fmt: skip
+        name, its_points, its_weights, its_guess, its_truth = place
+        canvas = Map(*everything, axes=axes)
+        if not canvas.is_us:  # room for the areas of the outermost points
+            room = 3 * spread_km / KM_PER_DEGREE * np.array([-1, 1])
+            axes.set(xlim=axes.get_xlim() + room, ylim=axes.get_ylim() + room)
+        across, up, density = _density(canvas, its_points, its_weights, spread_km)
+        ranked = np.sort(density.ravel())[::-1]
+        within = np.searchsorted(np.cumsum(ranked) / ranked.sum(), SHARES[::-1])
+        levels = [*ranked[within.clip(max=len(ranked) - 1)], ranked[0] * 1.01]
+        if (np.diff(levels) > 0).all():
+            axes.contourf(across, up, density, levels=levels, colors=SHADES, alpha=0.85, zorder=1.5)
+        canvas.scatter(its_guess[None], s=70, c=INK, marker="+", lw=1.6, zorder=4)
+        canvas.scatter(its_truth[None], s=90, facecolors="none", edgecolors=INK, lw=1.6, zorder=5)
+        axes.set(title=wrap(name, 30), xlabel="", ylabel="")
+        axes.tick_params(labelsize=7)
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        aspect = (top - bottom) / (right - left) * float(axes.get_aspect())
+    labels = [f"{share:.0%}" for share in SHARES[:-1]] + [f"{SHARES[-1]:.0%} of the weight"]
+    patches = [Patch(color=shade, label=label) for label, shade in zip(labels, SHADES[::-1], strict=True)]
+    figure.legend(handles=patches, loc="outside lower left", ncols=len(patches))
+    figure.set_size_inches(9, min(1.3 + (8.8 / len(names) - 0.1) * aspect, 7))
+    return finish(figure, title, join_notes("ring: the truth, cross: the guess", note))
+
+
+def _density(
+    canvas: Map, points: np.ndarray, weights: np.ndarray, spread_km: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The grid of a map, its x and y, and the smoothed weight (Y, X) on it of points (K, 2)."""
+    across, up = (np.linspace(*limits(), 240) for limits in (canvas.axes.get_xlim, canvas.axes.get_ylim))
+    used = weights > 1e-4
+    xy, weight = canvas.xy(points[used]), weights[used]
+    degree = 1.0 if canvas.is_us else KM_PER_DEGREE
+    wide = spread_km / degree / (1.0 if canvas.is_us else np.cos(np.radians(points[used, 0])).clip(0.1))
+    narrow = np.full(len(xy), spread_km / degree)
+    x = np.exp(-(((across - xy[:, :1]) / np.broadcast_to(wide, len(xy))[:, None]) ** 2) / 2)
+    y = np.exp(-(((up - xy[:, 1:]) / narrow[:, None]) ** 2) / 2)
+    return across, up, np.einsum("k,ky,kx->yx", weight / (wide * narrow), y, x)
 
 
 @house
@@ -101,7 +165,7 @@ def decisive(views: ArrayLike, names: Sequence[str], drop: ArrayLike, title: str
         marks = axes.imshow(
             heat, cmap="RdBu_r", vmin=-most, vmax=most, alpha=0.45, extent=extent, interpolation="bilinear"
         )
-        axes.set_title(name, fontsize=9, loc="left")
+        axes.set_title(plain(name, 24), fontsize=9, loc="left")
     bar = figure.colorbar(marks, ax=row.tolist(), orientation="horizontal", shrink=0.4, aspect=40)
     bar.set_label("red: without this part the state is less likely", fontsize=8)
     return finish(figure, title, note)

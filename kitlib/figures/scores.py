@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.colors import PowerNorm
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
 from kitlib import geo
@@ -23,8 +23,11 @@ LEVELS_KM = {1: "street", 25: "city", 200: "region", 750: "country", 2500: "cont
 def score_table(scores: Mapping[str, Score]) -> pd.DataFrame:
     """A table of rounded scores, one row each, the best last."""
     table = pd.DataFrame({name: score.as_dict() for name, score in scores.items()}).T.sort_values("final")
-    digits = {"final": 4, "state": 4, "gps": 4, "top1": 3, "top5": 3, "mean_km": 0, "median_km": 0}
-    return table.round(digits).astype(dict.fromkeys(["mean_km", "median_km", "n"], int))
+    table = table.round({"final": 4, "state": 4, "gps": 4, "mean_km": 0, "median_km": 0})
+    table = table.astype(dict.fromkeys(["mean_km", "median_km", "n"], int))
+    table[["top1", "top5"]] = table[["top1", "top5"]].map("{:.1%}".format)
+    words = {"gps": "GPS", "top1": "top-1", "top5": "top-5", "mean_km": "mean km", "median_km": "median km"}
+    return table.rename(columns=words | {"n": "places"})
 
 
 def accuracy_table(km: Mapping[str, ArrayLike]) -> pd.DataFrame:
@@ -62,6 +65,26 @@ def scores(
                       color=PALETTE[1], fontsize=9, annotation_clip=False)  # fmt: skip
     axes.set_xlim(0, 1.12 * max(float(table.max()), chance or 0))
     return finish(figure, title, note)
+
+
+@house
+def weights_over_folds(
+    names: Sequence[str], weights: ArrayLike, overall: ArrayLike, title: str = "", note: str = ""
+) -> Figure:
+    """The weight of each member (M,) in the blend, a bar, and a dot for each fit without one of the folds (F, M)."""
+    each, whole = np.asarray(weights, float), np.asarray(overall, float)
+    order = np.argsort(-whole, kind="stable")
+    figure = new(1.3 + 0.42 * len(order))
+    axes = figure.subplots()
+    labels = [names[i] for i in order]
+    barh(axes, labels, whole[order], "weight in the blend", color=PALETTE[0], alpha=0.25, height=0.62)
+    spread = np.linspace(-0.2, 0.2, len(each)) if len(each) > 1 else [0.0]
+    for row, up in zip(each, spread, strict=True):  # dots of one fold at one height, as they may coincide
+        axes.scatter(row[order], np.arange(len(order)) + up, s=26, c=PALETTE[1], zorder=3, lw=0)
+    axes.set_xlim(-0.01, 1.08 * max(float(each.max()), float(whole.max())))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    legend = f"bar: fitted on all folds, dots: each of {len(each)} folds left out in turn"
+    return finish(figure, title, join_notes(legend, note))
 
 
 @house
@@ -207,8 +230,14 @@ def confusion(
 
 
 @house
-def calibration(probability: ArrayLike, correct: ArrayLike, bins: int = 10, title: str = "", note: str = "") -> Figure:
-    """Reliability diagram: share of right first guesses (N,) against their probability (N,), with the counts."""
+def calibration(
+    probability: ArrayLike, correct: ArrayLike, name: str = "the guesses", bins: int = 10, title: str = "",
+    note: str = "",
+) -> Figure:  # fmt: skip
+    """Reliability diagram: share of right first guesses (N,) against their probability (N,), with the counts.
+
+    name: whose guesses they are, for the legend.
+    """
     probability, right = np.asarray(probability, float), np.asarray(correct, float)
     bin_of = np.minimum((probability * bins).astype(int), bins - 1)
     count = np.bincount(bin_of, minlength=bins)
@@ -219,12 +248,13 @@ def calibration(probability: ArrayLike, correct: ArrayLike, bins: int = 10, titl
     top.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
     some = count > 0
     half = np.sqrt(np.maximum(share * (1 - share), 0.25 / np.maximum(count, 1)) / np.maximum(count, 1))
-    top.errorbar(mean[some], share[some], half[some], fmt="o-", color=PALETTE[0], capsize=3, label="the guesses",
-                 clip_on=False, zorder=3)  # fmt: skip
-    top.set(ylabel="share right", xlim=(0, 1), ylim=(0, 1), title=f"expected calibration error {gap:.3f}")
+    top.errorbar(mean[some], share[some], half[some], fmt="o-", color=PALETTE[0], capsize=3,
+                 label=plain(name, 30), zorder=3)  # fmt: skip
+    top.set(ylabel="share right", xlim=(-0.02, 1.02), ylim=(-0.03, 1.03), title=f"expected calibration error {gap:.3f}")
     top.legend(loc="upper left")
     bottom.bar((np.arange(bins) + 0.5) / bins, count, width=0.9 / bins, color=GREY)
     bottom.set(ylabel="places", xlabel="probability of the first guess")
+    bottom.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     for axis in (top.xaxis, top.yaxis, bottom.xaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     return finish(figure, title, note)

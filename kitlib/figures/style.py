@@ -17,7 +17,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from kitlib.core import storage
 
-INK, GREY, LIGHT, LAND = "#25313b", "#6f7d88", "#dfe4e8", "#eef1f3"
+INK, GREY, LIGHT = "#25313b", "#6f7d88", "#dfe4e8"
+SEA, ABROAD, LAND, LAND_IN_USE = "#e9f1f6", "#f6f5f1", "#eceae4", "#dfddd5"  # of maps; the last: states with points
 # Okabe and Ito's colours, distinct for every common colour vision; the weak yellow is last.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#b8a900")
 

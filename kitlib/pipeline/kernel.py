@@ -30,14 +30,11 @@ from traitlets import default
 
 from kitlib.core import storage
 from kitlib.core.headline import HEADLINE_MIME
-from kitlib.pipeline.notebook import Value, without_machine
+from kitlib.pipeline.notebook import Value, without_bars, without_machine
 
 log = logging.getLogger(__name__)
 
-SHOW_PROGRESS = (
-    "import logging; logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S'); "
-    "logging.getLogger('kitlib').setLevel('INFO')"
-)
+SHOW_PROGRESS = "from kitlib.core import progress as _progress; _progress.show_log()"
 # Here, where the exception itself is at hand, its class and cause tell whether it is the user's to mend (`sentence`).
 NAME_USER_ERRORS = (
     "from kitlib.core import errors as _errors; get_ipython().set_custom_exc((Exception,), "
@@ -66,7 +63,7 @@ class ThisPython(KernelSpecManager):
         """The kernel's command and environment."""
         environment = {
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # avoids a warning at every start
-            "TQDM_MININTERVAL": os.environ.get("TQDM_MININTERVAL", "1"),  # ten bars a second fill a notebook
+            "TQDM_MININTERVAL": os.environ.get("TQDM_MININTERVAL", "1"),  # a notebook is written anew for each
         }
         quiet = "--IPKernelApp.log_level=50"  # warns at each start that its loopback port is not encrypted
         lines = [f"--IPKernelApp.exec_lines={line}" for line in (SHOW_PROGRESS, NAME_USER_ERRORS)]
@@ -194,6 +191,7 @@ def _tidy(output: Path) -> list[dict[str, Any]]:
     for place in ("input_path", "output_path"):
         about.pop(place, None)
     notebook["metadata"]["papermill"] = _shortened(about)
+    without_bars(notebook)
     headlines = []
     for cell in notebook["cells"]:
         cell["metadata"] = _shortened(cell["metadata"])

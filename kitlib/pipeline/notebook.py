@@ -12,14 +12,17 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from kitlib.core import paths, settings
+from kitlib.core import checks, paths, settings
 from kitlib.core.errors import KitError, one_line, shown
 
 Value = bool | int | float | str
+WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 TYPES = {kind.__name__: kind for kind in settings.MEANING}
 
 
@@ -44,15 +47,28 @@ class Notebook:
     parameters: dict[str, Parameter]
 
     @cached_property
-    def config(self) -> type[settings.Settings] | None:
-        """The Config that the notebook makes from its parameters and MORE; a notebook without MORE has none.
+    def _config_call(self) -> re.Match | None:
+        """`family.Config.constructor(arguments)`, which makes the notebook's Config, if it has MORE."""
+        call = re.search(r"(\w+)\.Config\.(from_parameters|for_methods)\((.*)\)", self.code)
+        return call if "MORE" in self.parameters else None
 
-        Looking it up imports the family, which takes seconds.
-        """
-        made = re.search(r"(\w+)\.Config\.(?:from_parameters|for_methods)\(", self.code)
-        if made is None or "MORE" not in self.parameters:
-            return None
-        return importlib.import_module(f"kitlib.models.{made.group(1)}").Config
+    @cached_property
+    def config(self) -> type[settings.Settings] | None:
+        """The Config that the notebook makes from its parameters and MORE; a notebook without MORE has none."""
+        call = self._config_call
+        return importlib.import_module(f"kitlib.models.{call.group(1)}").Config if call else None
+
+    def make_config(self, parameters: Mapping[str, Any], preset: str) -> None:
+        """Make the Config as the notebook would, from all of its parameters. Raises KitError for what it refuses."""
+        call, config = self._config_call, self.config
+        if call is None or config is None:
+            return
+        if call.group(2) == "from_parameters":
+            fixed = dict(re.findall(r'(\w+)="(\w+)"', call.group(3)))
+            config.from_parameters(parameters, parameters["MORE"], preset, **fixed)
+        else:
+            methods = [parameters["METHOD"], *checks.names("ALSO", parameters["ALSO"])]
+            config.for_methods(list(dict.fromkeys(methods)), parameters, parameters["MORE"], preset)  # type: ignore[attr-defined]
 
     @cached_property
     def settings(self) -> dict[str, Parameter]:
@@ -142,6 +158,31 @@ def _headline(prose: str, stem: str) -> tuple[str, str]:
     questions = [line for line in lines[1:] if "?" in line]
     first = re.match(r"[^?]*\?", questions[0].replace("**", "").replace("`", "")) if questions else None
     return re.sub(r"^\d+(_\w+)?\s*[·:.–—-]*\s*", "", title) or stem, first.group() if first else ""
+
+
+def without_bars(notebook: dict[str, Any]) -> None:
+    """Remove progress bars of ended cells from an executed notebook, and widgets whose state it does not hold.
+
+    The logs before and after a bar become one.
+    """
+    states = notebook["metadata"].get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    kept = False
+    for cell in notebook["cells"]:
+        outputs: list[dict[str, Any]] = []
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if WIDGET_MIME in data:
+                bar = re.search(r"\d+%\|", "".join(data.get("text/plain", "")))
+                if bar or data[WIDGET_MIME].get("model_id") not in states.get("state", {}):
+                    continue
+                kept = True
+            if output["output_type"] == "stream" and outputs and outputs[-1].get("name") == output["name"]:
+                outputs[-1]["text"] = "".join(outputs[-1]["text"]) + "".join(output["text"])
+            else:
+                outputs.append(output)
+        cell |= {"outputs": outputs} if "outputs" in cell else {}
+    if not kept:
+        notebook["metadata"].pop("widgets", None)
 
 
 def without_machine(text: str) -> str:

@@ -7,18 +7,22 @@ name that no notebook takes is an error, whereas papermill would warn and run th
 
 from __future__ import annotations
 
-import difflib
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from kitlib.core import paths, settings
+from kitlib.core.checks import meant
 from kitlib.core.errors import KitError, one_line, shown
 from kitlib.core.parameters import check_rules
 from kitlib.pipeline.notebook import Notebook, Value, cast, read_notebook
+
+NAMES_RUNS = ("RUN", "RUNS", "COMPARE", "ROUTER", "START_FROM", "NAME")  # parameters that name runs, or a submission
 
 
 class Step(BaseModel, extra="forbid", frozen=True):
@@ -38,11 +42,12 @@ class Plan(BaseModel, extra="forbid", frozen=True):
 
 @dataclass(frozen=True)
 class Ready:
-    """A checked step: its notebook, its values, and the name of its outputs."""
+    """A checked step: its notebook, its values, the name of its outputs, and what -p gave it."""
 
     name: str
     notebook: Notebook
     values: dict[str, Value]
+    given: tuple[str, ...] = ()
 
 
 def list_plans() -> dict[str, str]:
@@ -76,35 +81,135 @@ def read_plan(name_or_path: str | Path) -> tuple[Path, Plan]:
 def check(name_or_path: str | Path, given: Mapping[str, str] | None = None) -> tuple[Path, Plan, list[Ready]]:
     """Read a plan and its notebooks, and give every step its values, without running anything.
 
-    `given` are NAME: text pairs from the command line, which override the plan's. Raises KitError for a notebook that
-    is missing or has no parameters cell, a name that no notebook takes, or a value of the wrong type.
+    `given` are NAME: text pairs from the command line, which override the plan's. A NAME goes to all steps that take
+    it, STEP.NAME to those whose notebook has STEP as a part of its name (multiview, 10, train). RUN renames the runs of
+    the plan (see `_renamed`). Raises KitError for a notebook that is missing or has no parameters cell, a name that no
+    notebook takes, or a value that is not allowed.
     """
     file, plan = read_plan(name_or_path)
-    given = given or {}
     books = [read_notebook(_find_notebook(step.notebook, file.parent)) for step in plan.steps]
+    texts = _by_step(given or {}, books, f"plan {file.stem}")
     listed = {name for book in books for name in book.parameters}
-    for source, names in ((f"plan {file.name}", plan.parameters), ("-p", given)):
-        for name in names:
-            if name not in listed:
-                _check_name(name, listed.union(*(book.settings for book in books)), source, "the plan's notebooks")
-    ready: list[Ready] = []
+    for name in plan.parameters:
+        if name not in listed:
+            _check_name(name, listed.union(*(book.settings for book in books)), f"plan {file.name}", "the notebooks")
+    written: list[dict[str, Value]] = []
     for step, book in zip(plan.steps, books, strict=True):
         for name in step.parameters:
             if name not in book.parameters:
                 _check_name(name, {*book.parameters, *book.settings}, f"plan {file.name}", book.name)
-        values = _values(book, plan.parameters | step.parameters, given)
+        written.append(plan.parameters | step.parameters)
+    ready: list[Ready] = []
+    for book, values, mine in zip(books, _renamed(written, texts, books, (given or {}).get("RUN")), texts, strict=True):
+        made = _values(book, values, mine)
         before = sum(other.notebook.name == book.name for other in ready)
-        defaults = {name: parameter.default for name, parameter in book.parameters.items()}
-        check_rules(defaults | values, optional=[name for name, default in defaults.items() if default == ""])
-        ready.append(Ready(book.name if not before else f"{book.name}-{before + 1}", book, values))
+        _check_values(book, made)
+        name = book.name if not before else f"{book.name}-{before + 1}"
+        taken = tuple(name for name in mine if name in book.parameters or name in book.settings)
+        ready.append(Ready(name, book, made, taken))
     return file, plan, ready
+
+
+def reach(steps: list[Ready], given: Mapping[str, str]) -> list[str]:
+    """Sentences on what the command line reaches: the runs that RUN names, and names that several steps take."""
+    runs = dict.fromkeys(str(step.values["RUN"]) for step in steps if step.values.get("RUN"))
+    lines = [f"-p RUN={given['RUN']} names the runs {', '.join(runs)}"] if "RUN" in given else []
+    for name in given:
+        names = [step.name for step in steps if name in step.given]
+        if 1 < len(names) < len(steps):
+            one = names[0].rpartition("_")[2]
+            lines.append(f"-p {name} reaches {', '.join(names)}; for one of them write -p {one}.{name}=…")
+    return lines
+
+
+def _by_step(given: Mapping[str, str], books: list[Notebook], source: str) -> list[dict[str, str]]:
+    """What the command line gives to each step: NAME to those that take it, STEP.NAME to the named ones.
+
+    Raises KitError for a step that the plan does not have, and a name that none of the notebooks takes.
+    """
+    texts: list[dict[str, str]] = [{} for _ in books]
+    for key, text in sorted(given.items(), key=lambda item: "." in item[0]):  # what is given to one step counts last
+        step, dot, name = key.rpartition(".")
+        chosen = [k for k, book in enumerate(books) if not dot or f"_{step}_" in f"_{book.name}_"]
+        if not chosen:
+            words = sorted({word for book in books for word in book.name.split("_")})
+            raise KitError(f"-p {key}: {source} has no step {step!r}{meant(step, words)}; expected a part of "
+                           f"the name of one: {', '.join(book.name for book in books)}")  # fmt: skip
+        listed = {name for k in chosen for name in books[k].parameters}
+        if name not in listed:
+            taker = ", ".join(books[k].name for k in chosen) if dot else "the plan's notebooks"
+            _check_name(name, listed.union(*(books[k].settings for k in chosen)), "-p", taker)
+        for k in chosen:
+            if name in books[k].parameters or name not in listed:
+                texts[k][name] = text
+    return texts
+
+
+def _renamed(
+    written: list[dict[str, Value]], texts: list[dict[str, str]], books: list[Notebook], everywhere: str | None
+) -> list[dict[str, Value]]:
+    """The plan's values of each step under the run names of the command line, which are taken out of `texts`.
+
+    `-p RUN=x` makes x-multiview and x-retrieval of the runs sample-multiview and sample-retrieval, here and in every
+    later parameter that names them, and the submission's name x of sample. `-p STEP.RUN=x` renames the run of one step.
+    """
+    runs = [
+        str(values.get("RUN", "")) if "RUN" in book.parameters else ""
+        for values, book in zip(written, books, strict=True)
+    ]
+    named = [run for run in dict.fromkeys(runs) if run]
+    common = os.path.commonprefix(named).rpartition("-")[0]  # noqa: RUF071 (of texts that are no paths)
+    changes: dict[str, str] = {}
+    for run, mine in zip(runs, texts, strict=True):
+        if not named or "RUN" not in mine or (not run and mine["RUN"] != everywhere):
+            continue
+        new = mine.pop("RUN")
+        paths.file_name(new, "RUN")
+        if run and new == everywhere:
+            changes |= {run: f"{new}-{run.removeprefix(f'{common}-') if common else run}"} | (
+                {common: new} if common else {}
+            )
+        elif run:
+            changes[run] = new
+    return [
+        {name: _rename(value, changes) if name in NAMES_RUNS and isinstance(value, str) else value
+         for name, value in values.items()}
+        for values in written
+    ]  # fmt: skip
+
+
+def _rename(names: str, changes: Mapping[str, str]) -> str:
+    """Names with commas between, changed as a whole or up to a hyphen: the run sample-retrieval-gps follows its RUN."""
+    new = []
+    for name in names.split(","):
+        old = max((old for old in changes if f"{name.strip()}-".startswith(f"{old}-")), key=len, default=None)
+        new.append(name if old is None else changes[old] + name.strip().removeprefix(old))
+    return ",".join(new)
+
+
+def _check_values(book: Notebook, values: Mapping[str, Value]) -> None:
+    """Raise KitError for a value that the notebook or its Config would refuse, whatever the data is."""
+    defaults = {name: parameter.default for name, parameter in book.parameters.items()}
+    parameters: dict[str, Any] = defaults | dict(values)
+    check_rules(parameters, optional=[name for name, default in defaults.items() if default == ""])
+    if book.config is None:
+        return
+    parameters["In"] = ["# Parameters\n" + "\n".join(f"{name} = 0" for name in values)]
+    refused = []
+    for preset in ("", "sample"):  # which one counts is decided by the data; it is refused only if both refuse
+        try:
+            book.make_config(parameters, preset)
+            return
+        except KitError as error:
+            refused.append(error)
+    raise KitError(f"{book.name}: {refused[0]}")
 
 
 def _values(book: Notebook, written: Mapping[str, Value], texts: Mapping[str, str]) -> dict[str, Value]:
     """Select a notebook's values from a plan's values and from texts of the command line, which override them.
 
-    MORE takes the settings that the parameters cell does not list, and those that are given their default value, which
-    a preset would otherwise replace. Raises KitError for a value of the wrong type, and for two values of a setting.
+    MORE takes the settings that the parameters cell does not list. Raises KitError for a value of the wrong type, and
+    for two values of a setting.
     """
     values: dict[str, Value] = {}
     hidden: dict[str, Value] = {}
@@ -113,7 +218,7 @@ def _values(book: Notebook, written: Mapping[str, Value], texts: Mapping[str, st
             one = cast(value, parameter, book.name, from_text=name in texts)
             if name in book.parameters:
                 values[name] = one
-            if name not in book.parameters or (one == parameter.default and name in book.settings):
+            else:
                 hidden[name.lower()] = one
     if "MORE" not in book.parameters:
         return values
@@ -143,6 +248,5 @@ def _check_name(name: str, allowed: Collection[str], source: str, taker: str) ->
     """Raise KitError for a parameter that no notebook takes, and suggest a similar name."""
     if name in allowed:
         return
-    close = difflib.get_close_matches(name.upper(), allowed, n=1)
-    meant = f" (did you mean {close[0]}?)" if close else ""
-    raise KitError(f"{source}: {taker} take no parameter {name!r}{meant}; expected: {', '.join(sorted(allowed))}")
+    like = meant(name.upper(), allowed) or f"; expected: {', '.join(sorted(allowed))}"
+    raise KitError(f"{source}: {taker} take no parameter {name!r}{like}")

@@ -14,17 +14,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import nbformat
 from nbconvert import HTMLExporter
 
 from kitlib.core import storage
-from kitlib.core.headline import HEADLINE_MIME
-from kitlib.pipeline.notebook import read_notebook
+from kitlib.core.headline import HEADLINE_MIME, address, links_from
+from kitlib.pipeline import tables
+from kitlib.pipeline.notebook import WIDGET_MIME, read_notebook
 
 TEMPLATES = Path(__file__).parent / "templates"
 UNTAGGED_FIGURES = 2  # of a notebook without tagged ones
+OPENED = {  # files of headlines to which the report leads, by the ends of their names
+    "submissions/[^/]+[.]csv": "The submission",
+    "figures/errors[.]html": "Map of errors to zoom into",
+}
 WIDE = 2.1  # width to height of a figure that gets a row of its own
 
 
@@ -53,8 +59,15 @@ def write_page(notebook: Path) -> Path:
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             heading = _heading(cell.source) or heading
-        else:
-            cell.metadata["alt"] = heading  # of the cell's pictures
+            continue
+        cell.metadata["alt"] = heading  # of the cell's pictures
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if data.pop(WIDGET_MIME, None) is not None:  # its scripts would come from elsewhere
+                data.pop("text/plain", None)
+                data["text/html"] = "<p class='soft'>This is interactive in JupyterLab.</p>"
+            elif "text/html" in data:
+                data["text/html"] = tables.tidy(links_from("".join(data["text/html"]), notebook.parent))
     resources = {"title": read_notebook(notebook).title, "css": _css()}
     page, _ = exporter.from_notebook_node(nb, resources)
     return _write(notebook.with_suffix(".html"), page)
@@ -74,10 +87,22 @@ def write(folder: Path, state: dict[str, Any]) -> Path:
     page = environment.get_template("report.html.j2").render(
         **state,
         css=_css(),
+        links=list(_links(folder, state["steps"])),
         figures=[item for item in shown if item.png],
         tables=[item for item in shown if item.html],
     )
     return _write(folder / "report.html", page)
+
+
+def _links(folder: Path, steps: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Names and addresses of what a reader of the report opens next."""
+    for step in steps:
+        if step["name"].startswith("00_") and "page" in step:
+            yield "Data check", quote(step["page"])
+        for path in step["headline"]["wrote"]:
+            for end, name in OPENED.items():
+                if re.search(f"(?:^|/){end}$", path) and (href := address(path, folder)):
+                    yield f"{name}, {Path(path).name}" if path.endswith(".csv") else name, href
 
 
 def gather(notebook: Path) -> list[Shown]:
@@ -107,7 +132,7 @@ def _outputs(cells: list[dict[str, Any]], page: str) -> Iterator[tuple[bool, Sho
             if "image/png" in data:
                 yield tagged, Shown(title, caption, link, png="".join(data["image/png"]).replace("\n", ""))
             elif "<table" in (table := "".join(data.get("text/html", ""))) and HEADLINE_MIME not in data:
-                yield tagged, Shown(title, caption, link, html=table)
+                yield tagged, Shown(title, caption, link, html=tables.tidy(table, words=True))
 
 
 def _heading(markdown: str) -> str:

@@ -25,7 +25,7 @@ from kitlib.core import paths, storage
 from kitlib.core.errors import Damaged, KitError
 from kitlib.evaluation import runs
 from kitlib.pipeline.notebook import without_machine
-from kitlib.pipeline.plans import Ready, check
+from kitlib.pipeline.plans import Ready, check, reach
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ def run_plan(
     finished steps are kept, and the next call continues.
     """
     file, plan, steps = check(name_or_path, parameters)
+    for line in reach(steps, parameters or {}):
+        log.info(line)
     names = [step.name for step in steps]
     if start_from is not None and start_from not in names:
         raise KitError(f"--from: expected one of the plan's steps {', '.join(names)}; got {start_from!r}")

@@ -24,7 +24,7 @@ import pytorch_lightning as pl
 import torch
 
 from kitlib.core import storage
-from kitlib.core.errors import Damaged, KitError
+from kitlib.core.errors import Damaged, Interrupted, KitError
 from kitlib.data.loader import Batches
 from kitlib.training import checkpoints
 from kitlib.training.resume_callback import ResumeCallback, Stopped
@@ -192,7 +192,8 @@ def fit(
             trainer.fit(module, batches, val_batches, ckpt_path=newest)
         except Stopped:
             if callback.signal == signal.SIGINT:
-                raise KeyboardInterrupt("everything is saved: run again to continue") from None
+                where = f"stopped {callback.label} at step {trainer.global_step} of {callback.steps}"
+                raise Interrupted(f"{where}, which is saved: the same call, or cell, run again goes on") from None
             if callback.signal:
                 raise SystemExit(128 + callback.signal) from None
         finally:
@@ -210,6 +211,6 @@ def fit(
         trainer.strategy.barrier()  # all have read it before it goes
     if finished and trainer.is_global_zero:
         checkpoints.finish(folder, record | {"finished": end}, module.state_dict())
-        log.info("%s done: %s", folder.name, callback.latest())
+        log.info("%s done: %s", callback.label, callback.latest())
     trainer.strategy.barrier()
     return Fitted(finished, **end, history=pd.DataFrame(callback.lines))

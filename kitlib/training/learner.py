@@ -5,50 +5,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from kitlib.core.settings import LARGEST_PICTURE, Names, Settings
 from kitlib.training import fit
-from kitlib.vision import augment, encoders, lora
+from kitlib.training.options import TrainingOptions
+from kitlib.vision import augment, lora
 from kitlib.vision.encoders import Encoder
 
 Batch = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class EncoderOptions(Settings):
-    """What all families with an encoder can be set to; a family's Config inherits it."""
-
-    encoder: str = encoders.STREETCLIP  # see vision/encoders.py
-    image_size: int = 0  # px of the square that the encoder sees; 0: its own
-    mirror: bool = True  # learn from mirrored places too, and average over both when guessing
-    vary: float = 1.0  # how far light and zoom of pictures vary in training an encoder; 0: not at all
-    gradient_checkpointing: bool = False  # a tenth of the activations' memory for 23 % more work
-    seed: int = 0  # of weights, order, dropout, augmentation and choices
-
-    LIMITS: ClassVar = {"image_size": LARGEST_PICTURE}
-
-
-@dataclass(frozen=True)
-class TrainingOptions(EncoderOptions):
-    """How a network on an encoder is trained; what it is trained to do is for the dataclasses derived from this one."""
-
-    view_dropout: float = 0.3  # share of views left out in training
-    weight_decay: float = 0.05  # of matrices; biases, norms and other vectors have none
-    warmup: float = 0.1  # share of the steps in which the rates rise; then they fall along a cosine
-    finetune_blocks: int = 6  # last blocks of the encoder that learn; -1: all of it
-    lora_rank: int = 0  # rank of LoRA on the attention instead (hf: encoders); 0: without
-    finetune_rate: float = 2e-5  # learning rate of the encoder's top layer
-    layer_decay: float = 0.9  # factor from each layer's rate of the encoder to the one below it
-
-    LIMITS: ClassVar = {"lora_rank": 1024}
-    SHARES: ClassVar[Names] = ("view_dropout", "warmup", "layer_decay")
-    MINUS_ONE: ClassVar[Names] = ("finetune_blocks",)
 
 
 class Learner(pl.LightningModule):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import re
 import signal
 import sys
 import threading
@@ -17,10 +18,10 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from kitlib.core import storage
 from kitlib.core.errors import KitError
+from kitlib.core.progress import Bar
 from kitlib.data.loader import Batches
 from kitlib.training import checkpoints
 
@@ -57,8 +58,16 @@ class ResumeCallback(pl.Callback):
         self.saved = False  # this session has made progress
         self.weight = self.rate = 0.0  # of the current batch
         self.signal = 0  # the signal that asked to stop
-        self.bar = tqdm(disable=True)
+        self.bar = Bar(disable=True)
+        self.steps = 0  # of the whole fit
         self.logged = time.monotonic()
+
+    @property
+    def label(self) -> str:
+        """The fit's name for people, such as "fold 0 heads": the folder's, from that of its fold on."""
+        parts = self.folder.parts
+        first = next((k for k, part in enumerate(parts) if re.fullmatch(r"fold_\d+", part)), len(parts) - 1)
+        return " ".join(parts[first:]).replace("fold_", "fold ")
 
     def seconds(self) -> float:
         """Time spent, earlier sessions included."""
@@ -85,12 +94,15 @@ class ResumeCallback(pl.Callback):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
         trainer.should_stop = self.ended
-        self.bar = tqdm(
-            desc=self.folder.name,
-            total=int(trainer.estimated_stepping_batches),
+        self.steps = int(trainer.estimated_stepping_batches)
+        if trainer.global_step:
+            log.info("resuming %s at step %d of %d", self.label, trainer.global_step, self.steps)
+        self.bar = Bar(
+            desc=self.label,
+            total=self.steps,
             initial=trainer.global_step,
             unit="step",
-            mininterval=0.5 if sys.stderr.isatty() else 10,  # notebooks and log files keep every update
+            mininterval=0.5 if sys.stderr.isatty() else 10,  # log files keep every update
             disable=not trainer.is_global_zero,
         )
 
@@ -220,7 +232,7 @@ class ResumeCallback(pl.Callback):
                 pd.DataFrame(self.lines).to_csv(beside, index=False)
             self.bar.set_postfix_str(f"loss {self.lines[-1]['loss']:.4g}", refresh=False)
             if began - self.logged > LOG_EVERY:
-                log.info("%s: %s", self.folder.name, self.latest())
+                log.info("%s: %s", self.label, self.latest())
                 self.logged = began
         weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if not torch.nn.utils.get_total_norm(weights).isfinite():

@@ -50,7 +50,7 @@ class EncoderSession(TorchSession[C], Inputs):
         """Refuse an encoder that cannot be loaded, or not be trained as the config says."""
         settings = asdict(config)  # type: ignore[call-overload]
         names = paths.joined(settings["encoder"])
-        encoder = [encoders.load(name, settings["image_size"] or None) for name in names][0]
+        encoder, *_ = [encoders.load(name, settings["image_size"] or None) for name in names]
         if settings.get("finetune_epochs") or settings.get("finetune"):
             encoders.check_trainable(settings["encoder"])
             if settings.get("lora_rank"):

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from kitlib.core import storage
 from kitlib.core.errors import Damaged, KitError
+from kitlib.core.progress import Bar
 from kitlib.data.pictures import Pack
 from kitlib.vision import augment
 from kitlib.vision import device as vision_device
@@ -67,14 +67,7 @@ def embed(
     device = device or vision_device.best_device()
     dtype = dtype or vision_device.best_dtype(device)
     batch_size = batch_size or max(1, BATCH_PICTURES[device.type] // len(pack.views))
-    made_by = {
-        "weights": encoder.weights_digest,
-        "architecture": storage.digest(repr(encoder.backbone)),  # which may differ in padding for the same weights
-        "preprocess": asdict(encoder.preprocess),
-        "split": pack.split,
-        "pictures": pack.checksum,
-        "dtype": str(dtype),
-    }
+    made_by = _inputs(pack, encoder, dtype)
     folders = [
         _compute(pack, encoder, out_dir, made_by | {"mirrored": mirrored}, batch_size, device, dtype)
         for mirrored in (False, True)[: 1 + mirror]
@@ -88,6 +81,23 @@ def embed(
         key=folders[0].name,
         pictures_per_second=meta["pictures_per_second"],
     )
+
+
+def are_cached(pack: Pack, encoder: Encoder, out_dir: Path, dtype: torch.dtype) -> bool:
+    """Whether `embed` would find the features of the plain pictures."""
+    made_by = _inputs(pack, encoder, dtype) | {"mirrored": False}
+    return (out_dir / storage.digest(json.dumps(made_by, sort_keys=True))).is_dir()
+
+
+def _inputs(pack: Pack, encoder: Encoder, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "weights": encoder.weights_digest,
+        "architecture": storage.digest(repr(encoder.backbone)),  # which may differ in padding for the same weights
+        "preprocess": asdict(encoder.preprocess),
+        "split": pack.split,
+        "pictures": pack.checksum,
+        "dtype": str(dtype),
+    }
 
 
 def _compute(
@@ -141,7 +151,7 @@ def _fill(
     encoder.eval().to(device)
     size = None if len(pack.sizes) == 1 else encoder.preprocess.resize
     began = saved = time.perf_counter()
-    with tqdm(total=n_places * n_views, initial=done * n_views, desc=f"embedding {what}", unit=" pictures") as bar:
+    with Bar(total=n_places * n_views, initial=done * n_views, desc=f"embedding {what}", unit=" pictures") as bar:
         for rows, batch in ViewBatches(pack, np.arange(done, n_places), batch_size, size):
             views = augment.mirror(batch) if made_by["mirrored"] else batch
             features[rows] = batch_features = _features(encoder, views.to(device), dtype, pack.sample_id[rows])

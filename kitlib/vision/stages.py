@@ -20,7 +20,7 @@ BANDS = (1, 3)  # the whole picture, and thirds
 
 
 class Stages(nn.Module):
-    """Wrap a backbone and its blocks: pixels (B, 3, H, W) to features (B, D) with the widths `self.parts` summing to D."""
+    """Wrap a backbone and its blocks: pixels (B, 3, H, W) to features (B, D), whose widths are `parts`."""
 
     def __init__(self, backbone: nn.Module, blocks: list[nn.Module]) -> None:
         super().__init__()

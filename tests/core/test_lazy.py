@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import kitlib
-from kitlib import geo
+from kitlib import data, geo
 from kitlib.core import lazy, paths
 from kitlib.geo import geohash, sphere
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def get(tmp_path):
+def get(tmp_path, monkeypatch):
+    monkeypatch.setattr(geo, "__all__", geo.__all__)  # restored at the end
     file = tmp_path / "__init__.py"
     file.write_text(FACE)
     return lazy.face("kitlib.geo", str(file))[0]
@@ -69,3 +70,23 @@ def test_a_wheel_carries_every_package():
     project = tomllib.loads((Path(kitlib.__file__).parents[1] / "pyproject.toml").read_text())
     listed = project["tool"]["setuptools"]["packages"]
     assert sorted(set(listed) - {"kitlib.notebooks"}) == packages()
+
+
+@pytest.mark.parametrize("jedi", [False, True])
+def test_tab_shows_what_is_meant(jedi):
+    """The real completer of a notebook, with and without jedi."""
+    program = f"""
+from IPython.core.completer import provisionalcompleter
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.run_cell("import kitlib.geo.sphere\\nfrom kitlib import data, geo\\nfrom kitlib.geo import sphere, geohash")
+shell.Completer.use_jedi = {jedi}
+with provisionalcompleter():
+    for line in ("data.", "geo.", "sphere.", "geo.geohash."):
+        print(*sorted(found.text.strip(".") for found in shell.Completer.completions(line, len(line))))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    shown = [{name for name in line.split() if name[0] != "_"} for line in done.stdout.splitlines()]
+    assert shown[0] == set(data.__all__) and shown[1] == set(geo.__all__)
+    assert shown[2] == set(lazy.public(str(sphere.__file__))) and shown[3] == set(lazy.public(str(geohash.__file__)))
+    assert "distance_km" in shown[2] and not {"np", "annotations", "KitError", "Any", "log"} & shown[2]

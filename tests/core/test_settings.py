@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import re
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import ClassVar
@@ -13,13 +16,16 @@ import pytest
 
 from kitlib.core.checks import whole_numbers
 from kitlib.core.errors import KitError
+from kitlib.core.parameters import check_parameters
 from kitlib.core.settings import Names, Settings, mapping
 
 
 @dataclass(frozen=True)
 class Example(Settings):
-    colour: str = "red"
-    size: int = 3
+    """What a thing is like."""
+
+    colour: str = "red"  # of paint; <b> is for print
+    size: int = 3  # px
     share: float = 0.5
     width: float = 2.0
     blocks: int = -1
@@ -37,7 +43,9 @@ class Example(Settings):
 
 @dataclass(frozen=True)
 class Derived(Example):
-    depth: int = 2
+    """A thing with depth."""
+
+    depth: int = 2  # m; # is a sign too
 
     POSITIVE: ClassVar[Names] = ("depth",)
     CHOICES: ClassVar = {"shape": ("round",)}
@@ -127,10 +135,54 @@ def test_texts_of_a_command_line():
 
 def test_the_table_shows_where_each_value_comes_from():
     table = Example.from_dict({"colour": "blue"}, "small")._repr_html_()
-    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>") if "<td" in row]
     assert rows[:4] == [
-        ["colour", "blue", "given"],
-        ["size", "1", "preset small"],
-        ["share", "0.5", "default"],
-        ["width", "0.5", "preset small"],
+        ["colour", "blue", "given", "of paint; &lt;b&gt; is for print"],
+        ["size", "1", "preset small", "px"],
+        ["width", "0.5", "preset small", ""],
+        ["share", "0.5", "default", ""],  # folded away, as all others
     ]
+    assert "preset small counts before the defaults" in table
+    assert "preset" not in Example()._repr_html_() and "<summary>7 settings" in Example()._repr_html_()
+
+
+def test_the_comments_of_fields_are_in_the_docstring():
+    assert Example.__doc__ == (
+        "What a thing is like.\n\nSettings, with their defaults:\n\n"
+        "    colour ('red'): of paint; <b> is for print\n    size (3): px"
+    )
+    assert Derived.__doc__.startswith("A thing with depth.\n") and Derived.__doc__.endswith(
+        "depth (2): m; # is a sign too"
+    )
+    assert list(Derived.COMMENTS) == ["colour", "size", "depth"]
+
+
+def test_what_papermill_injects_counts_although_it_is_the_default():
+    """Otherwise a preset would replace a value that was given on purpose."""
+    cell = {"SIZE": 3, "WIDTH": 2.0, "In": ["", "SIZE = 3", "# Parameters\nWIDTH = 2.0\nDATA = 'x'\n"]}
+    assert Example.from_parameters(cell, "", "small") == Example(size=1, width=2.0)
+    assert Example.from_parameters(cell, "", "small")._sources["width"] == "given"
+
+
+@pytest.mark.parametrize("family", ["multiview", "retrieval", "regional", "ridge", "vlm"])
+def test_every_setting_of_a_family_says_what_it_means(family):
+    config = importlib.import_module(f"kitlib.models.{family}").Config
+    assert set(config.COMMENTS) == set(config.defaults())
+    assert all(f"    {name} (" in config.__doc__ for name in config.defaults())
+
+
+def test_configs_are_made_without_torch():
+    program = "import sys\nfrom kitlib.models import multiview, regional, retrieval, ridge, vlm\n"
+    program += "[family.Config() for family in (multiview, regional, retrieval, ridge, vlm)]\n"
+    program += "print(*{'torch', 'transformers', 'pytorch_lightning', 'timm'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_parameter_that_no_cell_declares_is_refused_under_plain_papermill():
+    cell = {"__annotations__": {"DATA": str, "N": int}, "DATA": "x", "N": 1, "In": ["", "# Parameters\nDATTA = 'y'\n"]}
+    with pytest.raises(KitError, match=r"takes no parameter DATTA \(did you mean DATA\?\)$"):
+        check_parameters(cell)
+    with pytest.raises(KitError, match=r"takes no parameter XYZ; expected: DATA, N$"):
+        check_parameters(cell | {"In": ["# Parameters\nXYZ = 1"]})
+    check_parameters(cell | {"In": ["# Parameters\nN = 1"]})

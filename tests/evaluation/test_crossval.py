@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from data_helper import competition
 from picture_helper import scene
 
 from kitlib.core import storage
-from kitlib.core.errors import Damaged, KitError
+from kitlib.core.errors import Damaged, Interrupted, KitError
 from kitlib.core.settings import Settings
 from kitlib.data import pictures, readers
 from kitlib.evaluation import baselines, crossval, fold_files, guesses, metrics, runs
 from kitlib.evaluation.crossval import Unfinished
+from kitlib.models import multiview
 
 
 @dataclass(frozen=True)
@@ -349,3 +351,22 @@ def test_a_fold_that_a_run_does_not_have_is_refused(places):
         with pytest.raises(KitError, match="folds: expected numbers from 0 to 2"):
             Session.train_fold(run.name, fold)
     assert fold_files.done_folds(run) == [0]
+
+
+def test_a_training_says_what_it_trains_before_torch_is_imported(monkeypatch, caplog):
+    """The family's run, which imports torch, comes after the line; what interrupts it ends in one sentence."""
+    config = multiview.Config(encoder="tiny", finetune_epochs=0)
+    module = SimpleNamespace(Session=SimpleNamespace(train=interrupted))
+    monkeypatch.setattr(crossval.importlib, "import_module", lambda name: asked.append((name, caplog.text)) or module)
+    caplog.set_level("INFO", logger="kitlib.evaluation.crossval")
+    asked: list[tuple[str, str]] = []
+    places = SimpleNamespace(name="us", rows=lambda split: range(1234))
+    with pytest.raises(Interrupted, match=r"^stopped run first; what is finished is saved: the same call goes on"):
+        crossval.train(config, places, "first", only_folds="0,2")
+    (name, said), *more = asked
+    assert name == "kitlib.models.multiview.run" and not more
+    assert "run first: multiview on 1,234 places of us, folds 0,2 (stratified), encoder tiny, heads_epochs 60\n" in said
+
+
+def interrupted(*args, **options):
+    raise KeyboardInterrupt

@@ -123,7 +123,8 @@ def test_nested_weights_are_never_fitted_on_the_places_they_blend(places):
     good, bad = member(places, 1, 3.0), member(places, 2, 0.1)
     traitor = replace(good, state_probs=np.where(odd[:, None], good.state_probs, np.roll(good.state_probs, 1, 1)))
     members = {"traitor": traitor, "weak": bad}
-    honest = ensemble.nested(members, places, fold)
+    honest, blends = ensemble.nested(members, places, fold)
+    assert sorted(blends) == [0, 1]
     flattered = ensemble.fit(members, places)(members)
     assert score(honest, places) < score(flattered, places) - 0.1
 
@@ -132,7 +133,7 @@ def test_nested_weights_are_never_fitted_on_the_places_they_blend(places):
 def test_every_blender_beats_its_members(places, name):
     members = {str(seed): member(places, seed, 1.2) for seed in range(3)}
     fold = {sample_id: n % 3 for n, sample_id in enumerate(places.sample_id("train"))}
-    blended = ensemble.nested(members, places, fold, ensemble.BLENDERS[name])
+    blended, _ = ensemble.nested(members, places, fold, ensemble.BLENDERS[name])
     assert (blended.sample_id == members["0"].sample_id).all()
     assert score(blended, places) > np.mean([score(m, places) for m in members.values()])
 

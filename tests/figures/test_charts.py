@@ -27,7 +27,11 @@ def test_soft_labels_state_what_the_true_state_keeps():
 
 
 def test_charts_of_data_draw():
-    png(charts.counts(NAMES, {"train": np.arange(8), "test": np.ones(8)}, title="Places", note=NOTE))
+    counts = charts.counts(NAMES, {"train": np.arange(8), "test": np.ones(8)}, title="Places", note=NOTE)
+    assert "train: 28 places, 0 to 7 each" in texts(counts) and "test: 8 places, 1 each" in texts(counts)
+    assert [bar.get_height() for bar in counts.axes[0].patches] == [7, 6, 5, 4, 3, 2, 1, 0]
+    png(counts)
+    assert "rarer ones not drawn: 5" in texts(charts.counts(NAMES, {"train": np.arange(8)}, most=3))
     png(charts.distance_matrix(DISTANCE, NAMES, note=NOTE))
     assert "median 2" in texts(charts.histogram([1, 2, np.nan, 3], "km"))
 
@@ -39,7 +43,17 @@ def test_training_curves_share_a_panel_and_skip_missing_values():
     figure = charts.training_curves(history, note=NOTE)
     assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()] == ["loss", "lr"]
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [3, 1]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["training", "held-out places"]
     png(figure)
+
+
+def test_a_single_epoch_is_a_dot_at_its_number():
+    figure = charts.training_curves(pd.DataFrame({"loss": [2.0]}, index=pd.Index([1], name="epoch")))
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_xticks().tolist() == [1] and "a single epoch" in texts(figure)
+    low, high = figure.axes[0].get_ylim()
+    assert low < 1.9 and high > 2.1
 
 
 def test_the_last_digits_of_a_constant_are_no_curve():
@@ -52,7 +66,9 @@ def test_the_last_digits_of_a_constant_are_no_curve():
 def test_fold_scores_name_mean_and_spread():
     figure = charts.fold_scores(pd.DataFrame({"final": [0.4, 0.6]}), note=NOTE)
     assert "0.5 ± 0.14" in texts(figure)
-    png(charts.fold_scores(pd.DataFrame({"final": [0.4]})))
+    alone = charts.fold_scores(pd.DataFrame({"final": [0.4]}))
+    assert "±" not in texts(alone) and "one fold" in texts(alone)
+    png(alone)
 
 
 def test_picture_rows_show_every_picture_once():
@@ -81,7 +97,19 @@ def test_save_is_atomic_and_settings_of_the_caller_stay(tmp_path):
 def test_neighbours_stand_beside_their_place_with_state_and_distance():
     pictures = RNG.integers(0, 255, (2, 3, 8, 8, 3), np.uint8)
     states = [["Ohio", "Iowa", "Utah"], ["Maine", "Ohio", "Iowa"]]
-    figure = charts.neighbour_rows(pictures, states, [[10.0, 2000.0], [1.0, 3.0]], first="held out", note=NOTE)
-    for text in ("Ohio\nIowa, 10 km\nUtah, 2,000 km", "held out", "most similar", "second", NOTE):
+    figure = charts.neighbour_rows(
+        pictures, states, [[10.0, 2000.0], [1.0, 3.0]], first="held out", view="south", note=NOTE
+    )
+    for text in ("Iowa\n10 km away", "Utah\n2,000 km away", "held out", "most similar", "the south view", NOTE):
         assert text in texts(figure)
+    caption = next(text for text in figure.texts if text.get_text().startswith("Utah"))
+    left, right = figure.axes[2].get_position().intervalx
+    assert left <= caption.get_position()[0] < right  # below its own picture
+    assert caption.get_position()[1] < figure.axes[2].get_position().y0
+    png(figure)
+
+
+def test_a_wall_has_a_caption_below_each_picture_and_no_empty_ones():
+    figure = charts.picture_wall(RNG.integers(0, 255, (5, 8, 8, 3), np.uint8), NAMES[:5], columns=3, title="Wall")
+    assert len(figure.axes) == 5 and all(name in texts(figure) for name in NAMES[:5])
     png(figure)

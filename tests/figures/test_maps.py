@@ -114,13 +114,13 @@ def error_page(path, true, guess, labels, **options) -> tuple[Elements, dict]:
 
 def test_an_error_page_holds_texts_of_the_data_as_json_and_nowhere_else(tmp_path):
     points, path = np.resize(POINTS, (len(HOSTILE), 2)), tmp_path / "map.html"
-    _, plain = error_page(path, points, points[::-1], ["x"] * len(points))
-    same = re.sub(r"map_\w+|tile_layer_\w+|<script type.*</script>", "", path.read_text())
+    block = '<script type="application/json".*</script>'
+    error_page(path, points, points[::-1], ["x"] * len(points))
+    same = re.sub(block, "", path.read_text())
     elements, data = error_page(path, points, points[::-1], HOSTILE, note=HOSTILE[0])
-    assert sorted(label for *_, label in data["places"]) == sorted(HOSTILE)
-    assert data["caption"].endswith(HOSTILE[0]) and len(plain["places"]) == len(points)
+    assert sorted(data["labels"]) == sorted(HOSTILE) and data["caption"].endswith(HOSTILE[0])
     text = path.read_text(encoding="utf-8")
-    assert re.sub(r"map_\w+|tile_layer_\w+|<script type.*</script>", "", text) == same
+    assert re.sub(block, "", text) == same
     assert "\u2028" not in text and "\u202e" not in text
     assert "${alert" not in text and "<img src=x" not in text and text.count("</script>") == text.count("<script")
     assert not [
@@ -128,17 +128,25 @@ def test_an_error_page_holds_texts_of_the_data_as_json_and_nowhere_else(tmp_path
     ]
 
 
-def test_an_error_page_has_as_many_places_as_it_may_and_the_shorter_lines(tmp_path):
+def test_an_error_page_has_all_places_by_their_errors_and_the_shorter_lines(tmp_path):
     many = np.repeat(POINTS, 40, 0)
-    _, data = error_page(tmp_path / "map.html", many, many[::-1], [""] * len(many), most=100, note=NOTE)
-    assert len(data["places"]) == 100 and NOTE in data["caption"] and "100 of 320 places" in data["caption"]
+    km = geo.distance_km(many, many[::-1])
+    pictures = {int(np.argmax(km)): [b"jpeg"]}
+    _, data = error_page(
+        tmp_path / "map.html", many, many[::-1], [f"{k:.3f}" for k in km], pictures=pictures, note=NOTE
+    )
+    assert NOTE in data["caption"] and "320 places" in data["caption"] and "of 1 of 320 places" in data["without"]
+    assert [float(label) for label in data["labels"]] == sorted(km.round(3).tolist())
+    assert data["level"] == sorted(data["level"]) and data["level"][-1] == 15
+    ((place, jpegs),) = data["pictures"].items()
+    assert float(data["labels"][int(place)]) == km.max().round(3) and jpegs == ["anBlZw=="]
     fiji, samoa, paris = (-17.7, 178.0), (-13.8, -171.8), (48.9, 2.4)
     _, data = error_page(tmp_path / "near.html", np.array([fiji, samoa]), np.array([samoa, fiji]), ["", ""])
     (west, east), bounds = data["bounds"], np.array(data["bounds"])
     assert bounds[1, 1] - bounds[0, 1] == pytest.approx(10.2) and west[0] == -17.7 and east[0] == -13.8
     _, data = error_page(tmp_path / "far.html", np.array([fiji, paris]), np.array([samoa, paris]), ["", ""])
-    lines = {tuple(truth): guess for truth, guess, *_ in data["places"]}
-    assert lines[fiji][1] == pytest.approx(188.2) and lines[paris][1] == 2.4
+    guess = dict(zip(data["latitude"], data["guess_longitude"], strict=True))
+    assert guess[fiji[0]] == pytest.approx(188.2) and guess[paris[0]] == 2.4
 
 
 def test_lines_of_a_map_of_the_world_take_the_short_way(tmp_path):

@@ -28,8 +28,18 @@ def test_score_table_puts_the_best_last_in_whole_kilometres():
     table = scores.score_table({"good": good, "bad": bad})
     assert table.index.tolist() == ["bad", "good"]
     assert table.loc["good", "final"] == 1
-    assert table["mean_km"].tolist() == [111, 0]
-    assert table["n"].dtype == int
+    assert table["mean km"].tolist() == [111, 0]
+    assert table["places"].dtype == int and table.loc["good", "top-1"] == "100.0%"
+
+
+def test_weights_over_folds_have_a_bar_for_all_and_a_dot_for_each_fold():
+    each = np.array([[0.7, 0.3, 0.0], [0.5, 0.4, 0.1]])
+    figure = scores.weights_over_folds(["a", "b", "c"], each, [0.6, 0.1, 0.3], note=NOTE)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "c", "b"]  # the heaviest first
+    assert [bar.get_width() for bar in axes.patches] == [0.6, 0.3, 0.1]
+    assert [dots.get_offsets()[:, 0].tolist() for dots in axes.collections] == [[0.7, 0.0, 0.3], [0.5, 0.1, 0.4]]
+    png(figure)
 
 
 def test_scores_grey_the_baselines_and_name_chance():
@@ -56,6 +66,9 @@ def test_calibration_is_zero_for_an_honest_forecast_and_large_for_a_boaster():
     held = np.repeat(0.75, 100)
     assert "error 0.000" in texts(scores.calibration(held, np.arange(100) < 75))
     assert "error 0.750" in texts(scores.calibration(held, np.zeros(100)))
+    sure = scores.calibration(np.ones(10), np.ones(10), "my run")
+    assert "my run" in texts(sure)
+    assert sure.axes[0].get_xlim()[1] > 1  # the last dot is whole
 
 
 def gallery_sizes() -> pd.DataFrame:

@@ -14,7 +14,7 @@ from hostile_helper import HOSTILE
 from matplotlib.text import Text
 
 from kitlib import geo
-from kitlib.figures import charts, maps, scores, style
+from kitlib.figures import charts, maps, place, scores, states, style
 from kitlib.models.regional import figures as regional
 from kitlib.models.retrieval import figures as retrieval
 from kitlib.models.retrieval import similarity
@@ -36,6 +36,10 @@ def frame(place: str) -> pd.DataFrame:
     return pd.DataFrame([row | {"step": step, "tau_km": 200.0, "reward": 0.5} for step in range(3)])
 
 
+def opinion(texts: list[str]) -> place.Opinion:
+    return place.Opinion(texts[:5], np.full(5, 0.2), POINTS, np.full(N, 1 / N), POINTS[0])
+
+
 def galleries(texts: list[str]) -> pd.DataFrame:
     numbers = ("mean_km", "possible_mean_km", "geoscore", "possible_geoscore")
     rows = [{"chosen": name, "size": 10} for name in texts] + [{"chosen": "all", "size": 20}]
@@ -44,6 +48,7 @@ def galleries(texts: list[str]) -> pd.DataFrame:
 
 # Every figure with texts of the data: made from as many of them as it is meant for.
 FIGURES: dict[Callable, Callable[..., style.Figure]] = {
+    maps.gains: lambda texts, **words: maps.gains(POINTS, KM - KM.mean(), *texts[:2], **words),
     charts.counts: lambda texts, **words: charts.counts(texts, {texts[0]: np.ones(len(texts))}, **words),
     charts.distance_matrix: lambda texts, **words: charts.distance_matrix(DISTANCE, texts, **words),
     charts.soft_labels: lambda texts, **words: charts.soft_labels({75: np.ones(N), 9: KM}, texts, texts[0], N, **words),
@@ -54,9 +59,25 @@ FIGURES: dict[Callable, Callable[..., style.Figure]] = {
         pd.DataFrame({"final": KM}, index=[text[:9] for text in texts]), **words
     ),
     charts.picture_rows: lambda texts, **words: charts.picture_rows(PICTURES, texts[:2], texts, **words),
-    charts.neighbour_rows: lambda texts, note, title: charts.neighbour_rows(
-        PICTURES, np.column_stack([texts, texts]), KM[:, None], note=note
+    charts.neighbour_rows: lambda texts, **words: charts.neighbour_rows(
+        PICTURES, np.column_stack([texts, texts]), KM[:, None], texts[0], texts[0], **words
     ),
+    charts.picture_wall: lambda texts, **words: charts.picture_wall(PICTURES[:, 0], texts, **words),
+    states.places: lambda texts, **words: states.places(POINTS, texts, **words),
+    place.place: lambda texts, **words: place.place(
+        PICTURES[0],
+        texts[:2],
+        dict.fromkeys(texts[:2], opinion(texts)),
+        POINTS[0],
+        texts[0],
+        PICTURES[0],
+        texts[:2],
+        **words,
+    ),
+    place.likelihood: lambda texts, **words: place.likelihood(
+        np.stack([POINTS, POINTS]), np.full((2, N), 1 / N), POINTS[:2], POINTS[:2], texts[:2], **words
+    ),
+    place.decisive: lambda texts, **words: place.decisive(PICTURES[0], texts[:2], np.ones((2, 3, 3)), **words),
     maps.places: lambda texts, **words: maps.places(POINTS[:8], texts[:8], **words),
     maps.values: lambda texts, **words: maps.values(texts, POINTS, KM, "km", **words),
     maps.embedding: lambda texts, **words: maps.embedding(POINTS, POINTS, texts[:2], **words),
@@ -70,6 +91,7 @@ FIGURES: dict[Callable, Callable[..., style.Figure]] = {
     ),
     retrieval.distributions: lambda texts, **words: retrieval.distributions(dict.fromkeys(texts[:3], PAIRS), **words),
     retrieval.spectra: lambda texts, **words: retrieval.spectra(dict.fromkeys(texts[:6], KM), **words),
+    scores.weights_over_folds: lambda texts, **words: scores.weights_over_folds(texts, np.ones((5, N)), KM, **words),
     regional.dropped: lambda texts, **words: regional.dropped(POINTS, texts, **words),
     regional.region_errors: lambda texts, **words: regional.region_errors(
         dict.fromkeys(texts, KM.reshape(-1, 1)[:4] * [1, 2]), dict.fromkeys(texts, np.ones((4, 2))), texts, N, **words
@@ -85,7 +107,7 @@ NUMBERS_ONLY = {
 
 
 def test_the_walk_covers_every_figure():
-    modules = (charts, maps, scores, regional, retrieval, vlm)
+    modules = (charts, maps, place, scores, states, regional, retrieval, vlm)
     figures = {
         function
         for module in modules

@@ -94,3 +94,41 @@ def test_no_part_of_an_executed_notebook_names_what_was_given(home, tmp_path_fac
     kernel._tidy(path)
     text = path.read_text()
     assert "confidential" not in text and "input_path" not in text and "<td>us</td>" in text
+
+
+@pytest.mark.slow
+def test_a_cell_has_one_line_for_all_its_bars_and_nothing_on_stderr(home):
+    """Twelve dead widgets and pink lines stood in an executed notebook."""
+    source = write_notebook(
+        home / "00_bars.ipynb",
+        prose("# 00 · Bars"),
+        parameters("N: int = 3"),
+        code(
+            "import logging\nfrom kitlib.core import progress\nfor part in ('first', 'second'):\n"
+            "    for _ in progress.Bar(range(N), desc=part, unit='step', leave=False):\n        pass\n"
+            "logging.getLogger('kitlib.any').info('all %d', N)\nprogress.end('both done')"
+        ),
+        code("for _ in progress.Bar(range(N), desc='third'):\n    pass"),
+        code("progress.end('no bar, no line')"),
+    )
+    assert kernel.execute(source, home / "out.ipynb", {}).status == "done"
+    cells = json.loads((home / "out.ipynb").read_text())["cells"][2:]
+    first, second, third = (cell["outputs"] for cell in cells)
+    assert [output["output_type"] for output in first] == ["display_data", "stream"]
+    assert first[0]["data"] == {"text/plain": "both done"} or "".join(first[0]["data"]["text/plain"]) == "both done"
+    assert first[1]["name"] == "stdout" and "".join(first[1]["text"]).endswith("all 3\n")
+    assert len(second) == 1 and "third: 100%" in "".join(second[0]["data"]["text/plain"]) and third == []
+
+
+@pytest.mark.slow
+def test_an_interrupt_is_one_sentence(home):
+    source = write_notebook(
+        home / "00_stop.ipynb",
+        prose("# 00"),
+        parameters("N: int = 1"),
+        code("from kitlib.core.errors import Interrupted\nraise Interrupted('stopped fold 0 heads at step 26')"),
+    )
+    kernel.execute(source, home / "out.ipynb", {})
+    outputs = [o for cell in json.loads((home / "out.ipynb").read_text())["cells"] for o in cell.get("outputs", [])]
+    error = next(output for output in outputs if output["output_type"] == "error")
+    assert error["traceback"] == ["stopped fold 0 heads at step 26"]

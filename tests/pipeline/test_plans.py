@@ -61,7 +61,11 @@ def test_a_notebook_may_come_twice_with_parameters_of_its_own(folder):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"EPOCH": "3"}, r"'EPOCH' \(did you mean EPOCHS\?\); expected: DATA, EPOCHS, MIRROR, RATE, TOP"),
+        ({"EPOCH": "3"}, r"'EPOCH' \(did you mean EPOCHS\?\)$"),
+        ({"XYZ": "3"}, r"'XYZ'; expected: DATA, EPOCHS, MIRROR, RATE, TOP"),
+        ({"trian.EPOCHS": "3"}, r"no step 'trian' \(did you mean train\?\); expected .*: 10_train, 20_look"),
+        ({"look.EPOCHS": "3"}, r"-p: 20_look take no parameter 'EPOCHS'"),
+        ({"train.EPOCH": "3"}, r"'EPOCH' \(did you mean EPOCHS\?\)$"),
         ({"epochs": "3"}, r"did you mean EPOCHS"),
         ({"EPOCHS": "abc"}, r"EPOCHS of 10_train: expected a whole number \(int\); got 'abc'"),
         ({"EPOCHS": "2.5"}, r"whole number"),
@@ -199,11 +203,11 @@ def family(tmp_path):
 
 
 def test_every_field_of_a_config_can_be_given(family):
-    """What the parameters cell does not list goes through MORE, and so does a default that was given on purpose."""
+    """What the parameters cell does not list goes through MORE."""
     given = {"HEADS_EPOCHS": "3", "HIDDEN": "16", "MIRROR": "false", "ENCODER": "hf:geolocal/StreetCLIP", "TOP": "1"}
     _, _, steps = plans.check(family / "p.yaml", given)
     more = steps[0].values.pop("MORE")
-    assert yaml.safe_load(more) == {"hidden": 16, "mirror": False, "encoder": "hf:geolocal/StreetCLIP"}
+    assert yaml.safe_load(more) == {"hidden": 16, "mirror": False}
     assert steps[0].values == {"HEADS_EPOCHS": 3, "ENCODER": "hf:geolocal/StreetCLIP"} and steps[1].values == {"TOP": 1}
     for wrong, message in (
         ({"HIDEN": "1"}, "did you mean HIDDEN"),
@@ -223,3 +227,97 @@ def test_a_setting_given_twice(family):
     (family / "more.yaml").write_text(text.replace("parameters: {", "parameters: {HIDDEN: 9, "))
     with pytest.raises(KitError, match="10_family: HIDDEN is given as 9 and in MORE as 8"):
         plans.check(family / "more.yaml")
+
+
+def test_a_parameter_of_one_step_reaches_only_it(folder):
+    (folder / "two.yaml").write_text(
+        "description: d\nsteps: [{notebook: 10_train}, {notebook: 20_look}, {notebook: 20_look, parameters: {TOP: 3}}]"
+    )
+    steps = plans.check(folder / "two.yaml", {"look.TOP": "1", "train.RATE": "0.5"})[2]
+    assert [step.values for step in steps] == [{"RATE": 0.5}, {"TOP": 1}, {"TOP": 1}]
+    given = {"20_look.TOP": "1", "TOP": "2"}  # the narrower one counts, in any order
+    assert plans.check(folder / "two.yaml", given)[2][1].values == {"TOP": 1}
+
+
+def test_what_several_steps_share_is_said():
+    given = {"SEED": "1", "DATA": "sample", "multiview.DEVICES": "2", "FINETUNE_EPOCHS": "1"}
+    steps = plans.check("sample", given)[2]
+    assert plans.reach(steps, given) == [
+        "-p SEED reaches 10_train_multiview, 11_train_retrieval, 12_train_regional; "
+        "for one of them write -p multiview.SEED=…",
+        "-p FINETUNE_EPOCHS reaches 10_train_multiview, 11_train_retrieval; "
+        "for one of them write -p multiview.FINETUNE_EPOCHS=…",
+    ]
+    assert {step.name: step.values.get("DEVICES") for step in steps if "DEVICES" in step.values} == {
+        "10_train_multiview": 2
+    }
+
+
+def test_another_run_renames_all_runs_of_a_plan_and_whoever_names_them():
+    given = {"RUN": "x"}
+    steps = plans.check("sample", given)[2]
+    values = {step.name: step.values for step in steps}
+    assert values["10_train_multiview"]["RUN"] == values["20_error_maps"]["RUN"] == "x-multiview"
+    assert (values["11_train_retrieval"]["RUN"], values["11_train_retrieval"]["COMPARE"]) == (
+        "x-retrieval",
+        "x-multiview",
+    )
+    assert (values["12_train_regional"]["RUN"], values["12_train_regional"]["ROUTER"]) == ("x-regional", "x-multiview")
+    assert values["30_ensemble"]["RUNS"] == "x-multiview,x-retrieval,x-retrieval-gps,x-regional"
+    assert values["30_ensemble"]["NAME"] == "x" and values["30_ensemble"]["TRUTH"] == "data/raw/sample/test_truth.csv"
+    assert plans.reach(steps, given) == ["-p RUN=x names the runs x-multiview, x-retrieval, x-regional"]
+    values = {step.name: step.values for step in plans.check("vlm", {"RUN": "x"})[2]}
+    assert values["14_vlm_grpo"] == {"DATA": "sample", "RUN": "x-grpo", "START_FROM": "x-sft"}
+    assert plans.check("regions", {"RUN": "x", "DATA": "d"})[2][1].values["RUN"] == "x-regional"
+
+
+def test_the_run_of_one_step_is_renamed_alone():
+    values = {step.name: step.values for step in plans.check("sample", {"retrieval.RUN": "other"})[2]}
+    assert values["30_ensemble"]["RUNS"] == "sample-multiview,other,other-gps,sample-regional"
+    assert (values["11_train_retrieval"]["RUN"], values["30_ensemble"]["NAME"]) == ("other", "sample")
+    with pytest.raises(KitError, match="RUN: expected"):
+        plans.check("sample", {"RUN": "../evil"})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"SOFT_LABELS": "gauss"}, "soft_labels: expected one of place, matrix, none; got 'gauss'"),
+        ({"FUSION": "sum"}, "fusion: expected one of"),
+        ({"DROPOUT": "1.5"}, "dropout: expected a number from 0 to 1"),
+        ({"multiview.HEADS_EPOCHS": "0"}, "heads_epochs: expected more than 0"),
+        ({"FINETUNE_BLOCKS": "-2"}, "finetune_blocks: expected a finite number that is not negative"),
+        ({"IMAGE_SIZE": "99999"}, "IMAGE_SIZE: expected a whole number from 0 to 4096"),
+        ({"multiview.MORE": "{tie: county}"}, "tie: expected one of none, state, cell; got 'county'"),
+        ({"multiview.MORE": "{tei: state}"}, "unknown setting tei"),
+        ({"multiview.MORE": "[1]"}, "MORE: expected YAML of a mapping"),
+        ({"METHOD": "clip"}, "method: expected one of knn, metric, gps; got 'clip'"),
+        ({"ALSO": "knn,clip"}, "method: expected one of knn, metric, gps; got 'clip'"),
+        ({"GALLERY": "grid:0"}, "gallery"),
+        ({"SIZES": "0"}, "SIZES: expected different whole numbers from 1"),
+        ({"BY": "heading", "ALSO": "gps"}, "by: expected the default, metric, gps do not read it"),
+        ({"retrieval.FINETUNE_EPOCHS": "-1"}, "finetune_epochs"),
+        ({"REGIONS": "county"}, "regions"),
+        ({"SCALER": "log"}, "scaler: expected one of robust, standard, minmax"),
+        ({"MAD_THRESHOLD": "-1"}, "mad_threshold"),
+        ({"FOLDS_COLUMN": "random"}, "FOLDS_COLUMN: expected one of stratified, spatial, given"),
+        ({"ONLY_FOLDS": "7"}, "ONLY_FOLDS: expected different whole numbers from 0 to 4"),
+        ({"SEED": "-1"}, "seed: expected a finite number that is not negative"),
+        ({"MAX_HOURS": "nan"}, "MAX_HOURS: expected a number"),
+    ],
+)
+def test_wrong_values_are_refused_before_any_step_runs(given, message):
+    with pytest.raises(KitError, match=message):
+        plans.check("sample", given)
+
+
+def test_wrong_values_of_a_plan_s_own_are_refused_as_well(tmp_path):
+    steps = "[{notebook: 13_vlm_sft, parameters: {BATCH: 30, MORE: '{group: 8}'}}]"
+    (tmp_path / "p.yaml").write_text(f"description: d\nsteps: {steps}\n")
+    with pytest.raises(KitError, match="13_vlm_sft: batch: expected a multiple of device_batch 4; got 30"):
+        plans.check(tmp_path / "p.yaml")
+    (tmp_path / "p.yaml").write_text(
+        "description: d\nsteps: [{notebook: 14_vlm_grpo, parameters: {MORE: '{kl: x}'}}]\n"
+    )
+    with pytest.raises(KitError, match="14_vlm_grpo: kl: expected a number"):
+        plans.check(tmp_path / "p.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+from pathlib import Path
 
 import fitting_helper as helper
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from kitlib.core.errors import KitError
+from kitlib.core.errors import Interrupted, KitError
 from kitlib.training import fit, resume_callback
 
 
@@ -94,15 +95,26 @@ def test_stop_during_validation_repeats_the_steps_since_the_checkpoint(tmp_path,
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_saves_and_interrupts(tmp_path):
+def test_ctrl_c_saves_and_interrupts(tmp_path, caplog):
     module, batches, folder, options = helper.make(tmp_path, checkpoint_steps=4)
     module.before_batch = lambda epoch, batch: batch == 2 and signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match=r"^stopped .* at step 3 of 18, which is saved: the same call"):
         fit.fit(module, batches, folder, **options)
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["step-00000003.ckpt"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    caplog.set_level("INFO", logger="kitlib.training.resume_callback")
     module, _ = helper.fit(tmp_path, checkpoint_steps=4)
+    assert f"resuming {tmp_path.name} at step 3 of 18" in caplog.text
     assert helper.weights(module) == helper.whole()[0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "label"),
+    [("checkpoints/fold_0/heads", "fold 0 heads"), ("fold_3/region_a", "fold 3 region_a"), ("runs/any", "any")],
+)
+def test_a_fit_is_named_by_its_fold_and_phase(tmp_path, folder, label):
+    _, batches, _, _ = helper.make(tmp_path)
+    assert resume_callback.ResumeCallback(Path(folder), batches, 1, 0, math.inf, "", 0).label == label
 
 
 def test_loss_that_is_not_finite_stops(tmp_path):

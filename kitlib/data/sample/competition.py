@@ -21,10 +21,10 @@ import pandas as pd
 import shapely
 import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
-from tqdm.auto import tqdm
 
 from kitlib.core import paths, storage
 from kitlib.core.errors import Damaged, KitError
+from kitlib.core.progress import Bar
 from kitlib.data.places import DRAWN
 from kitlib.data.readers import VIEWS
 from kitlib.data.sample import scenery
@@ -116,7 +116,7 @@ def _write(folder: Path, settings: dict[str, int]) -> None:
             (images / name).write_bytes(simplejpeg.encode_jpeg(view, quality=88, colorsubsampling="420"))
 
     # numpy releases the GIL while it paints
-    with ThreadPoolExecutor(paths.workers()) as pool, tqdm(total=len(scenes), desc="drawing the sample") as progress:
+    with ThreadPoolExecutor(paths.workers()) as pool, Bar(total=len(scenes), desc="drawing the sample") as progress:
         try:
             for _ in pool.map(paint, visits, scenes):
                 progress.update()

@@ -23,10 +23,9 @@ from kitlib.data.places import Places
 from kitlib.evaluation import baselines
 from kitlib.evaluation.guesses import Guesses
 from kitlib.geo import EARTH_RADIUS_KM, geocells, projection
+from kitlib.models.multiview.config import TIES
 from kitlib.training.sphere import unit_vectors
 from kitlib.vision.fusion import Fusion, Standardised
-
-TIES = ("none", "state", "cell")
 
 
 @dataclass(frozen=True)

@@ -14,22 +14,21 @@ history of both fits under heads/ and finetune/. The last epoch is kept: the hel
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from kitlib.core.settings import Names
+from kitlib.core.progress import Bar
 from kitlib.data.loader import Batches
 from kitlib.data.places import Places
 from kitlib.evaluation import guesses
 from kitlib.evaluation.crossval import Unfinished, is_first_process
 from kitlib.evaluation.guesses import Guesses
-from kitlib.models.multiview.heads import TIES, Classes, Heads
-from kitlib.models.multiview.training import Geolocator, GeolocatorOptions
+from kitlib.models.multiview.config import Config
+from kitlib.models.multiview.heads import Classes, Heads
+from kitlib.models.multiview.training import Geolocator
 from kitlib.training import fit
 from kitlib.training.learner import Batch, encode
 from kitlib.training.session import EncoderSession
@@ -37,44 +36,6 @@ from kitlib.training.sphere import unit_vectors
 from kitlib.vision import weights
 from kitlib.vision.device import autocast, precision_of
 from kitlib.vision.encoders import Encoder
-from kitlib.vision.fusion import FUSIONS
-
-
-@dataclass(frozen=True)
-class Config(GeolocatorOptions):
-    """The settings that decide the result, saved in params.json. Defaults are for tens of thousands of places."""
-
-    fusion: str = "average"  # of the views: average, concat, attention, learned
-    hidden: int = 256  # units between the fused views and the heads
-    dropout: float = 0.5  # share of features, and of hidden units, left out in training
-    places_per_cell: int = 50  # training places in a geocell, on average; a state has at least one cell
-    tie: str = "state"  # what the GPS head adds to: the middle of the likely states, of the cells, or none
-    gps_share: float = 0.1  # weight of the GPS head's point among a guess's points; cells share the rest
-    points: int = 24  # likeliest cells that become points of a guess
-    heads_epochs: int = 60  # passes of the heads over cached features
-    heads_batch: int = 1024  # places a step; fewer where a pass would have less than 8 steps
-    heads_rate: float = 1e-3  # learning rate
-    finetune_epochs: int = 3  # passes over the pictures; 0: heads only
-    finetune_batch: int = 64  # places a step, gathered over devices and turns
-    device_batch: int = 16  # places that fit on one device at once
-    finetune_heads_rate: float = 2e-4  # learning rate of the heads
-
-    CHOICES: ClassVar = {"fusion": FUSIONS, "tie": TIES}
-    LIMITS: ClassVar = {"hidden": 2**14, "points": 2**14}
-    POSITIVE: ClassVar[Names] = ("hidden", "places_per_cell", "points", "heads_epochs", "heads_batch",
-                                 "finetune_batch", "device_batch")  # fmt: skip
-    SHARES: ClassVar[Names] = ("dropout", "gps_share")
-    PRESETS: ClassVar = {
-        "sample": {"encoder": "tiny", "places_per_cell": 8, "dropout": 0.3, "heads_epochs": 40, "heads_rate": 3e-3},
-        "sample tiny": {"finetune_epochs": 4, "finetune_blocks": -1, "finetune_rate": 1e-3, "finetune_batch": 16,
-                        "layer_decay": 1.0, "vary": 0.0},
-    }  # fmt: skip
-
-    @classmethod
-    def preset(cls, name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The values of a preset; those of fine-tuning only for an encoder that was never trained."""
-        tiny = settings.get("encoder", "tiny") == "tiny"
-        return {**super().preset(name, settings), **(super().preset(f"{name} tiny", settings) if tiny else {})}
 
 
 class Session(EncoderSession[Config]):
@@ -149,11 +110,15 @@ class Session(EncoderSession[Config]):
         size = config.device_batch if encoder else config.heads_batch
         batches = Batches(rows[~blind], size, 0, load_batch, shuffle=False, prefetch=True) if not blind.all() else ()
         with torch.inference_mode(), autocast(self.device, self.dtype):
-            for batch in tqdm(batches, desc=f"fold {fold}: guessing {split}", leave=False):
-                sample_id = pack.sample_id[batch.pop("row")]
+            for batch in Bar(batches, desc=f"fold {fold}: guessing {split}", leave=False):
+                row = batch.pop("row")
+                # a view without a usable picture is left out, as views are in training, if they are there
+                keep = torch.from_numpy(pack.usable[row] | (not config.view_dropout)).to(self.device)
+                turned = keep[:, [-i % keep.shape[1] for i in range(keep.shape[1])]]  # as by augment.mirror
+                sides = [(False, keep), (True, turned)][: 1 + config.mirror]
                 batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-                outputs = [heads(encode(batch, encoder, mirrored)) for mirrored in (False, True)[: 1 + config.mirror]]
-                parts.append(heads.guess(sample_id, outputs, config.points, config.gps_share))
+                outputs = [heads(encode(batch, encoder, mirrored), kept) for mirrored, kept in sides]
+                parts.append(heads.guess(pack.sample_id[row], outputs, config.points, config.gps_share))
         return guesses.stack(parts).on_states(self.places.states["state_idx"].to_numpy()).at(pack.sample_id[rows])
 
 

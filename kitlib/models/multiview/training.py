@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from kitlib.core.settings import Names
+from kitlib.models.multiview.config import GeolocatorOptions
 from kitlib.models.multiview.heads import HeadOutputs, Heads
 from kitlib.training import losses, sphere
-from kitlib.training.learner import Batch, Learner, TrainingOptions, encode
+from kitlib.training.learner import Batch, Learner, encode
 from kitlib.vision.encoders import Encoder
 
-SOFT_LABELS = ("place", "matrix", "none")
 KM_PER_NAT = 1000.0  # error that costs as much as one nat of cross-entropy
-
-
-@dataclass(frozen=True)
-class GeolocatorOptions(TrainingOptions):
-    """How heads and encoder are trained."""
-
-    soft_labels: str = "place"  # distances of the state targets: from the place, between states (matrix), or none
-    temperature_km: float = 75.0  # km at which a target's weight falls to 1/e, of states and of cells
-
-    CHOICES: ClassVar = {"soft_labels": SOFT_LABELS}
-    POSITIVE: ClassVar[Names] = ("temperature_km",)
 
 
 class Geolocator(Learner):

@@ -123,7 +123,7 @@ def neighbour_curve(km: ArrayLike, eps_km: float, k: int, title: str = "", note:
     axes.plot(rank, shown, color=PALETTE[0], marker="o" if len(finite) < 60 else None, ms=3)
     axes.fill_between(rank, eps_km, shown, where=shown > eps_km, color=PALETTE[1], alpha=0.2, lw=0)
     axes.axhline(eps_km, color=PALETTE[1], lw=1.4)
-    label = f"eps {eps_km:g} km: {above / len(distance):.1%} of the places ({above:,}) lie above"
+    label = f"eps {eps_km:.4g} km: {above / len(distance):.1%} of the places ({above:,}) lie above"
     axes.annotate(label, (0, eps_km), (6, 5), xycoords=("axes fraction", "data"), textcoords="offset points",
                   color=PALETTE[1], fontweight="bold")  # fmt: skip
     axes.set_yscale("log")

@@ -2,7 +2,7 @@
 
     scaler = RegionScaler.fit(points, "robust")
     scaled = scaler.transform(points)             # (N, 2), the targets of a regressor
-    scaler.inverse(scaled)                        # the points again, to within a centimetre
+    scaler.inverse_transform(scaled)              # the points again, in degrees, to within a centimetre
 
 Both axes have the same unit, so that an error of 0.1 is the same distance to the east and to the north.
 """
@@ -70,20 +70,31 @@ class RegionScaler:
         """Scaled coordinates (N, 2), [east, north], of points (N, 2)."""
         return self.scaler.transform(projection.to_local_km(points, self.centre))
 
-    def inverse(self, scaled: ArrayLike) -> Array:
-        """Points (N, 2) of scaled coordinates (N, 2)."""
+    def inverse_transform(self, scaled: ArrayLike) -> Array:
+        """Points (N, 2), [lat, lon] in degrees, of scaled coordinates (N, 2)."""
         return projection.from_local_km(self.scaler.inverse_transform(np.asarray(scaled, float)), self.centre)
 
-    def save(self, folder: Path, region: str) -> Path:
-        """Write folder/scaler_region_<id>.joblib with the kind, the centre and scikit-learn's scaler, atomically.
+    @classmethod
+    def of_numbers(cls, kind: str, centre: np.ndarray, offset_km: np.ndarray, unit_km: float) -> RegionScaler:
+        """The scaler with that `centre`, `offset_km` and `unit_km`, whatever places it was fitted to."""
+        from sklearn.preprocessing import StandardScaler
 
-        The file is for other programs. The kit never loads one, as joblib executes the code in a file.
+        scaler = StandardScaler()
+        scaler.mean_, scaler.scale_, scaler.n_features_in_ = offset_km, np.full(2, unit_km), 2
+        return cls(kind, centre, scaler)
+
+    def save(self, folder: Path, region: str) -> Path:
+        """Write this scaler to folder/scaler_region_<id>.joblib, atomically.
+
+        The file is for programs of the user: joblib.load(FILE).inverse_transform(scaled) gives latitudes and longitudes
+        where the kit is installed. The kit never loads one, as joblib executes the code in a file: it has the same
+        numbers in scalers.npz.
         """
         import joblib
 
         path = folder / f"scaler_region_{file_id(region)}.joblib"
         with storage.atomic_write(path) as beside:
-            joblib.dump({"kind": self.kind, "centre": self.centre, "scaler": self.scaler}, beside)
+            joblib.dump(self, beside)
         return path
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,35 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kitlib.core.settings import Names
 from kitlib.geo import EARTH_RADIUS_KM, projection
+from kitlib.models.regional.config import RegressorOptions
 from kitlib.models.regional.scalers import RegionScaler
 from kitlib.training import fit, sphere
-from kitlib.training.learner import Batch, EncoderOptions, encode, varied
+from kitlib.training.learner import Batch, encode, varied
 from kitlib.vision.encoders import Encoder
-
-LOSSES = ("mse", "haversine")
-
-
-@dataclass(frozen=True)
-class RegressorOptions(EncoderOptions):
-    """How a region's encoder is trained; the defaults are the published ones."""
-
-    encoder: str = "timm:convnext_small"  # see vision/encoders.py
-    loss: str = "mse"  # of scaled coordinates; or haversine
-    batch: int = 32  # places a step and device
-    rate: float = 1e-5  # learning rate
-    weight_decay: float = 1e-4
-    epochs: int = 60
-    patience: int = 10  # epochs without a lower validation loss before the training stops; 0: it never does
-    t_0: int = 10  # epochs until the learning rate restarts
-    t_mult: int = 1  # factor of each next cycle's length
-    val_share: float = 0.1  # of training places, for early stopping; a region table has its own
-
-    CHOICES: ClassVar = {"loss": LOSSES}
-    LIMITS: ClassVar = {"t_0": 10_000, "t_mult": 10_000}
-    POSITIVE: ClassVar[Names] = ("batch", "epochs", "t_0", "t_mult", "val_share")
-    SHARES: ClassVar[Names] = ("val_share",)
 
 
 class Frames(nn.Module):

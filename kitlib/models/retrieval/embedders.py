@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,49 +18,23 @@ import torch
 from kitlib.core import storage
 from kitlib.core.checks import numbers
 from kitlib.core.errors import KitError
-from kitlib.core.settings import Names
 from kitlib.data.loader import Batches
 from kitlib.data.places import Places
 from kitlib.models.retrieval import metric_learning, search
+from kitlib.models.retrieval.config import EmbedderOptions, MatchOptions, MetricOptions
 from kitlib.models.retrieval.geoclip import embed_points
 from kitlib.models.retrieval.gps_network import GpsMatch, embed_images
-from kitlib.models.retrieval.gps_training import MatchOptions, MatchTraining
-from kitlib.models.retrieval.metric_learning import LOSSES, MetricOptions, MetricTraining, Projection
+from kitlib.models.retrieval.gps_training import MatchTraining
+from kitlib.models.retrieval.metric_learning import MetricTraining, Projection
 from kitlib.training import fit
-from kitlib.training.learner import Batch, Learner, TrainingOptions
+from kitlib.training.learner import Batch, Learner
 from kitlib.training.sphere import unit_vectors
 from kitlib.vision import weights
 from kitlib.vision.device import precision_of
 from kitlib.vision.encoders import Encoder
 from kitlib.vision.inputs import Inputs
 
-METHODS = ("knn", "metric", "gps")
 ROWS = 4096  # places that are converted to float32 at once
-
-
-@dataclass(frozen=True)
-class EmbedderOptions(TrainingOptions):
-    """The method of a retriever, and how its embedder is trained."""
-
-    method: str = "knn"  # knn, metric or gps
-    loss: str = "infonce"  # of metric: cosent, infonce or both
-    near_km: float = 100.0  # km at which the target of infonce falls to 1/e
-    dim: int = 512  # of the learned embeddings; metric has no more than the features
-    hidden: int = 512  # units of gps between features and embedding, and in its location encoder
-    sigmas: str = "2,4,8"  # scales of the location encoder of gps, commas between; finer ones take more places
-    geoclip: str = ""  # GeoCLIP's published location_encoder_weights.pth to start from; sets its sizes and scales
-    dropout: float = 0.3  # share of features left out in training
-    epochs: int = 60  # passes over the cached features
-    batch: int = 128  # places a step and device; more are more pairs, which several devices are not
-    rate: float = 3e-4  # learning rate
-    finetune_epochs: int = 0  # passes over the pictures, the encoder learning too
-    finetune_batch: int = 32  # places a step and device
-
-    CHOICES: ClassVar = {"method": METHODS, "loss": LOSSES}
-    LIMITS: ClassVar = {"dim": 2**14, "hidden": 2**14}
-    PARSERS: ClassVar = {"sigmas": partial(numbers, "sigmas")}
-    POSITIVE: ClassVar[Names] = ("near_km", "dim", "hidden", "epochs", "batch", "rate", "finetune_batch")
-    SHARES: ClassVar[Names] = ("dropout",)
 
 
 class Frozen:

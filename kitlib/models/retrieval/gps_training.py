@@ -16,7 +16,6 @@ and distances are in the points' own precision.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,20 +26,11 @@ from torch import nn
 
 from kitlib import geo
 from kitlib.core.errors import KitError
+from kitlib.models.retrieval.config import MatchOptions
 from kitlib.models.retrieval.gps_network import GpsMatch
 from kitlib.training import sphere
-from kitlib.training.learner import Batch, Learner, TrainingOptions, encode
+from kitlib.training.learner import Batch, Learner, encode
 from kitlib.vision.encoders import Encoder
-
-
-@dataclass(frozen=True)
-class MatchOptions(TrainingOptions):
-    """How a `GpsMatch` is trained."""
-
-    queue: int = 4096  # earlier places that are negatives too; more than there are places only repeat them
-    noise_m: float = 150.0  # standard deviation of the noise on places, in metres to the east and to the north
-    queue_noise_m: float = 1000.0  # the same for the queue
-    same_km: float = 1.0  # places closer to the image's own are no negatives; 0: all are, even the same place
 
 
 def jitter(points: torch.Tensor, noise_m: float) -> torch.Tensor:

@@ -19,8 +19,7 @@ decay with the distance. Throughout, similarity, km and mask are (B, B) and symm
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,31 +29,16 @@ from torch import nn
 
 from kitlib import geo
 from kitlib.core.errors import KitError
-from kitlib.core.settings import Names
 from kitlib.data.loader import Batches
+from kitlib.models.retrieval.config import MetricOptions
 from kitlib.training import sphere
-from kitlib.training.learner import Batch, Learner, TrainingOptions, encode
+from kitlib.training.learner import Batch, Learner, encode
 from kitlib.vision.encoders import Encoder
 from kitlib.vision.fusion import Standardised
 
-LOSSES = ("cosent", "infonce", "both")
 KM_EDGES = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0, 2560.0, 5120.0)  # between 11 buckets
 GAP = 2  # buckets from a pair to a clearly farther one
 REACH = 3.0  # in near_km, where a target's weight is 5 % of the highest; places within it are near
-
-
-@dataclass(frozen=True)
-class MetricOptions(TrainingOptions):
-    """How a projection is trained: its losses and their settings."""
-
-    loss: str = "both"  # cosent, infonce, or both: their sum
-    scale: float = 5.0  # of similarities in CoSENT; at 20 only the worst outliers of a batch count
-    temperature: float = 0.07  # of similarities in InfoNCE
-    near_km: float = 100.0  # km at which an InfoNCE target falls to 1/e
-    min_km: float = 0.0  # closer pairs are left out
-
-    CHOICES: ClassVar = {"loss": LOSSES}
-    POSITIVE: ClassVar[Names] = ("scale", "temperature", "near_km")
 
 
 class Projection(Standardised):

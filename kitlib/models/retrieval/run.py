@@ -18,100 +18,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from kitlib.core import storage
 from kitlib.core.errors import KitError
-from kitlib.core.settings import Names, mapping
 from kitlib.data.places import Places
 from kitlib.evaluation import guesses
 from kitlib.evaluation.crossval import Unfinished, is_first_process
 from kitlib.evaluation.guesses import Guesses
-from kitlib.models.retrieval import embedders, search
-from kitlib.models.retrieval import gallery as galleries
-from kitlib.models.retrieval.embedders import Embedder, EmbedderOptions, Frozen
+from kitlib.models.retrieval import embedders
+from kitlib.models.retrieval.config import Config
+from kitlib.models.retrieval.embedders import Embedder, Frozen
 from kitlib.models.retrieval.geoclip import load_geoclip
 from kitlib.models.retrieval.retriever import Retriever, RetrieverBuilder
 from kitlib.training.session import EncoderSession
 from kitlib.vision import weights
-
-METHOD_SETTINGS = {"knn": ("by",), "metric": ("loss", "near_km"), "gps": ("gallery", "hidden", "sigmas", "geoclip")}
-KNN_SETTINGS = ("encoder", "image_size", "by", "mirror", "gallery_size", "smoothing", "seed")  # all that knn reads
-
-
-@dataclass(frozen=True)
-class Config(EmbedderOptions):
-    """The settings that decide the result, saved in params.json. Defaults are for tens of thousands of places."""
-
-    by: str = "mean"  # how knn compares views: their mean, each by its heading, or the best rotation
-    gallery: str = "train"  # of gps also grid:KM (the states' land), world:KM, or a CSV with latitude and longitude
-    gallery_size: int = 0  # training places in the gallery, chosen by gallery.choose; 0: all
-    smoothing: float = 0.02  # share of the state probabilities that goes by how common states are
-    val_share: float = 0.2  # of training places, on which metric and gps choose k and temperature
-
-    CHOICES: ClassVar = {"by": search.BY}
-    PARSERS: ClassVar = {"gallery": galleries.spacing_km}
-    POSITIVE: ClassVar[Names] = ("smoothing", "val_share")
-    SHARES: ClassVar[Names] = ("smoothing", "val_share")
-    PRESETS: ClassVar = {"sample": {"encoder": "tiny", "dim": 256, "hidden": 128, "epochs": 20, "rate": 4e-3}}
-
-    def __post_init__(self) -> None:
-        """Check each field and their combination. Raises KitError."""
-        super().__post_init__()
-        if self.by != "mean" and self.method != "knn":
-            raise KitError(f"by: expected mean with method {self.method!r}, only knn compares views; got {self.by!r}")
-        if self.gallery != "train" and (self.method != "gps" or self.gallery_size):
-            raise KitError(
-                f"gallery: expected train with method {self.method!r} and gallery_size {self.gallery_size} (only "
-                f"gps takes a grid or a file, as a whole); got {self.gallery!r}"
-            )
-        if self.method == "knn" and self.finetune_epochs:
-            raise KitError(f"finetune_epochs: expected 0 with method 'knn'; got {self.finetune_epochs}")
-        if self.geoclip and self.method != "gps":
-            raise KitError(f"geoclip: expected '' with method {self.method!r}, as it is for gps; got {self.geoclip!r}")
-        if self.lora_rank and not self.finetune_epochs:
-            raise KitError(f"lora_rank: expected 0 with finetune_epochs 0; got {self.lora_rank}")
-        if self.val_share == 1:
-            raise KitError("val_share: expected below 1, which leaves places to train on; got 1")
-        if self.dropout == 1:
-            raise KitError("dropout: expected below 1, which leaves features to train on; got 1")
-
-    @classmethod
-    def for_methods(
-        cls, methods: Sequence[str], parameters: Mapping[str, Any], more: str = "", preset: str = ""
-    ) -> dict[str, Config]:
-        """A Config for each method from the same parameters of a notebook, without the settings of other methods.
-
-        parameters, more, preset: as for `from_parameters`. Raises KitError for a setting that no method reads.
-
-        >>> Config.for_methods(["knn", "gps"], {"EPOCHS": 10, "BY": "heading"})["knn"].epochs
-        60
-        """
-        everything = cls.defaults() | {"method": ""}
-        named = {name: parameters[name.upper()] for name in everything if name.upper() in parameters}
-        given = {name: value for name, value in named.items() if value != everything[name] and name != "method"}
-        given |= mapping(more)
-        configs, unused = {}, set(given) & set(everything)
-        for method in methods:
-            ignored = {name for other, own in METHOD_SETTINGS.items() if other != method for name in own}
-            if method == "knn":
-                ignored |= set(everything) - set(KNN_SETTINGS)
-            if given.get("gallery", "train") != "train" and method == "gps":
-                ignored.add("gallery_size")
-            unused &= ignored
-            settings = {name: value for name, value in given.items() if name not in ignored}
-            configs[method] = cls.from_dict(settings | {"method": method}, preset)
-        if unused:
-            raise KitError(f"{', '.join(sorted(unused))}: expected the default, {', '.join(methods)} do not read it")
-        return configs
-
-    def points(self) -> np.ndarray | None:
-        """The gallery's points (M, 2), None for the training places. Raises KitError for an unreadable gallery."""
-        return None if self.gallery == "train" else galleries.named(self.gallery)
 
 
 class Session(EncoderSession[Config]):

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 
 from kitlib.core.errors import KitError
+from kitlib.models.retrieval.config import BY
 from kitlib.vision.device import best_device
 
-BY = ("mean", "heading", "rotation")
 QUERIES, ENTRIES = 1024, 4096  # in a chunk: more leave a CPU's cache and take half as long again
 
 

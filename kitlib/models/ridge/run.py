@@ -12,20 +12,18 @@ Each fold's checkpoints/fold_<k>/ holds ridge.safetensors: the scale of the feat
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from kitlib import geo
-from kitlib.core.settings import Names
 from kitlib.evaluation import baselines, guesses
 from kitlib.evaluation.guesses import Guesses
 from kitlib.geo import geocells
 from kitlib.models.ridge import regression
-from kitlib.training.learner import EncoderOptions
+from kitlib.models.ridge.config import Config
 from kitlib.training.session import EncoderSession
 from kitlib.vision import weights
 
@@ -33,20 +31,6 @@ log = logging.getLogger(__name__)
 
 FLOOR = 1e-4  # of a state's score and of a cell's, as a regression can be negative
 ROWS = 4096  # places that are converted to float32 at once
-
-
-@dataclass(frozen=True)
-class Config(EncoderOptions):
-    """The settings that decide the result, saved in params.json."""
-
-    mirror: bool = False  # frozen features gain nothing from mirrored places, and take twice as long
-    soft_km: float = 100.0  # km at which a target falls to 1/e, of states and of cells
-    places_per_cell: int = 50  # training places in a geocell, on average; a state has at least one cell
-    points: int = 24  # likeliest cells that become points of a guess
-
-    LIMITS: ClassVar = {"points": 2**14}
-    POSITIVE: ClassVar[Names] = ("soft_km", "places_per_cell", "points")
-    PRESETS: ClassVar = {"sample": {"encoder": "tiny", "places_per_cell": 8}}
 
 
 class Session(EncoderSession[Config]):

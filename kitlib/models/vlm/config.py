@@ -1,4 +1,4 @@
-"""The settings of a vision-language run, and the task that they define."""
+"""The settings of a vision-language run, and the task that they define; without torch, to be checked at once."""
 
 from __future__ import annotations
 
@@ -9,21 +9,30 @@ from typing import Any, ClassVar
 from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.core.settings import LARGEST_PICTURE, Names
-from kitlib.models.vlm import loading
 from kitlib.models.vlm.conversation.prompts import ReplyForm
 from kitlib.models.vlm.conversation.rewards import Weights
 from kitlib.models.vlm.conversation.tasks import Task, TaskOptions
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
+QWEN = "hf:Qwen/Qwen2.5-VL-3B-Instruct"
+EXPECTED = "expected tiny, tiny:qwen3, hf:REPO_OR_FOLDER or tinker:NAME"
+TINY = ("qwen2.5", "qwen3")  # the kinds of tiny_model.py
 METHODS = ("sft", "grpo")
 RATES = {"sft": 1e-4, "grpo": 1e-5}
+
+
+def check_name(name: str) -> None:
+    """Raise KitError for a name that is none of a model."""
+    kind, _, rest = name.partition(":")
+    if not (name == "tiny" or (kind == "tiny" and rest in TINY) or (kind in ("hf", "tinker") and rest)):
+        raise KitError(f"model: {EXPECTED}; got {name!r}")
 
 
 @dataclass(frozen=True)
 class Config(TaskOptions):
     """All settings that decide the result; they are saved with the run in params.json."""
 
-    model: str = loading.QWEN  # hf:NAME, tinker:NAME, tiny or tiny:qwen3; see loading.py
+    model: str = QWEN  # hf:NAME, tinker:NAME, tiny or tiny:qwen3; see loading.py
     method: str = "sft"  # sft: learns target replies; grpo: learns from the rewards of its replies
     start_from: str = ""  # run with the same model to continue from; "": the model as published
     max_side: int = 448  # px of a picture's longest side; 0: as it is
@@ -74,7 +83,7 @@ class Config(TaskOptions):
     SHARES: ClassVar[Names] = ("warmup", "smoothing", "guess_top_p")
     LIMITS: ClassVar = {"max_side": LARGEST_PICTURE, "digits": 15, "lora_rank": 1024, "group": 1024, "samples": 1024,
                         "reply_tokens": 2**15, "shuffle_buffer": 10**6}  # fmt: skip
-    PARSERS: ClassVar = {"model": loading.check, "fields": lambda text: ReplyForm(_split(text)),
+    PARSERS: ClassVar = {"model": check_name, "fields": lambda text: ReplyForm(_split(text)),
                          "start_from": lambda text: text and paths.file_name(text, "start_from")}  # fmt: skip
     PRESETS: ClassVar = {
         "sample": {"model": "tiny", "max_side": 96, "digits": 1, "lora_rank": 0, "gradient_checkpointing": False,

@@ -29,12 +29,11 @@ from torch import nn
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, one_line
 from kitlib.models.vlm import tiny_model
+from kitlib.models.vlm.config import EXPECTED, check_name
 
 # trl and peft still call gradient checkpointing by the name that transformers has deprecated.
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)
 
-QWEN = "hf:Qwen/Qwen2.5-VL-3B-Instruct"
-EXPECTED = "expected tiny, tiny:qwen3, hf:REPO_OR_FOLDER or tinker:NAME"
 PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 VISION = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -54,9 +53,8 @@ def lora_targets(attention_only: bool = False) -> str:
 
 def check(name: str, four_bit: bool = False, vllm: bool = False) -> None:
     """Raise KitError for an unknown name, and for options whose libraries are not installed."""
-    kind, _, rest = name.partition(":")
-    if not (name == "tiny" or (kind == "tiny" and rest in tiny_model.KINDS) or (kind in ("hf", "tinker") and rest)):
-        raise KitError(f"model: {EXPECTED}; got {name!r}")
+    check_name(name)
+    kind = name.partition(":")[0]
     if four_bit and not importlib.util.find_spec("bitsandbytes"):
         raise KitError("four_bit needs the library bitsandbytes: pip install bitsandbytes, or set it to False")
     if four_bit and kind in ("tiny", "tinker"):

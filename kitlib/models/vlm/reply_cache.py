@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from kitlib.core import storage
 from kitlib.core.errors import Damaged
+from kitlib.core.progress import Bar
 from kitlib.evaluation.crossval import Unfinished
 from kitlib.models.vlm.conversation.dialogue import Dialogue
 from kitlib.models.vlm.conversation.tasks import Task
@@ -55,7 +55,7 @@ def cached(
     `time.monotonic()`. Raises Unfinished after it, when at least one more part is written.
     """
     parts = []
-    with tqdm(total=len(cases), desc=desc, unit=" places") as bar:
+    with Bar(total=len(cases), desc=desc, unit=" places") as bar:
         for number, start in enumerate(range(0, len(cases), PLACES)):
             part = cases.slice(start, start + PLACES)
             path = folder / f"{key}-{number:05d}.json"

@@ -14,9 +14,9 @@ import torch
 
 from kitlib.core.errors import KitError
 from kitlib.geo import outlines
+from kitlib.models.vlm.config import TINY as KINDS
 from kitlib.models.vlm.conversation import prompts
 
-KINDS = ("qwen2.5", "qwen3")
 NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 SPECIAL = [f"<|{name}|>" for name in NAMES]
 VOCABULARY = 1200

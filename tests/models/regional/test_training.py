@@ -36,7 +36,7 @@ def module_of(**options) -> EncoderTraining:
 def test_frames_agree_with_the_scalers():
     frames, scaled = Frames(SCALERS), rng.normal(0, 2, (4, 2))
     vectors = frames.vectors(torch.from_numpy(scaled).float(), torch.arange(4))
-    points = np.concatenate([scaler.inverse(s[None]) for scaler, s in zip(SCALERS, scaled, strict=True)])
+    points = np.concatenate([scaler.inverse_transform(s[None]) for scaler, s in zip(SCALERS, scaled, strict=True)])
     assert geo.distance_km(geo.from_unit_vectors(vectors.numpy()), points).max() < 0.005
 
 

@@ -9,12 +9,13 @@ torch = pytest.importorskip("torch")
 
 from kitlib.core.errors import KitError
 from kitlib.models.retrieval import embedders
+from kitlib.models.retrieval.config import METHODS
 from kitlib.models.retrieval.embedders import EmbedderOptions, Frozen, Matched, Projected
 from kitlib.models.retrieval.gps_network import GpsMatch
 from kitlib.models.retrieval.metric_learning import Projection
 
 
-@pytest.mark.parametrize("method", embedders.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_an_embedder_goes_to_a_folder_and_back(tmp_path, method):
     torch.manual_seed(0)
     features, points = torch.randn(9, 2, 4, 6).half(), np.random.default_rng(0).uniform(-40, 40, (9, 2))

@@ -19,6 +19,7 @@ from kitlib.data import folds, readers
 from kitlib.evaluation import fold_files, metrics, runs
 from kitlib.models.retrieval import analysis, embedders, geoclip, search, voting
 from kitlib.models.retrieval import run as retrieval
+from kitlib.models.retrieval.config import METHODS
 from kitlib.models.retrieval.run import Config, Session
 from kitlib.vision import weights
 
@@ -245,7 +246,7 @@ def test_config_refuses(changed, message):
 
 def test_a_method_takes_what_it_reads_of_shared_settings():
     cell = {"ENCODER": "tiny", "GALLERY": "grid:50", "GALLERY_SIZE": 10, "EPOCHS": 5, "METHOD": "metric"}
-    made = Config.for_methods(embedders.METHODS, cell, "{by: heading, loss: both}")
+    made = Config.for_methods(METHODS, cell, "{by: heading, loss: both}")
     assert made["knn"] == Config(encoder="tiny", by="heading", gallery_size=10)
     assert made["metric"] == Config(encoder="tiny", method="metric", gallery_size=10, epochs=5, loss="both")
     assert made["gps"] == Config(encoder="tiny", method="gps", gallery="grid:50", epochs=5)
