@@ -15,7 +15,7 @@ PENALTIES = np.geomspace(1e-4, 1e2, 19)  # of the mean eigenvalue of the feature
 
 
 def scaled(features: np.ndarray, mean: np.ndarray, scale: np.ndarray, parts: Sequence[int]) -> np.ndarray:
-    """Features (N, D) float32 standardised by mean and scale (D,), each part (of `parts`, widths) at the same length."""
+    """Features (N, D) float32 standardised by mean and scale (D,), each part (of width `parts`) at the same length."""
     out = (features - mean) * scale
     start = 0
     for width in parts:
