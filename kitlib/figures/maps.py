@@ -203,6 +203,8 @@ def save_error_page(
     say that they have none. The page holds all that it needs; streets from the internet are a layer that the reader
     may add. `errors` draws the same as a figure.
     """
+    import folium
+
     true, guess, km = np.asarray(true, float), np.asarray(guess, float), np.asarray(km, float)
     order, pictures = np.argsort(km, kind="stable"), pictures or {}
     ends = np.stack([true[order], guess[order]], 1)
@@ -229,11 +231,25 @@ def save_error_page(
                       for part in shape.geoms for line in _borders(part)],
         "states": [line for shape in outlines.state_shapes().values() for part in shape.geoms for line in _lines(part)],
     }  # fmt: skip
-    text = (PAGE / "errors.html").read_text(encoding="utf-8")
-    for name in ("leaflet.css", "leaflet.js", "errors.js"):
-        text = text.replace(f"__{name.replace('.', '_').upper()}__", (PAGE / name).read_text(encoding="utf-8"))
+    page = folium.Map(tiles=None, zoom_snap=0.5)
+    page.default_js, page.default_css = [], []  # would be fetched; Leaflet is in the page instead
+    streets = folium.TileLayer("OpenStreetMap", name="streets (from the internet)", overlay=True, show=False)
+    streets.add_to(page)
+    folium.LayerControl(collapsed=False).add_to(page)
+    read = {
+        name: (PAGE / name).read_text(encoding="utf-8")
+        for name in ("errors.html", "leaflet.css", "leaflet.js", "errors.js")
+    }
+    head = (
+        read["errors.html"]
+        .replace("__LEAFLET_CSS__", read["leaflet.css"])
+        .replace("__LEAFLET_JS__", read["leaflet.js"])
+    )
+    # after folium has rendered the page, as it compiles texts as templates of Jinja
+    text = page.get_root().render().replace("</head>", head.replace("__DATA__", json_for_page(content)) + "</head>", 1)
+    names = f"const map = {page.get_name()}, tiles = {streets.get_name()};"
     with storage.atomic_write(path) as beside:
-        beside.write_text(text.replace("__DATA__", json_for_page(content)), encoding="utf-8")
+        beside.write_text(f"{text}\n<script>\n{names}\n{read['errors.js']}</script>\n", encoding="utf-8")
     return path
 
 

@@ -1,5 +1,5 @@
 // The map of errors: draws the data in the page's JSON block, whose arrays run from the smallest error to the largest.
-// Texts of the data are only ever set as textContent.
+// Texts of the data are only ever set as textContent. `map` and `tiles` are folium's, named in the page.
 "use strict";
 const page = JSON.parse(document.getElementById("data").textContent);
 const MOST_LINES = 800; // in view, those of the largest errors
@@ -13,7 +13,6 @@ const put = (parent, kind, text, name) => {
   return element;
 };
 
-const map = L.map("map", { maxZoom: 17, zoomSnap: 0.5 });
 map.attributionControl.setPrefix("Leaflet · Natural Earth, US Census Bureau");
 map.fitBounds(page.bounds, { maxZoom: 12, padding: [20, 20] });
 
@@ -23,8 +22,6 @@ const ground = { renderer: L.canvas({ padding: 0.5 }), interactive: false };
 const land = L.polygon(page.land.flatMap(turned), { ...ground, stroke: false, fillOpacity: 1 });
 const countries = L.polyline(turned(page.countries).flat(), { ...ground, weight: 0.8 });
 const states = L.polygon(page.states.map((ring) => [ring]), { ...ground, weight: 0.8, fillOpacity: 1 });
-const tiles = L.tileLayer("https://tile.openstreetmap.org/{z}/{x}/{y}.png", { attribution: "© OpenStreetMap contributors" });
-L.control.layers(null, { "streets (from the internet)": tiles }, { collapsed: false }).addTo(map);
 const paintGround = () => {
   const open = map.hasLayer(tiles) ? 0 : 1;
   land.setStyle({ fillColor: colour("land"), fillOpacity: open });
