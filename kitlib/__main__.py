@@ -21,6 +21,7 @@ import typer
 
 from kitlib.core import checks, paths
 from kitlib.core.errors import KitError, sentence, shown
+from kitlib.platforms.hub_commands import app as hub
 
 if TYPE_CHECKING:
     from kitlib.evaluation.runs import Run
@@ -32,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes a third of a second to import
 )
+
+app.add_typer(hub, name="hub")
 
 FILES = typer.Option(
     "--parameter", "-p", metavar="NAME=VALUE", help="Where a file of the run is now: -p encoder=timm:NAME@FILE."
@@ -193,7 +196,7 @@ def train_fold(
 
 @app.command()
 def locate(
-    run: Annotated[str, typer.Argument(help="A finished run, or a submission, whose blend then answers.")],
+    run: Annotated[str, typer.Argument(help="A finished run, hf:USER/NAME, or a submission, whose blend answers.")],
     photos: Annotated[str, typer.Argument(help="A picture, a folder or .zip of pictures, or a folder with a table.")],
     out: Annotated[Path, typer.Option(help="Where the answers go.")] = Path("answers"),
     data: Annotated[str, typer.Option(help="Where the training data is, if not where the run says.")] = "",
@@ -201,9 +204,11 @@ def locate(
 ) -> None:
     """Say where photographs were taken: a table, a page with maps, a submission where there is a template."""
     from kitlib.models import locate as asking
+    from kitlib.platforms import hub as on_hub
 
     with stoppable():
-        answer = asking.ask(run, photos, data, **{name.lower(): value for name, value in pairs(parameter).items()})
+        files = {name.lower(): value for name, value in pairs(parameter).items()}
+        answer = asking.ask(on_hub.local(run), photos, data, **files)
         written = answer.save(out)
     if answer.score:
         typer.echo(answer.score)
