@@ -8,6 +8,8 @@ metadata.csv holds them.
 
 from __future__ import annotations
 
+import io
+import math
 import posixpath
 import re
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import ExifTags, Image
 
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, shorten
@@ -81,6 +84,44 @@ def examples(places: Places, n: int = 6) -> Path:
                 with storage.atomic_write(folder / f"{row['sample_id']}{ending}{Path(name).suffix}") as beside:
                     beside.write_bytes(files.read(name))
     return folder
+
+
+def exif_points(photos: Places) -> tuple[np.ndarray, int]:
+    """The points (N, 2) that the EXIF of each place's pictures holds, the first one found, NaN where there is none.
+
+    The number says how many pictures have a GPS entry that cannot be read, or is no point of the globe.
+    """
+    files, names = Files(photos.folder), photos.rows("test")[photos.image_columns].to_numpy(str)
+    points, broken = np.full((len(names), 2), np.nan), 0
+    for row, name in ((row, name) for row, place in enumerate(names) for name in place if name):
+        if np.isnan(points[row, 0]):
+            try:
+                points[row] = _exif_point(files.read(name)) or (np.nan, np.nan)
+            except Exception:  # broken bytes may raise anything
+                broken += 1
+    return points, broken
+
+
+def _exif_point(picture: bytes) -> tuple[float, float] | None:
+    """The latitude and longitude in a picture's EXIF. Raises any error for a GPS entry that is no point."""
+    try:
+        image = Image.open(io.BytesIO(picture))
+    except Exception:  # no picture: `pictures.pack` reports it
+        return None
+    gps = image.getexif().get_ifd(ExifTags.IFD.GPSInfo)
+    keys = ExifTags.GPS
+    if not gps.keys() & {keys.GPSLatitude, keys.GPSLongitude}:
+        return None
+    point = []
+    for value, side, ends, limit in ((keys.GPSLatitude, keys.GPSLatitudeRef, "NS", 90),
+                                     (keys.GPSLongitude, keys.GPSLongitudeRef, "EW", 180)):  # fmt: skip
+        degrees = sum(float(part) / 60**power for power, part in enumerate(gps[value]))
+        point.append((1 - 2 * ends.index(str(gps[side])[0].upper())) * degrees)
+        if not math.isfinite(degrees) or not 0 <= degrees <= limit:
+            raise ValueError(degrees)
+    if point == [0, 0]:  # where cameras without a fix are
+        raise ValueError(point)
+    return point[0], point[1]
 
 
 def _by_heading(names: Sequence[str], views: Sequence[str], folder: str = "") -> pd.DataFrame:
@@ -152,6 +193,7 @@ def _metadata(files: Files, states: pd.DataFrame, views: Sequence[str]) -> Place
     result.insert(0, "sample_id", table["sample_id"] if "sample_id" in table else result.iloc[:, 0])
     for column in ("latitude", "longitude"):
         result[column] = pd.to_numeric(table[column], errors="coerce") if column in table else np.nan
+    findings: list[dict] = []
     label = next((column for column in REGION_COLUMNS if column in table), None)
     if label:
         unknown = sorted(set(table[label]) - set(states["state"]) - {""})
@@ -161,7 +203,10 @@ def _metadata(files: Files, states: pd.DataFrame, views: Sequence[str]) -> Place
                 f"got {shorten(unknown, 3)}"
             )
         result["state"] = table[label]
-    return _places(files.root, result, states, views, files, ["images", ""])
+        if unknown:
+            rows = result.loc[table[label].isin(unknown), "sample_id"].astype(str)
+            findings.append(finding("label that the run has not learned", "metadata.csv", rows, "taken as unknown"))
+    return _places(files.root, result, states, views, files, ["images", ""], findings)
 
 
 def _places(
@@ -171,21 +216,27 @@ def _places(
     views: Sequence[str],
     files: Files | None = None,
     folders: Sequence[str] = ("",),
+    findings: Sequence[dict] = (),
 ) -> Places:
     """The checked table of places in the split "test"."""
-    images = [f"image_{view}" for view in views]
-    findings = []
+    images, findings = [f"image_{view}" for view in views], list(findings)
     if table["sample_id"].duplicated().any() or (table["sample_id"] == "").any():
         twice = table.loc[table["sample_id"].duplicated() | (table["sample_id"] == ""), "sample_id"]
         raise KitError(f"photographs: expected different ids that are not empty; got {shorten(twice, 3)!r} twice")
     if files is not None:
-        found, exists = files.resolve(pd.Series(table[images].to_numpy().ravel()), folders)
+        named = pd.Series(table[images].to_numpy().ravel())
+        found, exists = files.resolve(named, folders)
         if not exists.any():
             raise KitError(f"photographs: none of the pictures of the table is in {files.root}")
+        lost = named[(named != "") & ~exists]
+        if len(lost):
+            findings.append(finding("picture that is not there", "photographs", lost, "taken as not given"))
         table[images] = np.where(exists, found, "").reshape(len(table), -1)
     missing = table.loc[(table[images] == "").any(axis=1), "sample_id"]
     if len(missing):
-        findings.append(finding("place without all views", "photographs", missing.astype(str), "the others are used"))
+        given = int((table[images] != "").to_numpy().sum())
+        what = f"{table[images].size - given:,} of {table[images].size:,} views are not there"
+        findings.append(finding(what, "photographs", missing.astype(str), "the others are used"))
     numbers = table["sample_id"].astype(str).str.fullmatch(r"0|[1-9]\d{0,17}").all()
     state = table["state"] if "state" in table else pd.Series("", index=table.index)
     idx = state.map(dict(zip(states["state"], states["state_idx"], strict=True)))

@@ -306,6 +306,10 @@ def _findings(places: Places, split: str, records: np.ndarray, found: list[tuple
     for check, example in found:
         by_check[check].append(example)
     ids, usable = places.sample_id(split), records["length"] > 0
+    if not (places.table["split"] == "train").any():  # photographs to be located: a view may never have been given
+        names = places.rows(split)[places.image_columns].to_numpy(str)
+        never = {f"{ids[i]} {places.views[v]}" for i, v in zip(*np.nonzero(names == ""), strict=True)}
+        by_check["missing picture"] = [e for e in by_check["missing picture"] if e not in never]
     wide = zip(*np.nonzero(usable & (records["width"] >= WIDE * records["height"])), strict=True)
     by_check["picture much wider than high"] = [
         f"{ids[i]} {places.views[v]}: {records['width'][i, v]}x{records['height'][i, v]}" for i, v in wide

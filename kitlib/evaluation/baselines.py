@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from kitlib import geo
+from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data.folds import load_or_make
 from kitlib.data.places import Places
@@ -76,9 +79,61 @@ def chance(places: Places, sample_id: ArrayLike, seed: int = 0) -> Score:
     return score_arrays(rows["state_idx"], points, ranked, rng.permutation(points))
 
 
+@dataclass(frozen=True, eq=False)
+class StateModel:
+    """Logistic regression of P of S states, those with training places, on D standardised features."""
+
+    state_idx: np.ndarray  # (S,) all states
+    present: np.ndarray  # (P,) positions among them; the other states get probability 0
+    points: np.ndarray  # (P, 2) geometric medians of their training places
+    mean: np.ndarray  # (D,) of the training features
+    scale: np.ndarray  # (D,)
+    coef: np.ndarray  # (P, D)
+    intercept: np.ndarray  # (P,)
+
+    @classmethod
+    def fit(cls, places: Places, features: np.ndarray, train: np.ndarray, c: float = C) -> StateModel:
+        """The model of the training places in the mask `train` (N,), with features (N, D) of all."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.preprocessing import StandardScaler
+        from threadpoolctl import threadpool_limits
+
+        state = places.state_position("train")[train]
+        present = np.unique(state)
+        scaler = StandardScaler().fit(features[train])
+        coef, intercept = np.zeros((1, features.shape[1])), np.zeros(1)
+        if len(present) > 1:
+            model = LogisticRegression(C=c, max_iter=300, tol=1e-3)
+            with threadpool_limits(1):  # L-BFGS on matrices this small waits for its threads: 20 times slower with two
+                model.fit(scaler.transform(features[train]), state)
+            coef, intercept = model.coef_, model.intercept_
+        if len(present) == 2:  # scikit-learn holds the difference of the two alone
+            coef, intercept = np.concatenate([0 * coef, coef]), np.concatenate([0 * intercept, intercept])
+        points, idx = state_points(places, train)[present], places.states["state_idx"].to_numpy()
+        return cls(idx, present, points, scaler.mean_, scaler.scale_, coef, intercept)
+
+    @classmethod
+    def load(cls, path: Path) -> StateModel:
+        """Read the file that `logistic` has kept."""
+        arrays = storage.read_npz(path)
+        with storage.reading(path):
+            return cls(**arrays)
+
+    def guess(self, features: np.ndarray, sample_id: np.ndarray) -> Guesses:
+        """Guesses for features (N, D) of places (N,)."""
+        logits = ((features - self.mean) / self.scale) @ self.coef.T + self.intercept
+        likely = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probs = np.zeros((len(features), len(self.state_idx)), np.float32)
+        probs[:, self.present] = likely / likely.sum(axis=1, keepdims=True)
+        points = np.tile(self.points, (len(features), 1, 1))
+        weights = probs[:, self.present]
+        return Guesses(sample_id, self.state_idx, probs, points, weights, np.ones(len(features), bool))
+
+
 def logistic(
-    places: Places, features: ArrayLike, folds: ArrayLike, test_features: ArrayLike | None = None, c: float = C
-) -> tuple[Guesses, Guesses | None]:
+    places: Places, features: ArrayLike, folds: ArrayLike, test_features: ArrayLike | None = None, c: float = C,
+    keep: Path | None = None,
+) -> tuple[Guesses, Guesses | None]:  # fmt: skip
     """Multinomial logistic regression of the state on frozen features; returns (out-of-fold, test) guesses.
 
     The points are the geometric medians of the training states, weighted by the posterior. A fold's own data, including
@@ -90,6 +145,7 @@ def logistic(
         folds: (N,) fold of each.
         test_features: (M, D) of the test places; their guesses come from a model of all training places.
         c: inverse strength of the L2 penalty, as in scikit-learn.
+        keep: where to save the model of all training places, for `StateModel.load`.
 
     Raises KitError if features or folds do not match the places, or are not finite.
     """
@@ -98,43 +154,16 @@ def logistic(
     parts = []
     for fold in tqdm(np.unique(folds), desc="logistic regression", unit="fold"):
         held_out = folds == fold
-        parts.append(_fit_and_guess(places, features, ~held_out, features[held_out], sample_id[held_out], c))
+        parts.append(StateModel.fit(places, features, ~held_out, c).guess(features[held_out], sample_id[held_out]))
     oof = stack(parts).at(sample_id)
-    if test_features is None:
+    if test_features is not None:
+        test_features = _checked_features(test_features, len(places.rows("test")), "test")
+    if test_features is None and keep is None:
         return oof, None
-    test_id = places.sample_id("test")
-    test_features = _checked_features(test_features, len(test_id), "test")
-    return oof, _fit_and_guess(places, features, np.ones(len(sample_id), bool), test_features, test_id, c)
-
-
-def _fit_and_guess(
-    places: Places, features: np.ndarray, train: np.ndarray, queries: np.ndarray, sample_id: np.ndarray, c: float
-) -> Guesses:
-    """Guesses for features `queries` (M, D) by a model of the rows in the mask `train` (N,) of `features` (N, D)."""
-    from sklearn.dummy import DummyClassifier
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
-
-    state = places.state_position("train")[train]
-    present = np.unique(state)  # the other states get probability 0
-    if len(present) == 1:
-        model = make_pipeline(DummyClassifier())
-    else:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=300, tol=1e-3))
-    probs = np.zeros((len(queries), len(places.states)), np.float32)
-    with threadpool_limits(1):  # L-BFGS on matrices this small waits for its threads: 20 times slower with two
-        probs[:, present] = model.fit(features[train], state).predict_proba(queries)
-    points = state_points(places, train)[present]
-    return Guesses(
-        sample_id=sample_id,
-        state_idx=places.states["state_idx"].to_numpy(),
-        state_probs=probs,
-        points=np.tile(points, (len(queries), 1, 1)),
-        weights=probs[:, present],
-        answered=np.ones(len(queries), bool),
-    )
+    model = StateModel.fit(places, features, np.ones(len(sample_id), bool), c)
+    if keep is not None:
+        storage.write_npz(keep, vars(model))
+    return oof, None if test_features is None else model.guess(test_features, places.sample_id("test"))
 
 
 def _checked_folds(places: Places, folds: ArrayLike) -> np.ndarray:

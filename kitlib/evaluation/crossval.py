@@ -203,7 +203,7 @@ class Session(ABC, Generic[C]):
             if earlier:
                 runs.refuse_changes(runs.open_run(run_name), settings, earlier["data"] | checksums)
             checksums |= origin.data_checksums(places, folds_column, n_folds) | origin.picture_checksums(places)
-            run = runs.start(run_name, settings, data=checksums, overwrite=overwrite)
+            run = runs.start(run_name, settings, data=checksums, overwrite=overwrite, learned=origin.learned(places))
             hours = max_hours - (time.monotonic() - began) / 3600 if max_hours else None
             try:
                 session = cls.open(run, places, devices, hours, **options)
@@ -243,18 +243,21 @@ class Session(ABC, Generic[C]):
 
     @classmethod
     def predict(
-        cls, run_name: str, places: Places, split: str = "test", ask: Callable[[str, Places], Guesses] | None = None
-    ) -> Guesses:
+        cls, run_name: str, places: Places, split: str = "test", ask: Callable[[str, Places], Guesses] | None = None,
+        only_folds: Sequence[int] = (),
+    ) -> Guesses:  # fmt: skip
         """The averaged guesses of the run's models for the places of `split`, by the settings of the run.
 
-        ask: answers for another run, such as a router, when the places have queries.
+        ask: answers for another run, such as a router, when the places have queries, which may then be without training
+        places (`origin.learned_places`). only_folds: the models of these alone.
         """
         session = cls.open(runs.open_run(run_name), places)
-        for fold in fold_files.done_folds(session.run):
+        chosen = list(only_folds) or fold_files.done_folds(session.run)
+        for fold in chosen:
             fold_files.check_fold(session.run, fold)
         if ask:
             session.ask = ask
-        return guesses.average([session.guess(fold, split) for fold in fold_files.done_folds(session.run)])
+        return guesses.average([session.guess(fold, split) for fold in chosen])
 
     @classmethod
     def select_folds(

@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Settings
@@ -79,6 +81,27 @@ def data_reference(places: Places) -> dict[str, Any]:
         folder = folder.parent  # whose name says more
     paths.portable("data", str(folder))  # for `reload_places`
     return {"data": paths.relative(folder)} | ({"read": places.options} if places.options else {})
+
+
+def learned(places: Places) -> dict[str, Any]:
+    """What a run records of its places, so that it can answer where they are not: states, views, and their kind."""
+    states = zip(places.states["state"].tolist(), places.states["state_idx"].tolist(), strict=True)
+    kind = {"competition": places.template is not None, "drawn": places.is_drawn}
+    return {"name": places.name, "views": list(places.views), "states": [list(pair) for pair in states]} | kind
+
+
+def learned_places(run: Run) -> Places:
+    """The places of a run without any training place: the states and views that it has learned.
+
+    Raises KitError for a run of an earlier kit, which has not recorded them.
+    """
+    known = run.params.get("learned")
+    if not known:
+        raise KitError(f"run {run.name}: expected the states that it has learned in params.json; got none: train anew")
+    columns = ["split", "sample_id", *(f"image_{view}" for view in known["views"]), "state", "state_idx"]
+    states = pd.DataFrame(known["states"], columns=["state", "state_idx"])[["state_idx", "state"]]
+    table = pd.DataFrame(columns=[*columns, "latitude", "longitude"])
+    return Places(known["name"], run.dir, table, states, pd.DataFrame() if known["competition"] else None)
 
 
 def reload_places(run: Run, data: str = "") -> Places:

@@ -114,11 +114,19 @@ class Run:
         return self.dir / f"{split}.npz"
 
 
-def start(name: str, settings: dict[str, Any], *, data: dict[str, str], overwrite: bool = False) -> Run:
+def start(
+    name: str,
+    settings: dict[str, Any],
+    *,
+    data: dict[str, str],
+    overwrite: bool = False,
+    learned: dict[str, Any] | None = None,
+) -> Run:
     """Start a run, or resume one with the same settings and data.
 
-    `settings` holds every resolved value that decides the result, `data` the checksums of the training data. Raises
-    KitError with the difference if the run was started with others, unless `overwrite`, which deletes the old run.
+    `settings` holds every resolved value that decides the result, `data` the checksums of the training data, `learned`
+    what `origin.learned` says of it, with which the run answers where that data is not. Raises KitError with the
+    difference if the run was started with others, unless `overwrite`, which deletes the old run.
     """
     run = Run(name, paths.run_dir(name))
     if overwrite and run.dir.is_dir():
@@ -134,6 +142,7 @@ def start(name: str, settings: dict[str, Any], *, data: dict[str, str], overwrit
         {
             "settings": settings,
             "data": data,
+            "learned": learned,
             "run": name,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "kitlib": __version__,

@@ -26,23 +26,28 @@ def save_answers(
     points: np.ndarray,
     weights: np.ndarray,
     pictures: Sequence[Sequence[bytes]],
+    alike: Sequence[Sequence[dict[str, Any]]] = (),
+    notes: Sequence[str] = (),
 ) -> None:
-    """Write a page of guesses: each place's pictures, its states, and its weighted points on a map.
+    """Write a page of guesses: each place's pictures, its states, its weighted points on a map, and places alike.
 
     table: a row a place, as of `models.locate`. points (N, K, 2), weights (N, K): of the guesses. pictures: JPEGs of
-    each place.
+    each place. alike: of each place, known places with sample_id, state, km from the guess, and a jpeg. notes:
+    sentences above all places.
     """
     order = np.argsort(-weights, axis=1)[:, :MOST_POINTS]
     points = np.take_along_axis(points, order[..., None], 1).round(3).tolist()
     weights = np.take_along_axis(weights, order, 1).round(4).tolist()
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     shots = [[base64.b64encode(jpeg).decode() for jpeg in place] for place in pictures]
+    similar = [[other | {"jpeg": base64.b64encode(other["jpeg"]).decode()} for other in place] for place in alike]
     data = {
         "title": title,
         "places": [
-            {"row": row, "points": p, "weights": w, "pictures": s}
-            for row, p, w, s in zip(rows, points, weights, shots, strict=True)
+            {"row": row, "points": p, "weights": w, "pictures": s, "alike": a}
+            for row, p, w, s, a in zip(rows, points, weights, shots, similar or [[]] * len(rows), strict=True)
         ],
+        "notes": list(notes),
         "land": [_rounded(ring) for part in outlines.land_shape().geoms for ring in (part.exterior.coords,)],
         "states": [_rounded(ring[:, ::-1]) for rings in atlas.state_rings().values() for ring in rings],
     }

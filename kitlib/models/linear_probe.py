@@ -17,7 +17,7 @@ from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data import folds, pictures
 from kitlib.data.places import SPLITS, Places
-from kitlib.evaluation import baselines, metrics, runs
+from kitlib.evaluation import baselines, metrics, origin, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # torch takes seconds to import and is not needed to open a r
     from kitlib.vision.encoders import Encoder
 
 log = logging.getLogger(__name__)
+
+MODEL = "logistic.npz"  # of all training places, in the run's folder
 
 
 def load_encoder(places: Places, encoder: str = "", image_size: int = 0) -> Encoder:
@@ -87,15 +89,16 @@ def logistic(
     name = f"{places.name.strip('_-')[:30]}-logistic-{short[:40]}-{key}"
     with runs.lock(name, busy=False):
         try:
-            run = runs.start(name, settings, data=checksums)
+            run = runs.start(name, settings, data=checksums, learned=origin.learned(places))
             if run.finished:
-                _ = run.metrics, [run.guesses({"train": "oof"}.get(split, split)) for split in embedded]
+                _ = run.metrics, baselines.StateModel.load(run.dir / MODEL)
+                _ = [run.guesses({"train": "oof"}.get(split, split)) for split in embedded]
                 return run
-        except KitError as error:  # a file of it is damaged or missing
+        except (KitError, FileNotFoundError) as error:  # a file of it is damaged or missing
             log.warning("run %s is made anew: %s", name, error)
-            run = runs.start(name, settings, data=checksums, overwrite=True)
+            run = runs.start(name, settings, data=checksums, overwrite=True, learned=origin.learned(places))
         mean = {split: e.features.mean(axis=1, dtype=np.float32) for split, e in embedded.items()}
-        oof, test = baselines.logistic(places, mean["train"], fold, mean.get("test"))
+        oof, test = baselines.logistic(places, mean["train"], fold, mean.get("test"), keep=run.dir / MODEL)
         run.save_guesses("oof", oof)
         if test is not None:
             run.save_guesses("test", test)
@@ -105,12 +108,9 @@ def logistic(
     return run
 
 
-def predict(run_name: str, places: Places, split: str = "test") -> Guesses:
-    """Guesses of a logistic baseline for the test places, or the queries, by a fit to all training places."""
-    settings = runs.open_run(run_name).settings
-    embedded = embed(places, load_encoder(places, settings["encoder"], settings["image_size"]))
-    mean = {name: e.features.mean(axis=1, dtype=np.float32) for name, e in embedded.items()}
-    fold = folds.load_or_make(places, settings["n_folds"])[settings["folds_column"]].to_numpy()
-    test = baselines.logistic(places, mean["train"], fold, mean[split], settings["c"])[1]
-    assert test is not None
-    return test
+def predict(run_name: str, places: Places) -> Guesses:
+    """Guesses of a logistic baseline for the test places, or the queries, by its model of all training places."""
+    run = runs.open_run(run_name)
+    model, settings = baselines.StateModel.load(run.dir / MODEL), run.settings
+    embedded = embed(places, load_encoder(places, settings["encoder"], settings["image_size"]))["test"]
+    return model.guess(embedded.features.mean(axis=1, dtype=np.float32), embedded.sample_id)

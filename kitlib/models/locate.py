@@ -28,27 +28,43 @@ from kitlib.evaluation import ensemble, fold_files, guesses, metrics, origin, ru
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.figures import pages
+from kitlib.models import linear_probe
 
 log = logging.getLogger(__name__)
 
 FAMILIES = {"multiview", "retrieval", "regional", "vlm", "logistic"}
-TOP, NEAREST = 5, 3  # states, and known places, in the table
+TOP, NEAREST, ALIKE = 5, 3, 4  # states and known places in the table, places that look alike on the page
 MOST_SHOWN = 50  # rows in a notebook
 MOST_PICTURED = 300  # places on the page with their pictures; each takes some 30 kB
+EMBEDDED = "embeddings"  # the folder of features among derived files
 SHARES = (0.5, 0.9)  # of the weight of a guess's points, within the radii of the table
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Guesses for photographs. `places` holds the run's training places and, as `queries`, the photographs."""
+    """Guesses for photographs. `places` has the states that the run has learned and, as `queries`, the photographs."""
 
     name: str  # of the run or the submission
     places: Places
     guesses: Guesses
+    known: Places | None  # the training places, where they are on this machine
+    look: Look | None  # which of them look alike
+    remarks: list[str]  # what a reader of the answers has to know
+
+    @cached_property
+    def exif(self) -> tuple[np.ndarray, int]:
+        """The points in the pictures' EXIF, to check the guesses with; see `data.photos.exif_points`."""
+        queries = self.places.queries
+        if queries is None or queries.template is not None:  # a competition's pictures have none
+            return np.full((len(self.guesses), 2), np.nan), 0
+        return photos.exif_points(queries)
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """A row a place: sample_id, pictures, state_1 … and probability_1 …, point, radii, and nearest known places.
+
+        These are left out where the training data is not. exif_km: from the guess to the point in a picture's EXIF,
+        which is never used for the guess.
 
         radius_50_km, radius_90_km: around the point, within which that share of the weight of the guess's points lies.
         truth, km: the true state and the error, where they are known.
@@ -64,11 +80,14 @@ class Answer:
         table["latitude"], table["longitude"] = point.T.round(5)
         for share, radius in zip(SHARES, radii_km(self.guesses, SHARES).T, strict=True):
             table[f"radius_{share:.0%}_km".replace("%", "")] = radius.round(1)
-        known = self.places.rows("train")
-        km, index = geo.nearest(point, known[["latitude", "longitude"]], min(NEAREST, len(known)))
-        for n in range(km.shape[1]):
-            table[f"known_{n + 1}"] = known["sample_id"].to_numpy()[index[:, n]]
-            table[f"known_{n + 1}_km"] = km[:, n].round(1)
+        if self.known is not None:
+            known = self.known.rows("train")
+            km, index = geo.nearest(point, known[["latitude", "longitude"]], min(NEAREST, len(known)))
+            for n in range(km.shape[1]):
+                table[f"known_{n + 1}"] = known["sample_id"].to_numpy()[index[:, n]]
+                table[f"known_{n + 1}_km"] = km[:, n].round(1)
+        if not np.isnan(self.exif[0]).all():
+            table["exif_km"] = geo.distance_km(self.exif[0], point).round(1)
         truth = rows[["latitude", "longitude"]].to_numpy(float)
         located = ~np.isnan(truth).any(axis=1)
         if located.any():
@@ -80,7 +99,31 @@ class Answer:
 
     def _repr_html_(self) -> str:
         shown = [c for c in self.table if not str(c).startswith(("pictures", "known", "true_"))]
-        return self.table[shown].head(MOST_SHOWN).to_html(index=False, border=0, float_format="{:,.3g}".format)
+        table = self.table[shown].head(MOST_SHOWN).to_html(index=False, border=0, float_format="{:,.3g}".format)
+        return "".join(f"<p>{html.escape(text)}</p>" for text in self.notes()) + table
+
+    def notes(self) -> list[str]:
+        """What a reader of the answers has to know, a sentence each."""
+        located, broken = int((~np.isnan(self.exif[0][:, 0])).sum()), self.exif[1]
+        notes = list(self.remarks)
+        if located or broken:
+            notes.append(f"The EXIF of {located:,} of {len(self.guesses):,} places has a point, which is only compared "
+                         f"with the guess." + f" {broken:,} pictures have a broken one." * bool(broken))  # fmt: skip
+        return notes
+
+    def alike(self, most: int = MOST_PICTURED) -> list[list[dict]]:
+        """The training places that look most alike, of the first `most` places: sample_id, state, km, jpeg."""
+        if self.known is None or self.look is None:
+            return [[] for _ in range(len(self.guesses))]
+        rows, pack, point = self.known.rows("train"), pictures.pack(self.known, "train"), self.guesses.point()
+        found: list[list[dict]] = []
+        for n, near in enumerate(self.look.nearest(self.places, self.known, most)):
+            km = geo.distance_km(point[n], self.known.points("train")[near])
+            own = rows.iloc[near]
+            shots = [pictures.thumbnail(pack.read(row, int(pack.usable[row].argmax())), 100) for row in near]
+            parts = zip(own["sample_id"].tolist(), own["state"], km.round(1).tolist(), shots, strict=True)
+            found.append([dict(zip(("sample_id", "state", "km", "jpeg"), part, strict=True)) for part in parts])
+        return found + [[] for _ in range(len(self.guesses) - len(found))]
 
     @property
     def score(self) -> metrics.Score | metrics.Report | None:
@@ -111,7 +154,14 @@ class Answer:
             self.table.to_csv(beside, index=False)
         self.guesses.save(written[1])
         pages.save_answers(
-            written[2], self.name, self.table, self.guesses.points, self.guesses.weights, self.thumbnails()
+            written[2],
+            self.name,
+            self.table,
+            self.guesses.points,
+            self.guesses.weights,
+            self.thumbnails(),
+            self.alike(),
+            self.notes(),
         )
         queries = self.places.queries
         if queries is not None and queries.template is not None:
@@ -126,29 +176,38 @@ class Answer:
 def ask(name: str, photographs: str | Path, data: str | Path = "", **files: str) -> Answer:
     """Guesses of a finished run, or of the blend of a submission, for new photographs.
 
-    photographs: as for `data.photos.read`. data: the present place of the data set that the run was trained on, if it
-    is not where the run recorded it. files: settings that name a file outside home, with its present place, such as
-    encoder="timm:NAME@FILE"; a run records only its name and content. Raises KitError for an unknown name, for changed
-    training data, and for labels that the run has not learned.
+    photographs: as for `data.photos.read`. The run's folder is all that a guess needs, and that of its router if it
+    names one; without the training data the nearest and the most similar known places are left out. data: the present
+    place of that data, if it is not where the run recorded it. files: settings that name a file outside home, with its
+    present place, such as encoder="timm:NAME@FILE"; a run records only its name and content. Raises KitError for an
+    unknown name, for other data in `data`, and for labels that the run has not learned.
     """
     for setting, value in files.items():
         paths.portable(setting, value)
     members, temperature = _members(name)
-    places = _training_places(runs.open_run(next(iter(members))), data)
-    queries = photos.read(photographs, places.states, places.views)
-    asked = replace(places, queries=queries)
-    log.info("%s answers with %d labels, %s", name, len(places.states), ", ".join(places.states["state"][:3]) + ", …")
-    for entry in queries.integrity:
-        log.info("%s: %d (%s)", entry["check"], entry["count"], entry["action"])
+    first = runs.open_run(next(iter(members)))
+    learned = origin.learned_places(first)
+    known, missing = _training_places(first, data)
+    queries = photos.read(photographs, learned.states, learned.views)
+    asked = replace(learned, queries=queries)
+    labels = ", ".join(learned.states["state"][:3]) + (", …" if len(learned.states) > 3 else "")
+    remarks = [f"{name} answers with the {len(learned.states)} labels that it has learned ({labels}), with no others."]
+    remarks += [f"{e['check']} ({e['count']:,} places): {_treatment(first, e)}." for e in queries.integrity]
+    look = Look.of_run(first, known) if known is not None else None
+    if known is not None and look is None:
+        missing = "Places that look alike are left out: no features of the training pictures are kept on this machine."
+    remarks += filter(None, [missing])
+    for remark in remarks:
+        log.info("%s", remark)
     parts = []
     for member in members:
         run = runs.open_run(member)
-        if run.params["data"].get("places") != places.checksum:
+        if run.params["data"].get("places") != first.params["data"].get("places"):
             raise KitError(f"{member}: expected a run on the same places as {next(iter(members))}; it has others")
         guess = guesses_of(run, asked)
         parts.append(ensemble.calibrated(guess, temperature[member]) if member in temperature else guess)
     blend = guesses.average(parts, list(members.values())) if len(parts) > 1 else parts[0]
-    return Answer(name, asked, blend.at(queries.sample_id("test")))
+    return Answer(name, asked, blend.at(queries.sample_id("test")), known, look, remarks)
 
 
 def upload(name: str, data: str | Path = "", folder: str | Path = "") -> Any:
@@ -178,8 +237,8 @@ def upload(name: str, data: str | Path = "", folder: str | Path = "") -> Any:
     return ipywidgets.VBox([button, shown])
 
 
-def guesses_of(run: Run, places: Places) -> Guesses:
-    """The guesses of one run for the queries of its places."""
+def guesses_of(run: Run, places: Places, only_folds: Sequence[int] = ()) -> Guesses:
+    """The guesses of one run, by all of its folds or some, for the queries of `origin.learned_places`."""
     family = run.settings.get("family")
     if family not in FAMILIES:
         raise KitError(f"{run.name}: expected a run of {', '.join(sorted(FAMILIES))}; got family {family!r}")
@@ -188,7 +247,12 @@ def guesses_of(run: Run, places: Places) -> Guesses:
     if not fold_files.done_folds(run):
         raise KitError(f"{run.name}: expected a run with a trained fold; train it to the end first")
     module = importlib.import_module(f"kitlib.models.{family}")
-    return module.predict(run.name, places, ask=lambda name, places: guesses_of(runs.open_run(name), places))
+    return module.predict(
+        run.name,
+        places,
+        ask=lambda name, places: guesses_of(runs.open_run(name), places, only_folds),
+        only_folds=only_folds,
+    )
 
 
 def _members(name: str) -> tuple[dict[str, float], dict[str, float]]:
@@ -203,14 +267,66 @@ def _members(name: str) -> tuple[dict[str, float], dict[str, float]]:
     return {member: weight for member, weight in content["members"].items() if weight > 0}, content["temperature"]
 
 
-def _training_places(run: Run, data: str | Path) -> Places:
-    """The places that a run was trained on. Raises KitError if they have changed."""
-    if not data and "data" not in run.settings:
-        raise KitError(f"{run.name} does not record its data: expected --data")
-    places = origin.reload_places(run, str(data))
+def _training_places(run: Run, data: str | Path) -> tuple[Places | None, str]:
+    """The places that a run was trained on, or None and a sentence. Raises KitError if `data` holds others."""
+    without = "so that the nearest known places and those that look alike are left out."
+    try:
+        places = origin.reload_places(run, str(data))
+    except (KitError, KeyError):
+        if data:
+            raise
+        return None, f"The training data of {run.name} is not on this machine, {without}"
     if run.params["data"].get("places") != places.checksum:
-        raise KitError(f"{run.name}: expected the data that it was trained on; {places.folder.name} has changed since")
-    return places
+        if data:
+            raise KitError(f"{run.name}: expected the data that it was trained on; {places.folder.name} has changed")
+        return None, f"{places.folder.name} is not the training data of {run.name} any more, {without}"
+    return places, ""
+
+
+def _treatment(run: Run, entry: dict) -> str:
+    """What happens to a finding about photographs."""
+    if "views" not in entry["check"]:
+        return entry["action"]
+    if run.settings.get("family") == "multiview" and run.settings.get("view_dropout"):
+        return "they are left out, as in training with view dropout"
+    return "the next view of the place stands in"
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """Says which training places look like a photograph, by the features of a run's encoder."""
+
+    encoder: Any
+    dtype: Any
+
+    @classmethod
+    def of_run(cls, run: Run, known: Places) -> Look | None:
+        """None unless the features of all training pictures are on this machine, as they are after training."""
+        from kitlib.vision import device, embeddings
+
+        settings = run.settings
+        if "encoder" not in settings or not (known.derived / "pictures/train.npz").is_file():
+            return None
+        name = paths.located("encoder", settings["encoder"])
+        encoder = linear_probe.load_encoder(known, name, settings.get("image_size", 0))
+        dtype, pack = device.dtype_of(settings, device.best_device()), pictures.pack(known, "train")
+        return cls(encoder, dtype) if embeddings.are_cached(pack, encoder, known.derived / EMBEDDED, dtype) else None
+
+    def nearest(self, places: Places, known: Places, most: int, k: int = ALIKE) -> np.ndarray:
+        """The rows (N, k) of the training places most like each of the first `most` queries of `places`."""
+        from kitlib.vision import embeddings
+
+        packs = pictures.pack(known, "train"), pictures.pack(places, "test")
+        folders = known.derived / EMBEDDED, places.derived / EMBEDDED
+        train, asked = (
+            embeddings.embed(pack, self.encoder, folder, dtype=self.dtype).features.mean(axis=1, dtype=np.float32)
+            for pack, folder in zip(packs, folders, strict=True)
+        )
+        mean, spread = train.mean(axis=0), train.std(axis=0) + 1e-6
+        train, asked = ((part - mean) / spread for part in (train, asked[:most]))
+        train /= np.linalg.norm(train, axis=1, keepdims=True)
+        train[packs[0].unusable_places] = 0
+        return np.argsort(-(asked @ train.T), axis=1)[:, : min(k, len(train))]
 
 
 def radii_km(guesses: Guesses, shares: Sequence[float]) -> np.ndarray:

@@ -67,14 +67,7 @@ def embed(
     device = device or vision_device.best_device()
     dtype = dtype or vision_device.best_dtype(device)
     batch_size = batch_size or max(1, BATCH_PICTURES[device.type] // len(pack.views))
-    made_by = {
-        "weights": encoder.weights_digest,
-        "architecture": storage.digest(repr(encoder.backbone)),  # which may differ in padding for the same weights
-        "preprocess": asdict(encoder.preprocess),
-        "split": pack.split,
-        "pictures": pack.checksum,
-        "dtype": str(dtype),
-    }
+    made_by = _inputs(pack, encoder, dtype)
     folders = [
         _compute(pack, encoder, out_dir, made_by | {"mirrored": mirrored}, batch_size, device, dtype)
         for mirrored in (False, True)[: 1 + mirror]
@@ -88,6 +81,23 @@ def embed(
         key=folders[0].name,
         pictures_per_second=meta["pictures_per_second"],
     )
+
+
+def are_cached(pack: Pack, encoder: Encoder, out_dir: Path, dtype: torch.dtype) -> bool:
+    """Whether `embed` would find the features of the plain pictures."""
+    made_by = _inputs(pack, encoder, dtype) | {"mirrored": False}
+    return (out_dir / storage.digest(json.dumps(made_by, sort_keys=True))).is_dir()
+
+
+def _inputs(pack: Pack, encoder: Encoder, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "weights": encoder.weights_digest,
+        "architecture": storage.digest(repr(encoder.backbone)),  # which may differ in padding for the same weights
+        "preprocess": asdict(encoder.preprocess),
+        "split": pack.split,
+        "pictures": pack.checksum,
+        "dtype": str(dtype),
+    }
 
 
 def _compute(

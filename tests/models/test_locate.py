@@ -10,11 +10,14 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import ExifTags, Image
 
 pytest.importorskip("torch")
 
+from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.core.storage import write_json
+from kitlib.data import pictures
 from kitlib.evaluation import guesses, runs, submission
 from kitlib.models import locate, multiview, regional, retrieval
 
@@ -35,6 +38,7 @@ def trained(world, small_sample):
     regional.train(
         regional.Config(encoder="tiny", finetune=False, router="heads", min_places=4), world, "routed", **options
     )
+    regional.train(regional.Config(encoder="tiny", finetune=False, min_places=4), world, "own", **options)
     source = small_sample / "kaggle_dataset"
     asked = small_sample.parent / "asked"
     shutil.copytree(source / "test_images", asked / "test_images")
@@ -43,7 +47,7 @@ def trained(world, small_sample):
     return asked
 
 
-@pytest.mark.parametrize("name", ["heads", "knn", "routed"])
+@pytest.mark.parametrize("name", ["heads", "knn", "own", "routed"])
 def test_the_test_places_asked_as_photographs_have_the_run_s_own_guesses(trained, small_sample, name):
     answer, own = locate.ask(name, trained, small_sample), runs.open_run(name).guesses("test")
     own = own.at(answer.guesses.sample_id)
@@ -98,6 +102,69 @@ def test_uploaded_pictures_are_answered_below_the_button(trained, small_sample, 
     assert "expected pictures" in shown.value and "<b>" not in shown.value
 
 
+def test_a_run_copied_alone_answers_as_before_and_says_what_is_missing(trained, small_sample, tmp_path, monkeypatch):
+    whole = {name: locate.ask(name, trained, small_sample) for name in ("heads", "knn", "own", "routed")}
+    folder = runs.open_run("heads").dir.parent
+    monkeypatch.setenv("KITLIB_HOME", str(tmp_path))
+    monkeypatch.setenv("KITLIB_GIVEN", "{}")
+    for name, answer in whole.items():
+        shutil.copytree(folder / name, tmp_path / "data/runs" / name)
+        alone = locate.ask(name, trained)
+        np.testing.assert_allclose(alone.guesses.state_probs, answer.guesses.state_probs, atol=1e-6)
+        np.testing.assert_allclose(alone.guesses.point(), answer.guesses.point(), atol=1e-6)
+        assert "known_1" in answer.table and "known_1" not in alone.table
+        assert any("is not on this machine" in text for text in alone.notes()) and alone.alike()[0] == []
+        assert not any("is not on this machine" in text for text in answer.notes())
+    assert not list((tmp_path / "data").glob("derived/*/pictures/train*"))
+
+
+def test_neighbours_that_look_alike_are_on_the_page(trained, small_sample, tmp_path):
+    answer = locate.ask("heads", trained, small_sample)
+    alike = answer.alike(most=2)
+    assert [len(place) for place in alike[:3]] == [locate.ALIKE, locate.ALIKE, 0]
+    known = answer.known.rows("train").set_index("sample_id")
+    for n, other in ((n, other) for n, place in enumerate(alike) for other in place):
+        assert other["jpeg"].startswith(b"\xff\xd8") and known.loc[other["sample_id"], "state"] == other["state"]
+        point = known.loc[other["sample_id"], ["latitude", "longitude"]].to_numpy(float)
+        assert abs(geo.distance_km(answer.guesses.point()[n], point) - other["km"]) < 0.06
+
+
+def test_a_training_picture_looks_like_itself_and_lost_views_are_said_to_be_left_out(trained, world, tmp_path):
+    row = world.rows("train").iloc[5]
+    (tmp_path / "in").mkdir()
+    shutil.copy(world.folder / row["image_north"], tmp_path / "in/a_north.jpg")
+    for view in world.views:
+        shutil.copy(world.folder / row[f"image_{view}"], tmp_path / "in" / f"b_{view}.jpg")
+    answer = locate.ask("heads", tmp_path / "in", world.folder)
+    assert answer.alike()[1][0]["sample_id"] == row["sample_id"]
+    said = [text for text in answer.notes() if "views" in text]
+    assert said == ["3 of 8 views are not there (1 places): they are left out, as in training with view dropout."]
+    checks = [entry["check"] for entry in pictures.pack(answer.places, "test").problems()]
+    assert "missing picture" not in checks
+
+
+def test_exif_is_compared_with_the_guess_and_never_used(trained, small_sample, tmp_path):
+    (tmp_path / "in").mkdir()
+    picture = sorted((trained / "test_images").iterdir())[0]
+    with Image.open(picture) as image:
+        exif = Image.Exif()
+        exif.get_ifd(ExifTags.IFD.GPSInfo).update({1: "S", 2: (40.0, 30.0, 0.0), 3: "E", 4: (10.0, 0.0, 36.0)})
+        image.save(tmp_path / "in/a.jpg", exif=exif, quality="keep")
+        exif.get_ifd(ExifTags.IFD.GPSInfo).update({1: "N", 2: (400.0, 0.0, 0.0), 3: "E", 4: (10.0, 0.0, 0.0)})
+        image.save(tmp_path / "in/b.jpg", exif=exif, quality="keep")
+        image.save(tmp_path / "in/c.jpg", quality="keep")
+    answer = locate.ask("heads", tmp_path / "in", small_sample)
+    points, broken = answer.exif
+    np.testing.assert_allclose(points[0], [-40.5, 10.01])
+    assert np.isnan(points[1:]).all() and broken == 1
+    assert np.abs(answer.guesses.point() - answer.guesses.point()[0]).max() < 1e-6
+    km = geo.distance_km(answer.guesses.point()[0], points[0])
+    assert abs(answer.table["exif_km"][0] - km) < 0.06 and answer.table["exif_km"].isna().sum() == 2
+    assert any(
+        "1 of 3 places has a point" in text and "1 pictures have a broken one" in text for text in answer.notes()
+    )
+
+
 def test_radii_hold_the_share_of_the_weight():
     one = guesses.Guesses(
         np.array([1]), np.array([0]), np.ones((1, 1)), np.array([[[0.0, 0.0], [0.0, 1.0], [0.0, 10.0]]]),
@@ -109,7 +176,8 @@ def test_radii_hold_the_share_of_the_weight():
 def test_refusals_name_what_is_wrong(trained, small_sample, world):
     with pytest.raises(KitError, match=r"neither a run nor a submission 'none'; there are: .*heads"):
         locate.ask("none", trained)
-    runs.start("empty", runs.open_run("heads").settings, data=runs.open_run("heads").params["data"])
+    own = runs.open_run("heads").params
+    runs.start("empty", own["settings"], data=own["data"], learned=own["learned"])
     with pytest.raises(KitError, match="empty: expected a run with a trained fold"):
         locate.ask("empty", trained, small_sample)
     params = runs.open_run("heads").params

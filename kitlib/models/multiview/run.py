@@ -150,10 +150,14 @@ class Session(EncoderSession[Config]):
         batches = Batches(rows[~blind], size, 0, load_batch, shuffle=False, prefetch=True) if not blind.all() else ()
         with torch.inference_mode(), autocast(self.device, self.dtype):
             for batch in tqdm(batches, desc=f"fold {fold}: guessing {split}", leave=False):
-                sample_id = pack.sample_id[batch.pop("row")]
+                row = batch.pop("row")
+                # a view without a usable picture is left out, as views are in training, if they are there
+                keep = torch.from_numpy(pack.usable[row] | (not config.view_dropout)).to(self.device)
+                turned = keep[:, [-i % keep.shape[1] for i in range(keep.shape[1])]]  # as by augment.mirror
+                sides = [(False, keep), (True, turned)][: 1 + config.mirror]
                 batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-                outputs = [heads(encode(batch, encoder, mirrored)) for mirrored in (False, True)[: 1 + config.mirror]]
-                parts.append(heads.guess(sample_id, outputs, config.points, config.gps_share))
+                outputs = [heads(encode(batch, encoder, mirrored), kept) for mirrored, kept in sides]
+                parts.append(heads.guess(pack.sample_id[row], outputs, config.points, config.gps_share))
         return guesses.stack(parts).on_states(self.places.states["state_idx"].to_numpy()).at(pack.sample_id[rows])
 
 

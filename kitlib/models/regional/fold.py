@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from kitlib.vision.inputs import Inputs
 log = logging.getLogger(__name__)
 
 POOLED = "pooled"
+SCALERS = "scalers.npz"
 
 Rows = tuple[str, np.ndarray]  # a split, and rows of it
 
@@ -52,23 +53,38 @@ class RegionalFold:
     """
 
     def __init__(self, inputs: Inputs, config: Any, folder: Path, rows: np.ndarray, val: Rows, held_out: Rows) -> None:
-        self.inputs, self.config, self.folder, self.rows, self.held_out = inputs, config, folder, rows, held_out
-        places = inputs.places
+        self.rows, self.held_out, places = rows, held_out, inputs.places
         if not len(rows):
             raise KitError(f"{folder.name} of {places.name}: expected at least one training place; got none")
-        self.regions = Regions.make(places, rows, config.regions, config.seed)
+        regions = Regions.make(places, rows, config.regions, config.seed)
         splits = {"train", val[0], *inputs.packs}
-        self.region = {s: self.regions.assign(places.points(s), places.state_position(s)) for s in splits}
+        self.region = {s: regions.assign(places.points(s), places.state_position(s)) for s in splits}
         points, region = places.points("train")[rows], self.region["train"][rows]
-        self.scalers = [RegionScaler.fit(points[region == k], config.scaler) for k in range(len(self.regions))]
-        pairs = zip(self.scalers, self.regions.medians, strict=True)
-        self.medians = np.concatenate([scaler.transform(median[None]) for scaler, median in pairs])  # (R, 2) scaled
-        self.frames = Frames(self.scalers)
-        self.has_own = self.regions.count >= config.min_places
+        scalers = [RegionScaler.fit(points[region == k], config.scaler) for k in range(len(regions))]
+        self._set(inputs, config, folder, regions, scalers)
         self.val = val[0], val[1][self.region[val[0]][val[1]] >= 0]
         if not len(self.val[1]) and config.finetune:
             log.warning("%s: too few places to validate on: training stops early on the training places", folder.name)
             self.val = "train", rows
+
+    @classmethod
+    def load(cls, inputs: Inputs, config: Any, folder: Path) -> RegionalFold:
+        """What `save` and the training wrote, without the training places: enough to guess."""
+        fold, numbers = cls.__new__(cls), storage.read_npz(folder / SCALERS, ("centre", "offset_km", "unit_km"))
+        rows = zip(numbers["centre"], numbers["offset_km"], numbers["unit_km"], strict=True)
+        scalers = [RegionScaler.of_numbers(config.scaler, *row) for row in rows]
+        fold._set(inputs, config, folder, Regions.load(folder / "regions.npz"), scalers)
+        return fold
+
+    def _set(
+        self, inputs: Inputs, config: Any, folder: Path, regions: Regions, scalers: Sequence[RegionScaler]
+    ) -> None:
+        """Set what training and guessing share."""
+        self.inputs, self.config, self.folder, self.regions, self.scalers = inputs, config, folder, regions, scalers
+        pairs = zip(scalers, regions.medians, strict=True)
+        self.medians = np.concatenate([scaler.transform(median[None]) for scaler, median in pairs])  # (R, 2) scaled
+        self.frames = Frames(scalers)
+        self.has_own = regions.count >= config.min_places
 
     @property
     def models(self) -> list[str]:
@@ -80,6 +96,8 @@ class RegionalFold:
         self.regions.save(self.folder / "regions.npz")
         for scaler, name in zip(self.scalers, self.regions.names, strict=True):
             scaler.save(self.folder, name)
+        numbers = {name: [getattr(s, name) for s in self.scalers] for name in ("centre", "offset_km", "unit_km")}
+        storage.write_npz(self.folder / SCALERS, numbers)
         if small := self.regions.names[~self.has_own].tolist():
             message = "%s: %d regions with fewer than %d places share a pooled model: %s"
             log.info(message, self.folder.name, len(small), self.config.min_places, ", ".join(small))

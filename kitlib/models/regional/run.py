@@ -44,6 +44,8 @@ from kitlib.training.session import EncoderSession
 
 log = logging.getLogger(__name__)
 
+ROUTER = "router.npz"  # the logistic router of all training places, in the run's folder
+
 
 @dataclass(frozen=True)
 class Config(RegressorOptions):
@@ -117,6 +119,8 @@ class Session(EncoderSession[Config]):
 
     def __init__(self, run: Run, places: Places, *args: Any, **options: Any) -> None:
         super().__init__(run, places, *args, **options)
+        if not len(places.rows("train")):
+            return  # it only answers
         self.cleaned = clean(self.config, places)
         with storage.atomic_write(run.dir / "dropped.csv") as beside:
             self.cleaned.dropped.to_csv(beside, index=False)
@@ -165,16 +169,22 @@ class Session(EncoderSession[Config]):
         name, states = self.config.router, self.places.states["state_idx"].to_numpy()
         if name == "known":
             return {}
-        if name != "logistic" and self.places.queries is not None:
-            return {"test": self.ask(name, self.places).on_states(states)}
         if name != "logistic":
             run = runs.open_run(name)
             files = {"train": run.dir / "oof.npz", "test": run.dir / "test.npz"}
             return {split: Guesses.load(file).on_states(states) for split, file in files.items() if file.is_file()}
         mean = {split: features[:, 0].float().mean(1).numpy() for split, features in self.features.items()}
         fold = self.fold_table["stratified" if self.given else self.run.settings["folds_column"]].to_numpy()
-        oof, test = baselines.logistic(self.places, mean["train"], fold, mean.get("test"))
+        oof, test = baselines.logistic(self.places, mean["train"], fold, mean.get("test"), keep=self.run.dir / ROUTER)
         return {"train": oof} | ({} if test is None else {"test": test})
+
+    @cached_property
+    def routed(self) -> Guesses:
+        """The router's guesses for photographs."""
+        if self.config.router != "logistic":
+            return self.ask(self.config.router, self.places)
+        model, pack = baselines.StateModel.load(self.run.dir / ROUTER), self.packs["test"]
+        return model.guess(self.features["test"][:, 0].float().mean(1).numpy(), pack.sample_id)
 
     def regional_fold(self, fold: int) -> RegionalFold:
         """The regions of one fold, with its training, validation and held-out places."""
@@ -225,12 +235,17 @@ class Session(EncoderSession[Config]):
 
     def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
         """Guesses of a fold's regressors for the places in `rows`, for all when None, weighted by the router."""
-        regional_fold, states = self.regional_fold(fold), self.places.states["state_idx"].to_numpy()
+        asked, states = self.places.queries is not None, self.places.states["state_idx"].to_numpy()
+        regional_fold = RegionalFold.load(self, self.config, self.folder(fold)) if asked else self.regional_fold(fold)
         rows = np.arange(len(self.places.rows(split))) if rows is None else rows
         if self.config.router == "known":
-            state_probs = np.eye(len(states))[self.places.state_position(split)[rows]]
+            position = self.places.state_position(split)[rows]
+            if (position < 0).any():
+                raise KitError(f"{self.run.name}: router: expected places of known regions, as its router is 'known'; "
+                               f"{(position < 0).sum()} of {len(rows)} have none")  # fmt: skip
+            state_probs = np.eye(len(states))[position]
             return regional_fold.guess(split, rows, states, state_probs, np.ones(len(rows), bool))
-        routed = self.router[split].at(self.places.sample_id(split)[rows]).on_states(states)
+        routed = (self.routed if asked else self.router[split]).at(self.places.sample_id(split)[rows]).on_states(states)
         return regional_fold.guess(split, rows, states, routed.state_probs, routed.answered)
 
     def guess_held_out(self, fold: int) -> Guesses:

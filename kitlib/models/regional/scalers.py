@@ -74,10 +74,20 @@ class RegionScaler:
         """Points (N, 2) of scaled coordinates (N, 2)."""
         return projection.from_local_km(self.scaler.inverse_transform(np.asarray(scaled, float)), self.centre)
 
+    @classmethod
+    def of_numbers(cls, kind: str, centre: np.ndarray, offset_km: np.ndarray, unit_km: float) -> RegionScaler:
+        """The scaler with that `centre`, `offset_km` and `unit_km`, whatever places it was fitted to."""
+        from sklearn.preprocessing import StandardScaler
+
+        scaler = StandardScaler()
+        scaler.mean_, scaler.scale_, scaler.n_features_in_ = offset_km, np.full(2, unit_km), 2
+        return cls(kind, centre, scaler)
+
     def save(self, folder: Path, region: str) -> Path:
         """Write folder/scaler_region_<id>.joblib with the kind, the centre and scikit-learn's scaler, atomically.
 
-        The file is for other programs. The kit never loads one, as joblib executes the code in a file.
+        The file is for other programs. The kit never loads one, as joblib executes the code in a file: it has the same
+        numbers in scalers.npz.
         """
         import joblib
 

@@ -30,6 +30,8 @@ from kitlib.models.vlm.reply_cache import Generations
 from kitlib.training.session import TorchSession
 from kitlib.vision.device import best_device
 
+PRIOR = "prior.npz"  # points and states of a fold's training places
+
 
 def task_of(config: Config, places: Places) -> Task:
     """The task of a run with these places."""
@@ -100,6 +102,8 @@ class Session(TorchSession[Config]):
         if not trl.is_done(self.folder(fold) / self.config.method):
             self._fit(fold)
         if is_first_process():
+            prior = self.prior(fold)
+            storage.write_npz(self.folder(fold) / PRIOR, {"points": prior.points, "position": prior.position})
             self._choose(fold)
 
     def _fit(self, fold: int) -> None:
@@ -163,8 +167,12 @@ class Session(TorchSession[Config]):
 
     def prior(self, fold: int) -> Prior:
         """The distribution of a fold's training places."""
-        rows = self.fold_rows(fold)[0]
-        points, position = self.places.points("train")[rows], self.places.state_position("train")[rows]
+        if len(self.places.rows("train")):
+            rows = self.fold_rows(fold)[0]
+            points, position = self.places.points("train")[rows], self.places.state_position("train")[rows]
+        else:  # on another machine
+            saved = storage.read_npz(self.folder(fold) / PRIOR, ("points", "position"))
+            points, position = saved["points"], saved["position"]
         idx = self.places.states["state_idx"].to_numpy()
         return Prior(self.states, idx, points, position, self.config.label, self.config.smoothing)
 
