@@ -195,6 +195,24 @@ def train_fold(
 
 
 @app.command()
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="A published two-head model such as best_finetune.pt.")],
+    run: Annotated[str, typer.Argument(help="The new run's name.")],
+    data: Annotated[str, typer.Option(help="Its states: a folder, a .zip, or a name under data/raw.")] = "sample",
+    encoder: Annotated[Path | None, typer.Option(help="A new folder for its vision tower, to train from.")] = None,
+    parameter: Annotated[list[str] | None, SETTINGS] = None,
+) -> None:
+    """Make a run of published weights of another layout, to locate with or to train on from."""
+    from kitlib.data import readers
+    from kitlib.models import multiview
+
+    settings = multiview.Config.typed(pairs(parameter))
+    with stoppable():
+        imported = multiview.import_weights(file, run, readers.load(data), settings, encoder)
+    typer.echo(f"{imported.name}: {imported.metrics['imported']}")
+
+
+@app.command()
 def locate(
     run: Annotated[str, typer.Argument(help="A finished run, hf:USER/NAME, or a submission, whose blend answers.")],
     photos: Annotated[str, typer.Argument(help="A picture, a folder or .zip of pictures, or a folder with a table.")],
@@ -214,6 +232,17 @@ def locate(
         typer.echo(answer.score)
     for path in written:
         typer.echo(path)
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="A finished run, hf:USER/NAME, or a submission, whose blend answers.")],
+    data: Annotated[str, typer.Argument(help="A competition's folder: its test places are asked.")],
+    out: Annotated[Path, typer.Option(help="Where the submission and the answers go.")] = Path("answers"),
+    parameter: Annotated[list[str] | None, FILES] = None,
+) -> None:
+    """Answer for the test places of a data set: a submission, besides what `locate` writes."""
+    locate(run, data, out, "", parameter)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kitlib.core import lazy
 
 if TYPE_CHECKING:
+    from kitlib.models.multiview.published import import_weights as import_weights
     from kitlib.models.multiview.run import Config as Config
     from kitlib.models.multiview.run import predict as predict
     from kitlib.models.multiview.run import train as train
