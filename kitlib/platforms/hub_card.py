@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.evaluation import baselines, origin, runs
 from kitlib.evaluation.runs import Run
@@ -52,6 +54,7 @@ All files are plain (JSON, .npz, .safetensors): nothing is unpickled. `checksums
 {licences}
 
 A trained model inherits the licence of the weights it started from{inherits}
+The terms of the training data hold as well.
 """
 
 
@@ -111,7 +114,7 @@ def describe(params: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
     settings = params["settings"]
     return {
         "settings": settings,
-        "data": str(settings.get("data", "unknown")).rpartition("/")[2] or "unknown",
+        "data": paths.data_name(Path(str(settings.get("data", "unknown")))),
         "oof": metrics.get("oof", {}),
         "half_width": metrics.get("half_width"),
         "folds": len(metrics.get("folds", {})),
@@ -130,7 +133,7 @@ def references(run: Run) -> dict[str, str]:
     try:
         places = origin.reload_places(run)
         if places.checksum == run.params["data"].get("places"):
-            found["Chance, random states and the middle of all places"] = (
+            found["Chance, states in random order and shuffled points"] = (
                 f"{baselines.chance(places, run.guesses('oof').sample_id).final:.4f}"
             )
     except (KitError, KeyError):

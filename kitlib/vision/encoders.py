@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kitlib.core import storage
 from kitlib.core.errors import KitError, shown
-from kitlib.vision import backbones
+from kitlib.vision import backbones, licences
 from kitlib.vision.preprocess import Preprocess
 
 SMALLEST = 16  # px of an encoder's input
@@ -133,6 +133,7 @@ def load(spec: str, image_size: int | None = None) -> Encoder:
         raise KitError(f"image_size: expected {SMALLEST} px or more, or 0 for the encoder's own; got {image_size}")
     with torch.random.fork_rng(devices=[]):  # initial weights must not advance the caller's generator
         parts = backbones.tiny(image_size) if spec == "tiny" else makers[kind](name, image_size)
+    licences.tell(spec)
     return Encoder(spec, *parts)
 
 

@@ -6,8 +6,12 @@ A trained model inherits the licence of the weights it started from. Names that 
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
+from functools import cache
+
+log = logging.getLogger(__name__)
 
 # licence: (its name in Kaggle's list, what it allows)
 TERMS = {
@@ -55,7 +59,7 @@ def licence_of(name: str) -> Licence:
     kind, colon, rest = name.partition(":")
     weights = re.split(r"[@?]", rest)[0] if colon else kind
     if kind == "tiny":
-        return Licence("apache-2.0", "Apache 2.0", "tiny starts from random weights: no licence of others", True)
+        return Licence("apache-2.0", "Apache 2.0", "tiny starts from random weights, under no licence of others", True)
     licence = next((known for pattern, known in WEIGHTS.items() if re.search(pattern, weights, re.IGNORECASE)), None)
     if licence is None and kind == "timm":
         licence = _timm(weights)
@@ -68,6 +72,13 @@ def licence_of(name: str) -> Licence:
     commercial = False if "noncommercial" in licence or "no commercial" in terms else licence in TERMS or None
     published = " if its file holds the published weights" if "@" in rest else ""
     return Licence(licence, kaggle, f"weights of {shown}: licence {licence}, {terms}{published}", commercial)
+
+
+@cache
+def tell(name: str) -> None:
+    """Log the licence of an encoder's or a model's published weights, once in a process; nothing for tiny."""
+    if not name.startswith("tiny"):
+        log.info("%s", licence_of(name).sentence)
 
 
 def _timm(name: str) -> str | None:

@@ -24,27 +24,6 @@ from kitlib.evaluation import fold_files, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.platforms import hub, hub_card
 
-PATH = "/{repo_id}/resolve/{revision}/{filename}"
-
-
-@pytest.fixture
-def server(home, monkeypatch) -> Hub:
-    """The stand-in, to which the client talks, with a token."""
-    stand_in = Hub()
-    monkeypatch.setattr(constants, "ENDPOINT", stand_in.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", stand_in.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "no-token"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "cache"))
-    monkeypatch.setenv("HF_TOKEN", "hf_fake")
-    yield stand_in
-    stand_in.free.set()
-    stand_in.shutdown()
-    stand_in.server_close()
-
 
 def guesses(n: int = 4) -> Guesses:
     probs, points = np.full((n, 2), 0.5), np.zeros((n, 1, 2))

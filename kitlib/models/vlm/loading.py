@@ -29,6 +29,7 @@ from torch import nn
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, one_line
 from kitlib.models.vlm import tiny_model
+from kitlib.vision import licences
 
 # trl and peft still call gradient checkpointing by the name that transformers has deprecated.
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)
@@ -96,6 +97,7 @@ def load(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool = False
         return tiny_model.build(rest or "qwen2.5")
     if kind == "tinker":
         raise KitError(f"model: expected tiny, tiny:qwen3 or hf:REPO_OR_FOLDER; the weights of {name} are at Tinker")
+    licences.tell(name)
     return _published(rest, dtype, four_bit)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kitlib.core.errors import KitError
+from kitlib.data import pictures
 from kitlib.evaluation import runs
 from kitlib.models import locate, multiview
 from kitlib.models.multiview import published
@@ -25,7 +27,7 @@ SETTINGS = {"mirror": False, "image_size": 32}
 def stack(*widths: int) -> torch.nn.Sequential:
     """Linear, GELU and dropout layers, so that the linear ones are numbered 0, 3, 6."""
     layers = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [torch.nn.Linear(before, after), torch.nn.GELU(), torch.nn.Dropout(0.1)]
     return torch.nn.Sequential(*layers[:-2])
 
@@ -60,8 +62,9 @@ def state_of(model: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def file(model, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("published") / "best_finetune.pt"
-    torch.save({"epoch": 3, "model_state_dict": state_of(model), "best_score": np.float64(0.9),
-                "metrics": {"final_score": np.float32(0.9)}, "config": {"model": {"fusion_method": "mean"}}}, path)  # fmt: skip
+    checkpoint = {"epoch": 3, "model_state_dict": state_of(model), "best_score": np.float64(0.9)}
+    checkpoint |= {"metrics": {"final_score": np.float32(0.9)}, "config": {"model": {"fusion_method": "mean"}}}
+    torch.save(checkpoint, path)
     return path
 
 
@@ -71,11 +74,11 @@ def imported(file, clip, world, tmp_path_factory):
     return multiview.import_weights(file, "published", world, {"encoder": clip, **SETTINGS}, folder), folder
 
 
-def test_a_published_file_becomes_a_run_that_answers_as_the_model_did(imported, model, clip, world, monkeypatch):
+def test_a_published_file_becomes_a_run_that_answers_as_the_model_did(imported, model, clip, world):
     run, _ = imported
     guess = run.guesses("test")
     encoder = encoders.load(clip, 32)
-    pack = __import__("kitlib.data.pictures", fromlist=["pack"]).pack(world, "test")
+    pack = pictures.pack(world, "test")
     views = torch.from_numpy(np.moveaxis(np.asarray(pack.decode(np.arange(4), encoder.preprocess.resize)), -1, -3))
     with torch.no_grad():
         pixels = encoder.preprocess(views.flatten(0, 1))
