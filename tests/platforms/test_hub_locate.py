@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from kitlib import __main__ as cli
 from kitlib.core import paths
@@ -17,6 +17,7 @@ from kitlib.data import readers
 from kitlib.evaluation import runs
 from kitlib.models import multiview
 from kitlib.platforms import hub
+from kitlib.training import checkpoints
 
 
 def test_a_run_from_the_hub_answers_for_photographs_and_for_a_data_set(server, small_sample, tmp_path, monkeypatch):
@@ -40,3 +41,17 @@ def test_a_run_from_the_hub_answers_for_photographs_and_for_a_data_set(server, s
         assert np.mean(table["predicted_state_idx_1"].to_numpy() == top) > 0.9
         np.testing.assert_allclose(table[["predicted_latitude", "predicted_longitude"]], own.point(), atol=0.2)
     assert runs.list_runs() == ["u--m--first"]
+
+
+def test_a_region_s_training_state_goes_up_as_plain_tensors_and_is_read_from_there(server):
+    run = runs.start("regions", {"family": "regional"}, data={"places": "abc"})
+    folder = run.checkpoints / "fold_0/region_a"
+    weights = {"encoder.w": torch.arange(6.0).reshape(2, 3), "encoder.h": torch.ones(2, dtype=torch.bfloat16)}
+    checkpoints.finish(folder, {"settings": {}}, weights)
+    run.finish({})
+    hub.push(["regions"], "u/m")
+    assert not [name for name in server.files if name.endswith(".ckpt")]
+
+    [name] = hub.pull("u/m")
+    found = checkpoints.final_weights(paths.run_dir(name) / "checkpoints/fold_0/region_a")
+    torch.testing.assert_close(found, weights)

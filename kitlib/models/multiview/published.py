@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -146,6 +147,7 @@ def import_weights(
     """
     if encoder is not None and encoder.exists():
         raise KitError(f"encoder: expected a new folder; {encoder.name} exists")
+    read(file)  # which refuses a file before the encoder is loaded
     config = Config.from_dict({"encoder": encoders.STREETCLIP, "mirror": False, "finetune_epochs": 1, **settings})
     imported = Import.train(config, places, run, only_folds=[0], file=file)
     if encoder is not None:
@@ -204,7 +206,8 @@ def _state(path: Path) -> Tensors:
     kinds.append((scalar, "numpy.core.multiarray.scalar"))  # their name before numpy 2
     try:
         with torch.serialization.safe_globals(kinds):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # mapped, as the optimizer's state takes twice the room of the weights
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged or foreign file fails in any of a dozen ways
         reason = "it holds more than tensors and plain values" if "Unsupported" in str(error) else type(error).__name__
         raise KitError(f"{path.name}: expected a checkpoint that torch loads with weights_only; {reason}") from error

@@ -74,9 +74,10 @@ def check_published(name: str, lora_rank: int, attention_only: bool) -> None:
 
     source = _source(name)
     with _readable(name):
-        hf.AutoProcessor.from_pretrained(source)
+        hf.AutoProcessor.from_pretrained(source, trust_remote_code=False)
         with torch.device("meta"):
-            model = hf.AutoModelForImageTextToText.from_config(hf.AutoConfig.from_pretrained(source))
+            config = hf.AutoConfig.from_pretrained(source, trust_remote_code=False)
+            model = hf.AutoModelForImageTextToText.from_config(config)
         if Path(source).is_dir() and not any(Path(source).glob("*.safetensors")):
             raise ValueError("its weights are not in .safetensors files, and no other file is opened")
     _check_architecture(name, model)
@@ -104,7 +105,7 @@ def load(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool = False
 def _published(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool = False) -> tuple[Any, Any]:
     import transformers as hf
 
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
     if four_bit:
         options["quantization_config"] = hf.BitsAndBytesConfig(
             load_in_4bit=True,
@@ -114,7 +115,7 @@ def _published(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool =
         )
     source = _source(name)
     with _readable(name):
-        processor = hf.AutoProcessor.from_pretrained(source, padding_side="left")
+        processor = hf.AutoProcessor.from_pretrained(source, padding_side="left", trust_remote_code=False)
         model = hf.AutoModelForImageTextToText.from_pretrained(source, use_safetensors=True, **options)
     _check_architecture(name, model)
     if four_bit:
