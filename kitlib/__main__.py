@@ -260,12 +260,26 @@ def compare(
     a: Annotated[str, typer.Argument(help="A finished run.")],
     b: Annotated[str, typer.Argument(help="Another one on the same places.")],
     data: Annotated[str, typer.Option(help="Where the data is, if not where the run says.")] = "",
+    out: Annotated[Path | None, typer.Option(help="A .png for the map of gains, or a .html with all of it.")] = None,
 ) -> None:
-    """Compare two runs place by place: settings, difference of the score with its interval, gains by state."""
+    """Compare two runs place by place: settings, difference of the score with its interval, gains by state, a map."""
     from kitlib.evaluation import comparison, origin
     from kitlib.evaluation.runs import open_run
 
-    typer.echo(comparison.compare(a, b, origin.reload_places(open_run(a), data)))
+    if out is not None:
+        checks.one_of("--out", out.suffix.lower(), (".png", ".html"))
+    places = origin.reload_places(open_run(a), data)
+    both = comparison.compare(a, b, places)
+    typer.echo(both)
+    if out is not None:
+        from kitlib.figures import maps, pages, style
+
+        figure = maps.gains(both.points, both.gains, a, b, title=both.verdict, note=places.note)
+        if out.suffix.lower() == ".png":
+            style.save(figure, out)
+        else:
+            pages.save_comparison(out, f"{a} and {b}", both._repr_html_(), figure)
+        typer.echo(out)
 
 
 @app.command()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import datasets
 
 SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp"}
-COORDINATES = {"latitude": ("latitude", "lat"), "longitude": ("longitude", "lon")}
+COORDINATES = {"latitude": ("latitude", "lat"), "longitude": ("longitude", "lon", "lng")}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ The vocabulary of states always comes from the data.
 from __future__ import annotations
 
 import posixpath
+import re
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from kitlib.core import paths
-from kitlib.core.errors import KitError, shorten
+from kitlib.core.errors import KitError, shorten, shown
 from kitlib.data import huggingface
 from kitlib.data.files import Files
 from kitlib.data.places import SPLITS, Places, checked, finding, refuse
@@ -33,14 +34,20 @@ REGION_COLUMNS = ("state", "region", "country", "Region_ID")  # tried in this or
 def load(data: str | Path, region_column: str | None = None, **tables: str | None) -> Places:
     """Read a data set as by `read`, after fetching it where it is missing.
 
-    "sample" is drawn into data/raw/sample; "hf:OWNER/NAME" or "hf:OWNER/NAME@SPLIT" is streamed from Hugging Face into
-    data/raw/<name>.
+    "sample" is drawn into data/raw/sample; "hf:OWNER/NAME", "hf:OWNER/NAME@SPLIT" or "hf:OWNER/NAME#ROWS", the first
+    rows alone, is streamed once from Hugging Face into a folder of its own below data/raw, and kept there.
     """
     from kitlib.data.sample import competition  # it imports this module for the names of files and views
 
     if str(data).startswith("hf:"):
-        source, _, split = str(data).removeprefix("hf:").partition("@")
-        return read_hugging_face(source, split or "train", region_column=region_column)
+        found = re.fullmatch(r"hf:([^@#]+)(?:@([^@#]+))?(?:#([1-9][0-9]{0,8}))?", str(data))
+        if not found:
+            raise KitError(f"data set: expected hf:OWNER/NAME, perhaps with @SPLIT and #ROWS (a whole number from 1) "
+                           f"behind it; got {shown(str(data))}")  # fmt: skip
+        source, split, rows = found.groups()
+        parts = [Path(source).name.lower(), split if split != "train" else None, rows]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(filter(None, parts)))
+        return read_hugging_face(source, split or "train", name, region_column, int(rows) if rows else None)
     return read(competition.ensure(str(data)), region_column, **{name: path for name, path in tables.items() if path})
 
 

@@ -17,7 +17,7 @@ from kitlib.core.errors import KitError
 from kitlib.core.settings import Settings
 from kitlib.data import folds, pictures
 from kitlib.data.places import SPLITS, Places
-from kitlib.data.readers import read
+from kitlib.data.readers import load, read
 from kitlib.evaluation.runs import Run
 
 
@@ -106,4 +106,5 @@ def learned_places(run: Run) -> Places:
 
 def reload_places(run: Run, data: str = "") -> Places:
     """Read the places of a run again, from `data` or else from the location in its settings."""
-    return read(data or paths.located("data", run.settings["data"]), **run.settings.get("read", {}))
+    options = run.settings.get("read", {})
+    return load(data, **options) if data else read(paths.located("data", run.settings["data"]), **options)

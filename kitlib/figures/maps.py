@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.collections import LineCollection, PathCollection
-from matplotlib.colors import LogNorm, Normalize, to_hex, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex, to_rgb
 from matplotlib.path import Path as Outline
 from numpy.typing import ArrayLike
 
 from kitlib.core import storage
 from kitlib.figures.atlas import Map, PlateCarree, state_rings
+from kitlib.figures.place import COLOURS as RUN_COLOURS
 from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, legend_columns, new, plain
 
 ERROR_COLOURS = "plasma_r"
@@ -127,6 +128,21 @@ def errors(
     dots = canvas.scatter(true[rows], s=14, **style)
     canvas.colour_bar(dots, "error (km)", ticks=[25, 200, 750, 2500], extend="both")
     return canvas.finish(title, join_notes("dot: the truth, line: to the guess", drawn, note))
+
+
+@house
+def gains(points: ArrayLike, gain: ArrayLike, a: str, b: str, title: str = "", note: str = "") -> Figure:
+    """Where run `a` or `b` scores more: places (N, 2) coloured by the gain (N,) of `b`, larger where it is larger."""
+    points, gain = np.asarray(points, float), np.asarray(gain, float)
+    rows, drawn = _sample(len(gain), MAX_MARKS)
+    rows = rows[np.argsort(np.abs(gain[rows]))]
+    canvas, most = Map(points), max(float(np.abs(gain).max()), 1e-6)
+    colours = LinearSegmentedColormap.from_list("gains", [RUN_COLOURS[0], "#e5e5e5", RUN_COLOURS[1]])
+    size = (4 + 40 * np.abs(gain[rows]) / most) * float(np.clip(1500 / len(rows), 0.15, 1))
+    marks = canvas.scatter(points[rows], c=gain[rows], s=size, cmap=colours, vmin=-most, vmax=most, alpha=0.8)
+    canvas.colour_bar(marks, f"score: {plain(a, 24)} more (below 0), {plain(b, 24)} more (above)")
+    better = [f"{name}: better in {int(n):,} places" for name, n in ((a, (gain < 0).sum()), (b, (gain > 0).sum()))]
+    return canvas.finish(title, join_notes(*better, f"equal in {int((gain == 0).sum()):,}", drawn, note))
 
 
 def position_colours(points: ArrayLike) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import html
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,20 @@ import pandas as pd
 from kitlib.core import storage
 from kitlib.figures import atlas
 from kitlib.figures.maps import json_for_page
+from kitlib.figures.style import Figure
 from kitlib.geo import outlines
 
 TEMPLATE = Path(__file__).parent / "answers.html"
+COMPARISON = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>:root {{ color-scheme: light dark; }}
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }}
+h1 {{ font-size: 1.4rem; }} img {{ max-width: 100%; background: #fff; }} div {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }} td, th {{ text-align: left; padding: .15rem 1rem .15rem 0; }}
+</style><h1>{title}</h1><img alt="map of gains" src="data:image/png;base64,{picture}"><div>{tables}</div></html>
+"""
 MOST_POINTS = 40  # of a place, the heaviest first
 
 
@@ -52,6 +65,16 @@ def save_answers(
         "states": [_rounded(ring[:, ::-1]) for rings in atlas.state_rings().values() for ring in rings],
     }
     text = TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", json_for_page(data))
+    with storage.atomic_write(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def save_comparison(path: Path, title: str, tables: str, figure: Figure) -> None:
+    """Write a page with a comparison's tables, HTML as of `evaluation.comparison.Comparison`, below its map."""
+    with io.BytesIO() as png:
+        figure.savefig(png, dpi=150, bbox_inches="tight", facecolor="white")
+        picture = base64.b64encode(png.getvalue()).decode()
+    text = COMPARISON.format(title=html.escape(title), picture=picture, tables=tables)
     with storage.atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
 

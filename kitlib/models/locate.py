@@ -325,8 +325,9 @@ class Look:
         mean, spread = train.mean(axis=0), train.std(axis=0) + 1e-6
         train, asked = ((part - mean) / spread for part in (train, asked[:most]))
         train /= np.linalg.norm(train, axis=1, keepdims=True)
-        train[packs[0].unusable_places] = 0
-        return np.argsort(-(asked @ train.T), axis=1)[:, : min(k, len(train))]
+        similarity = asked @ train.T
+        similarity[:, packs[0].unusable_places] = -np.inf
+        return np.argsort(-similarity, axis=1)[:, : min(k, int((~packs[0].unusable_places).sum()))]
 
 
 def radii_km(guesses: Guesses, shares: Sequence[float]) -> np.ndarray:

@@ -74,6 +74,23 @@ def test_a_data_set_of_hugging_face_is_named_where_a_folder_is(home, tmp_path):
         assert len(places.rows("train")) == 7 and places.folder == home / "data/raw/hub"
 
 
+def test_the_first_rows_alone_are_named_behind_a_hash_and_have_a_folder_of_their_own(home, tmp_path, monkeypatch):
+    (tmp_path / "hub/data").mkdir(parents=True)
+    gaps = dataset(latitude=[10.0, None, 12.0, 13.0, 14.0, 15.0, 16.0]).rename_columns(
+        {"latitude": "lat", "longitude": "lng"}
+    )
+    gaps.to_parquet(tmp_path / "hub/data/train-00000-of-00001.parquet")
+    few, some = (readers.load(f"hf:{tmp_path / 'hub'}{limit}") for limit in ("#3", "@train#5"))
+    assert few.rows("train")["sample_id"].tolist() == [0, 2] and len(some.rows("train")) == 4
+    assert [entry["count"] for entry in few.integrity if entry["check"] == "row without coordinates"] == [1]
+    assert few.folder == home / "data/raw/hub-3" and some.folder == home / "data/raw/hub-5"
+    monkeypatch.setattr(datasets, "load_dataset", None)  # kept: nothing is streamed again
+    assert readers.load(f"hf:{tmp_path / 'hub'}#3").checksum == few.checksum
+    for wrong in ("#0", "#-1", "#many", "#3@train", "@"):
+        with pytest.raises(KitError, match=r"data set: expected hf:OWNER/NAME, perhaps with @SPLIT and #ROWS"):
+            readers.load(f"hf:a/b{wrong}")
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_limit_and_going_on_from_there(home, streamed):
     data = dataset().to_iterable_dataset() if streamed else dataset()

@@ -44,6 +44,7 @@ def galleries(texts: list[str]) -> pd.DataFrame:
 
 # Every figure with texts of the data: made from as many of them as it is meant for.
 FIGURES: dict[Callable, Callable[..., style.Figure]] = {
+    maps.gains: lambda texts, **words: maps.gains(POINTS, KM - KM.mean(), *texts[:2], **words),
     charts.counts: lambda texts, **words: charts.counts(texts, {texts[0]: np.ones(len(texts))}, **words),
     charts.distance_matrix: lambda texts, **words: charts.distance_matrix(DISTANCE, texts, **words),
     charts.soft_labels: lambda texts, **words: charts.soft_labels({75: np.ones(N), 9: KM}, texts, texts[0], N, **words),
