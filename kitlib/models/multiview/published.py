@@ -209,7 +209,8 @@ def _state(path: Path) -> Tensors:
             # mapped, as the optimizer's state takes twice the room of the weights
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged or foreign file fails in any of a dozen ways
-        reason = "it holds more than tensors and plain values" if "Unsupported" in str(error) else type(error).__name__
+        code = re.search("unsupported (global|class)", str(error), re.IGNORECASE)
+        reason = "it holds more than tensors and plain values" if code else type(error).__name__
         raise KitError(f"{path.name}: expected a checkpoint that torch loads with weights_only; {reason}") from error
     for name in ("model_state_dict", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
