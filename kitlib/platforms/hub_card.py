@@ -79,10 +79,10 @@ def card(repo: str, described: dict[str, dict[str, Any]], references: dict[str, 
         for key, what in METRICS.items()
         if key in run["oof"]
     ]
-    standard = strictest.id in LISTED
+    standard = strictest.name in LISTED
     data = ModelCardData(
-        license=strictest.id if standard else "other",
-        license_name=None if standard else strictest.id,
+        license=strictest.name if standard else "other",
+        license_name=None if standard else strictest.name,
         base_model=published or None,
         datasets=sorted({run["data"] for run in described.values()}),
         metrics=["accuracy"],

@@ -13,6 +13,7 @@ from functools import cache
 
 log = logging.getLogger(__name__)
 
+UNKNOWN = "unknown"
 # licence: (its name in Kaggle's list, what it allows)
 TERMS = {
     "apache-2.0": ("Apache 2.0", "commercial use is allowed"),
@@ -20,8 +21,8 @@ TERMS = {
     "bsd-3-clause": ("BSD-3-Clause", "commercial use is allowed"),
     "cc-by-4.0": ("Attribution 4.0 International (CC BY 4.0)", "commercial use is allowed, with attribution"),
     "cc-by-nc-4.0": ("Attribution-NonCommercial 4.0 International (CC BY-NC 4.0)", "no commercial use"),
-    "dinov3-license": ("Other (specified in description)", "commercial use is allowed under its own terms"),
-    "qwen-research": ("Other (specified in description)", "research only, no commercial use"),
+    "dinov3-license": ("", "commercial use is allowed under its own terms"),
+    "qwen-research": ("", "research only, no commercial use"),
 }
 # what a name contains: licence; those that allow much ask for the publisher's name, as a copy may have other weights
 WEIGHTS = {
@@ -38,14 +39,22 @@ WEIGHTS = {
 class Licence:
     """The licence of published weights.
 
-    id: as the Hugging Face hub writes it, such as cc-by-nc-4.0; "unknown" when it is not known.
-    kaggle: its name in Kaggle's list. sentence: for logs and model cards. commercial: None when it is not known.
+    name: as the Hugging Face hub writes it, such as cc-by-nc-4.0; "unknown" when it is not known. kaggle: its name in
+    Kaggle's list of licences, "" if it is not there. limits: what it allows. commercial: None when it is not known.
+    sentence: for logs and model cards.
     """
 
-    id: str
-    kaggle: str
-    sentence: str
-    commercial: bool | None
+    name: str
+    kaggle: str = ""
+    limits: str = ""
+    commercial: bool | None = None
+    sentence: str = ""
+
+
+def licence(name: str) -> Licence | None:
+    """As `licence_of`, None when it is not known."""
+    found = licence_of(name)
+    return None if found.name == UNKNOWN else found
 
 
 def licence_of(name: str) -> Licence:
@@ -53,25 +62,26 @@ def licence_of(name: str) -> Licence:
 
     A timm name imports timm. Weights in a file count as the published ones of that name.
 
-    >>> licence_of("hf:geolocal/StreetCLIP").id, licence_of("hf:somebody/model").id
+    >>> licence_of("hf:geolocal/StreetCLIP").name, licence_of("hf:somebody/model").name
     ('cc-by-nc-4.0', 'unknown')
     """
     kind, colon, rest = name.partition(":")
     weights = re.split(r"[@?]", rest)[0] if colon else kind
     if kind == "tiny":
-        return Licence("apache-2.0", "Apache 2.0", "tiny starts from random weights, under no licence of others", True)
-    licence = next((known for pattern, known in WEIGHTS.items() if re.search(pattern, weights, re.IGNORECASE)), None)
-    if licence is None and kind == "timm":
-        licence = _timm(weights)
+        said = "tiny starts from random weights, under no licence of others"
+        return Licence("apache-2.0", TERMS["apache-2.0"][0], "", True, said)
+    known = next((known for pattern, known in WEIGHTS.items() if re.search(pattern, weights, re.IGNORECASE)), None)
+    known = known or (_timm(weights) if kind == "timm" else None) or UNKNOWN
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", weights)
     shown = weights if on_hub else weights.rstrip("/").rpartition("/")[2]  # no folder of this machine
-    if licence is None or licence == "unknown":
+    if known == UNKNOWN:
         where = f"https://huggingface.co/{shown}" if on_hub else "the place it was published at"
-        return Licence("unknown", "Unknown", f"the licence of {shown} is unknown here: look it up at {where}", None)
-    kaggle, terms = TERMS.get(licence, ("Other (specified in description)", "read its terms before commercial use"))
-    commercial = False if "noncommercial" in licence or "no commercial" in terms else licence in TERMS or None
+        return Licence(UNKNOWN, sentence=f"the licence of {shown} is unknown here: look it up at {where}")
+    kaggle, limits = TERMS.get(known, ("", "read its terms before commercial use"))
+    commercial = False if "noncommercial" in known or "no commercial" in limits else known in TERMS or None
     published = " if its file holds the published weights" if "@" in rest else ""
-    return Licence(licence, kaggle, f"weights of {shown}: licence {licence}, {terms}{published}", commercial)
+    sentence = f"weights of {shown}: licence {known}, {limits}{published}"
+    return Licence(known, kaggle, limits, commercial, sentence)
 
 
 @cache
