@@ -20,9 +20,9 @@ TERMS = {
     "mit": ("MIT", "commercial use is allowed"),
     "bsd-3-clause": ("BSD-3-Clause", "commercial use is allowed"),
     "cc-by-4.0": ("Attribution 4.0 International (CC BY 4.0)", "commercial use is allowed, with attribution"),
-    "cc-by-nc-4.0": ("Attribution-NonCommercial 4.0 International (CC BY-NC 4.0)", "no commercial use"),
+    "cc-by-nc-4.0": ("Attribution-NonCommercial 4.0 International (CC BY-NC 4.0)", "not for commercial use"),
     "dinov3-license": ("", "commercial use is allowed under its own terms"),
-    "qwen-research": ("", "research only, no commercial use"),
+    "qwen-research": ("", "for research only, not for commercial use"),
 }
 # what a name contains: licence; those that allow much ask for the publisher's name, as a copy may have other weights
 WEIGHTS = {
@@ -78,7 +78,7 @@ def licence_of(name: str) -> Licence:
         where = f"https://huggingface.co/{shown}" if on_hub else "the place it was published at"
         return Licence(UNKNOWN, sentence=f"the licence of {shown} is unknown here: look it up at {where}")
     kaggle, limits = TERMS.get(known, ("", "read its terms before commercial use"))
-    commercial = False if "noncommercial" in known or "no commercial" in limits else known in TERMS or None
+    commercial = False if "noncommercial" in known or "not for commercial" in limits else known in TERMS or None
     published = " if its file holds the published weights" if "@" in rest else ""
     sentence = f"weights of {shown}: licence {known}, {limits}{published}"
     return Licence(known, kaggle, limits, commercial, sentence)

@@ -82,7 +82,7 @@ def test_the_card_says_licence_score_chance_and_use(server):
     assert head["datasets"] == ["us"]
     results = head["model-index"][0]["results"][0]["metrics"]
     assert (results[0]["type"], results[0]["value"]) == ("final", 0.81)
-    assert "0.8100 ± 0.0200" in text and "no commercial use" in text and "kitlib locate hf:u/m PHOTOS" in text
+    assert "0.8100 ± 0.0200" in text and "not for commercial use" in text and "kitlib locate hf:u/m PHOTOS" in text
     assert "Chance: not computed" in text
 
 

@@ -132,7 +132,7 @@ def read(path: Path) -> Parts:
 
 def load_heads(path: Path) -> Heads | TwoHeads:
     """The heads of a fold: the kit's own, or published ones."""
-    return (TwoHeads if "gps_widths" in weights.read(path)[1] else Heads).load(path)  # type: ignore[return-value]
+    return (TwoHeads if "gps_widths" in weights.read(path)[1] else Heads).load(path)
 
 
 def import_weights(
@@ -164,8 +164,9 @@ class Import(Session):
     OPTIONS: ClassVar = ("file",)
 
     @classmethod
-    def check(cls, config: Config, places: Places, *args: Any, file: Path, **options: Any) -> dict[str, str]:
+    def check(cls, config: Config, places: Places, *args: Any, **options: Any) -> dict[str, str]:
         """Refuse a file that does not fit the places; returns its checksum."""
+        file: Path = options["file"]
         states, n = places.rows("train")["state_idx"].nunique(), len(read(file).states[-1][1])
         if n != states:
             raise KitError(f"{file.name}: expected a head of the {states} states of {places.name}; it has {n}")
@@ -201,7 +202,7 @@ def _state(path: Path) -> Tensors:
         raise KitError(f"{path.name}: expected a file of weights such as best_finetune.pt; there is none")
     if path.suffix == ".safetensors":
         return weights.read_file(path)[0]
-    scalar = np._core.multiarray.scalar  # a checkpoint's metrics are often numpy's numbers
+    scalar = np.float64(0).__reduce__()[0]  # a checkpoint's metrics are often numpy's numbers
     kinds: list[Any] = [np.dtype, *{type(np.dtype(code)) for code in "?ilqfd"}, scalar]
     kinds.append((scalar, "numpy.core.multiarray.scalar"))  # their name before numpy 2
     try:
