@@ -25,6 +25,7 @@ class Hub(ThreadingHTTPServer):
         self.held_after: int | None = None  # uploads that are answered; the next waits until `free`
         self.held, self.free = threading.Event(), threading.Event()
         self.status = 0  # of every answer, when it is set
+        self.refused = ""  # the end of the name of a file that is not given out
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -96,6 +97,8 @@ class Answers(BaseHTTPRequestHandler):
             return self.answer({"commitUrl": url, "commitOid": hub.commit_id, "hookOutput": "", "pullRequestUrl": None})
         if "/resolve/" in path:
             data = hub.files.get(path.split("/resolve/")[1].split("/", 1)[1])
+            if hub.refused and path.endswith(hub.refused) and self.command == "GET":
+                return self.answer({"error": "refused"}, 403)
             if data is None:
                 return self.answer({"error": "x"}, 404, **{"X-Error-Code": "EntryNotFound"})
             return self.answer(data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', **{"X-Repo-Commit": hub.commit_id})

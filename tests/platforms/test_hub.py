@@ -217,6 +217,23 @@ def test_a_killed_push_goes_on_where_it_was(server, home):
     hub.pull("u/m")
 
 
+def test_a_pull_that_broke_off_is_resumed_and_nothing_half_taken_stands_among_the_runs(server):
+    make()
+    hub.push(["first"], "u/m")
+    server.log.clear()
+    server.refused = "heads.safetensors"
+    with pytest.raises(KitError, match="u/m could not be pulled from"):
+        hub.pull("u/m")
+    assert runs.list_runs() == ["first"]
+    server.refused = ""
+    [name] = hub.pull("u/m")
+    got = [line.rpartition("/first/")[2] for line in server.log if line.startswith("GET") and "/resolve/" in line]
+    assert sorted(set(got) - {"checkpoints/fold_0/heads.safetensors"}) == sorted(
+        file for file in got if not file.endswith("heads.safetensors")
+    )  # each once
+    assert runs.open_run(name).finished
+
+
 @pytest.fixture
 def kitlib(monkeypatch, capsys):
     def call(*words: str) -> tuple[object, str, str]:
