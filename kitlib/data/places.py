@@ -76,7 +76,9 @@ class Places:
 
     @property
     def derived(self) -> Path:
-        """The folder of all files derived from these places."""
+        """The folder of all files derived from these places, or from the photographs alone without training places."""
+        if self.queries is not None and not len(self.table):
+            return self.queries.derived
         return paths.derived_dir(self.key)
 
     @property

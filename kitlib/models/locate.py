@@ -192,7 +192,10 @@ def ask(name: str, photographs: str | Path, data: str | Path = "", **files: str)
     asked = replace(learned, queries=queries)
     labels = ", ".join(learned.states["state"][:3]) + (", …" if len(learned.states) > 3 else "")
     remarks = [f"{name} answers with the {len(learned.states)} labels that it has learned ({labels}), with no others."]
-    remarks += [f"{e['check']} ({e['count']:,} places): {_treatment(first, e)}." for e in queries.integrity]
+    remarks += [
+        f"{e['check']} ({e['count']:,} of {len(queries.table):,} rows): {_treatment(first, e)}."
+        for e in queries.integrity
+    ]
     look = Look.of_run(first, known) if known is not None else None
     if known is not None and look is None:
         missing = "Places that look alike are left out: no features of the training pictures are kept on this machine."

@@ -138,7 +138,7 @@ def test_a_training_picture_looks_like_itself_and_lost_views_are_said_to_be_left
     answer = locate.ask("heads", tmp_path / "in", world.folder)
     assert answer.alike()[1][0]["sample_id"] == row["sample_id"]
     said = [text for text in answer.notes() if "views" in text]
-    assert said == ["3 of 8 views are not there (1 places): they are left out, as in training with view dropout."]
+    assert said == ["3 of 8 views are not there (1 of 2 rows): they are left out, as in training with view dropout."]
     checks = [entry["check"] for entry in pictures.pack(answer.places, "test").problems()]
     assert "missing picture" not in checks
 
