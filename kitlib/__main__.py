@@ -22,6 +22,7 @@ import typer
 
 from kitlib.core import checks, paths
 from kitlib.core.errors import KitError, sentence, shown
+from kitlib.platforms.hub_commands import app as hub
 
 if TYPE_CHECKING:
     from kitlib.evaluation.runs import Run
@@ -33,6 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes a third of a second to import
 )
+
+app.add_typer(hub, name="hub")
 
 FILES = typer.Option(
     "--parameter", "-p", metavar="NAME=VALUE", help="Where a file of the run is now: -p encoder=timm:NAME@FILE."
@@ -213,8 +216,26 @@ def train_fold(
 
 
 @app.command()
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="A published two-head model such as best_finetune.pt.")],
+    run: Annotated[str, typer.Argument(help="The new run's name.")],
+    data: Annotated[str, typer.Option(help="Its states: a folder, a .zip, or a name under data/raw.")] = "sample",
+    encoder: Annotated[Path | None, typer.Option(help="A new folder for its vision tower, to train from.")] = None,
+    parameter: Annotated[list[str] | None, SETTINGS] = None,
+) -> None:
+    """Make a run of published weights of another layout, to locate with or to train on from."""
+    from kitlib.data import readers
+    from kitlib.models import multiview
+
+    settings = multiview.Config.typed(pairs(parameter))
+    with stoppable():
+        imported = multiview.import_weights(file, run, readers.load(data), settings, encoder)
+    typer.echo(f"{imported.name}: {imported.metrics['imported']}")
+
+
+@app.command()
 def locate(
-    run: Annotated[str, typer.Argument(help="A finished run, or a submission, whose blend then answers.")],
+    run: Annotated[str, typer.Argument(help="A finished run, hf:USER/NAME, or a submission, whose blend answers.")],
     photos: Annotated[str, typer.Argument(help="A picture, a folder or .zip of pictures, or a folder with a table.")],
     out: Annotated[Path, typer.Option(help="Where the answers go.")] = Path("answers"),
     data: Annotated[str, typer.Option(help="Where the training data is, if not where the run says.")] = "",
@@ -222,14 +243,27 @@ def locate(
 ) -> None:
     """Say where photographs were taken: a table, a page with maps, a submission where there is a template."""
     from kitlib.models import locate as asking
+    from kitlib.platforms import hub as on_hub
 
     with stoppable():
-        answer = asking.ask(run, photos, data, **{name.lower(): value for name, value in pairs(parameter).items()})
+        files = {name.lower(): value for name, value in pairs(parameter).items()}
+        answer = asking.ask(on_hub.local(run), photos, data, **files)
         written = answer.save(out)
     if answer.score:
         typer.echo(answer.score)
     for path in written:
         typer.echo(path)
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="A finished run, hf:USER/NAME, or a submission, whose blend answers.")],
+    data: Annotated[str, typer.Argument(help="A competition's folder: its test places are asked.")],
+    out: Annotated[Path, typer.Option(help="Where the submission and the answers go.")] = Path("answers"),
+    parameter: Annotated[list[str] | None, FILES] = None,
+) -> None:
+    """Answer for the test places of a data set: a submission, besides what `locate` writes."""
+    locate(run, data, out, "", parameter)
 
 
 @app.command()

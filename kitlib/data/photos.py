@@ -56,7 +56,7 @@ def read(photos: str | Path, states: pd.DataFrame, views: Sequence[str]) -> Plac
     root = paths.find_data(path)
     files = Files(root)
     names = files.names()
-    if "sample_submission.csv" in names and "train_ground_truth.csv" not in names:
+    if "sample_submission.csv" in names:
         return _competition(files, states, views)
     if "metadata.csv" in names:
         return _metadata(files, states, views)

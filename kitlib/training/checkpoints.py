@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from safetensors.torch import load_file
 
 from kitlib.core import paths, storage
 from kitlib.core.errors import Damaged, KitError
@@ -90,7 +91,10 @@ def clear(folder: Path) -> None:
 
 
 def final_weights(folder: Path) -> dict[str, Any]:
-    """The state dict of a finished fit; Damaged if it cannot be read."""
+    """The state dict of a finished fit, of plain tensors in a run from the hub; Damaged if it cannot be read."""
+    if (plain := folder / "finished.safetensors").is_file():
+        with storage.reading(plain, "whole weights", mend(folder)):
+            return load_file(plain)
     return _load(folder / "finished.ckpt")
 
 

@@ -158,8 +158,8 @@ def vision_tower(name: str, image_size: int | None) -> Parts:
         raise KitError(f"encoder {spec!r}: no folder found; looked for {', '.join(map(str, dict.fromkeys(folders)))}")
     with _quiet_transformers():
         try:
-            config = transformers.AutoConfig.from_pretrained(name)
-            processor = transformers.AutoImageProcessor.from_pretrained(name).to_dict()
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+            processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False).to_dict()
             if config.model_type not in TOWERS:
                 raise KitError(f"encoder {spec!r}: expected one of {', '.join(TOWERS)}; got a {config.model_type!r}")
             tower_class, options = TOWERS[config.model_type]

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, shown
-from kitlib.vision import backbones
+from kitlib.vision import backbones, licences
 from kitlib.vision.preprocess import Preprocess
 from kitlib.vision.stages import Stages
 
@@ -144,6 +144,7 @@ def load(spec: str, image_size: int | None = None) -> Encoder:
     with torch.random.fork_rng(devices=[]):  # initial weights must not advance the caller's generator
         parts = backbones.tiny(image_size) if plain == "tiny" else makers[kind](name, image_size)
     backbone, blocks, preprocess = parts
+    licences.tell(plain)
     return Encoder(spec, backbone if plain == spec else Stages(backbone, blocks), blocks, preprocess)
 
 

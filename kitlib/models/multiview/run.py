@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,10 +94,16 @@ class Session(EncoderSession[Config]):
             if encoder:
                 weights.save_encoder(encoder, folder / "encoder.safetensors")
 
+    def load_heads(self, path: Path) -> Any:
+        """The heads of a fold, the kit's own or published ones (`published`)."""
+        from kitlib.models.multiview import published
+
+        return published.load_heads(path)
+
     def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
         """Guesses of a fold's saved model for the places in `rows`, for all when None."""
         config, folder, pack = self.config, self.folder(fold), self.packs[split]
-        heads, encoder = Heads.load(folder / "heads.safetensors").to(self.device), None
+        heads, encoder = self.load_heads(folder / "heads.safetensors").to(self.device), None
         if config.finetune_epochs:
             encoder = self.encoder()
             weights.load_encoder(encoder.to(self.device), folder / "encoder.safetensors")

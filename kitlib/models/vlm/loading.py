@@ -30,6 +30,7 @@ from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, one_line
 from kitlib.models.vlm import tiny_model
 from kitlib.models.vlm.config import EXPECTED, check_name
+from kitlib.vision import licences
 
 # trl and peft still call gradient checkpointing by the name that transformers has deprecated.
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)
@@ -71,9 +72,10 @@ def check_published(name: str, lora_rank: int, attention_only: bool) -> None:
 
     source = _source(name)
     with _readable(name):
-        hf.AutoProcessor.from_pretrained(source)
+        hf.AutoProcessor.from_pretrained(source, trust_remote_code=False)
         with torch.device("meta"):
-            model = hf.AutoModelForImageTextToText.from_config(hf.AutoConfig.from_pretrained(source))
+            config = hf.AutoConfig.from_pretrained(source, trust_remote_code=False)
+            model = hf.AutoModelForImageTextToText.from_config(config)
         if Path(source).is_dir() and not any(Path(source).glob("*.safetensors")):
             raise ValueError("its weights are not in .safetensors files, and no other file is opened")
     _check_architecture(name, model)
@@ -94,13 +96,14 @@ def load(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool = False
         return tiny_model.build(rest or "qwen2.5")
     if kind == "tinker":
         raise KitError(f"model: expected tiny, tiny:qwen3 or hf:REPO_OR_FOLDER; the weights of {name} are at Tinker")
+    licences.tell(name)
     return _published(rest, dtype, four_bit)
 
 
 def _published(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool = False) -> tuple[Any, Any]:
     import transformers as hf
 
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
     if four_bit:
         options["quantization_config"] = hf.BitsAndBytesConfig(
             load_in_4bit=True,
@@ -110,7 +113,7 @@ def _published(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool =
         )
     source = _source(name)
     with _readable(name):
-        processor = hf.AutoProcessor.from_pretrained(source, padding_side="left")
+        processor = hf.AutoProcessor.from_pretrained(source, padding_side="left", trust_remote_code=False)
         model = hf.AutoModelForImageTextToText.from_pretrained(source, use_safetensors=True, **options)
     _check_architecture(name, model)
     if four_bit:
