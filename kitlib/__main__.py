@@ -21,6 +21,8 @@ import typer
 
 from kitlib.core import checks, paths
 from kitlib.core.errors import KitError, sentence, shown
+from kitlib.core.parameters import check_machine, pairs
+from kitlib.platforms.kaggle.command import app as kaggle
 
 if TYPE_CHECKING:
     from kitlib.evaluation.runs import Run
@@ -33,6 +35,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes a third of a second to import
 )
 
+app.add_typer(kaggle, name="kaggle")
+
 FILES = typer.Option(
     "--parameter", "-p", metavar="NAME=VALUE", help="Where a file of the run is now: -p encoder=timm:NAME@FILE."
 )
@@ -43,8 +47,6 @@ PARAMETERS = typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set a
 @app.callback()
 def machine() -> None:
     """Refuse environment variables that the kit cannot use."""
-    from kitlib.core.parameters import check_machine
-
     check_machine()
 
 
@@ -316,23 +318,6 @@ def family_module(family: str) -> ModuleType:
     if family not in ("multiview", "retrieval", "regional", "vlm"):
         raise KitError(f"family: expected multiview, retrieval, regional or vlm; got {family!r}")
     return importlib.import_module(f"kitlib.models.{family}")
-
-
-def pairs(given: list[str] | None) -> dict[str, str]:
-    """Convert NAME=VALUE texts to a dict. Raises KitError for a text without a name, and for a repeated name.
-
-    >>> pairs(["EPOCHS=5", "ENCODER=timm:x@a=b"])
-    {'EPOCHS': '5', 'ENCODER': 'timm:x@a=b'}
-    """
-    named: dict[str, str] = {}
-    for text in given or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise KitError(f"-p: expected NAME=VALUE; got {shown(text)}")
-        if name in named:
-            raise KitError(f"-p {name}: expected one value; got {shown(named[name])} and {shown(value)}")
-        named[name] = value
-    return named
 
 
 @contextmanager

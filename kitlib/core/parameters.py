@@ -77,3 +77,20 @@ def check_machine() -> None:
     """Raise KitError for an environment variable whose value the kit cannot use."""
     threads.count()
     paths.check_environment()
+
+
+def pairs(given: list[str] | None) -> dict[str, str]:
+    """Convert NAME=VALUE texts to a dict. Raises KitError for a text without a name, and for a repeated name.
+
+    >>> pairs(["EPOCHS=5", "ENCODER=timm:x@a=b"])
+    {'EPOCHS': '5', 'ENCODER': 'timm:x@a=b'}
+    """
+    named: dict[str, str] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise KitError(f"-p: expected NAME=VALUE; got {shown(text)}")
+        if name in named:
+            raise KitError(f"-p {name}: expected one value; got {shown(named[name])} and {shown(value)}")
+        named[name] = value
+    return named

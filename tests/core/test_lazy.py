@@ -13,6 +13,7 @@ import pytest
 import kitlib
 from kitlib import geo
 from kitlib.core import lazy, paths
+from kitlib.core.errors import KitError
 from kitlib.geo import geohash, sphere
 
 FACE = """
@@ -69,3 +70,11 @@ def test_a_wheel_carries_every_package():
     project = tomllib.loads((Path(kitlib.__file__).parents[1] / "pyproject.toml").read_text())
     listed = project["tool"]["setuptools"]["packages"]
     assert sorted(set(listed) - {"kitlib.notebooks"}) == packages()
+
+
+def test_a_library_that_is_missing_is_named_with_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)  # as in Kaggle's image
+    monkeypatch.delitem(sys.modules, "kitlib.data.picture_checks", raising=False)
+    monkeypatch.delitem(sys.modules, "kitlib.data.pictures", raising=False)
+    with pytest.raises(KitError, match=r"kitlib.data.\w+ needs simplejpeg, which is not installed: pip install"):
+        lazy.face("kitlib.data", str(paths.package_dir() / "data/__init__.py"))[0]("pack_pictures")
