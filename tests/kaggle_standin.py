@@ -22,6 +22,8 @@ class Kaggle(ThreadingHTTPServer):
         self.address = f"http://127.0.0.1:{self.server_port}"
         self.seen: list[tuple[str, dict[str, Any]]] = []
         self.uploads: list[bytes] = []
+        self.ranges: list[str] = []  # that were asked of files; "" for a whole one
+        self.cuts = 0  # answers with a file that break off in the middle
         upload = {"token": "t", "createUrl": f"{self.address}/upload", "response": {}}
         made = {"ref": "", "url": f"{self.address}/x", "status": "ok", "error": "", "id": 7, "versionNumber": 1}
         self.answers: dict[str, Any] = {"StartBlobUpload": upload, "StartSubmissionUpload": upload}
@@ -44,6 +46,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         method = self.path.partition("?")[0].rpartition("/")[2]
+        if self.path.startswith("/files/"):
+            self._file(self.server.answers[method.removesuffix(".zip")])
+            return
         if method == "upload":
             self.server.uploads.append(body)
             self._answer(200, b"{}")
@@ -54,17 +59,31 @@ class Handler(BaseHTTPRequestHandler):
             answer = answer()
         if isinstance(answer, int):
             self._answer(answer, json.dumps({"code": answer, "message": "refused"}).encode())
+        elif isinstance(answer, bytes):  # a file is fetched from another address
+            self._answer(302, b"", location=f"{self.server.address}/files/{method}.zip")
         else:
-            self._answer(200, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+            self._answer(200, json.dumps(answer).encode())
 
     do_GET = do_PUT = do_POST
 
-    def _answer(self, status: int, data: bytes) -> None:
+    def _answer(self, status: int, data: bytes, **headers: str) -> None:
         self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
+        for name, value in {"content_type": "application/json", "content_length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(data)
+
+    def _file(self, data: bytes) -> None:
+        """Answer with a file, or with its bytes from the first one that was asked for."""
+        self.server.ranges.append(asked := self.headers.get("range") or "")
+        first = int(asked.removeprefix("bytes=").partition("-")[0] or 0)
+        about = {"content_type": "application/zip", "accept_ranges": "bytes", "etag": '"one"'}
+        about |= {"content_length": str(len(data) - first), "last_modified": "Sat, 28 Nov 2026 00:00:00 GMT"}
+        about |= {"content_range": f"bytes {first}-{len(data) - 1}/{len(data)}"} if asked else {}
+        end = len(data) // 2 if self.server.cuts else len(data)
+        self.server.cuts = max(0, self.server.cuts - 1)
+        self._answer(206 if asked else 200, data[first:end], **about)
+        self.close_connection = True
 
     def log_message(self, *args: Any) -> None:
         pass

@@ -40,7 +40,7 @@ def pack(home) -> Path:
     (folder / "dataset/kitlib.whl").write_bytes(b"wheel")
     (folder / "weights/clip/model.safetensors").write_bytes(b"weights")
     kernels = []
-    for step in ("10_train", "30_blend"):
+    for step in ("10_train", "20_error_maps"):
         title, place = f"plan {step}".replace("_", " "), f"kernels/{step}"
         metadata = {"id": f"someone/{paths.slug(title)}", "title": title, "code_file": "notebook.ipynb"}
         metadata |= {"language": "python", "kernel_type": "notebook", "enable_internet": False}
@@ -56,7 +56,7 @@ def pack(home) -> Path:
 def test_a_pack_is_pushed_in_order(kaggle: Kaggle, pack: Path, capfd):
     kaggle.answers["GetDatasetStatus"] = lambda: {"status": "ready"} if kaggle.sent("CreateDataset") else 404
     pushed = client.push(pack)
-    assert pushed == [f"https://www.kaggle.com/code/someone/plan-{name}" for name in ("10-train", "30-blend")]
+    assert pushed == [f"https://www.kaggle.com/code/someone/plan-{name}" for name in ("10-train", "20-error-maps")]
     methods = [name for name, _ in kaggle.seen]
     order = ("CreateDataset", "CreateModel", "CreateModelInstance", "SaveKernel", "GetKernelSessionStatus")
     assert sorted(order, key=methods.index) == list(order)
@@ -105,8 +105,11 @@ def test_the_data_is_pulled_and_checked(kaggle: Kaggle, small_sample: Path):
     with zipfile.ZipFile(whole, "w") as archive:
         for file in sorted((small_sample / "kaggle_dataset").rglob("*.*")):
             archive.write(file, file.relative_to(small_sample))
+        archive.writestr("kaggle_dataset/more.bin", bytes(4 * 2**20))  # the client goes on by whole MiB
     kaggle.answers["DownloadDataFiles"] = whole.getvalue()
+    kaggle.cuts = 1
     said = client.pull("some-competition")
+    assert kaggle.ranges == ["", "bytes=2097152-"]  # it went on
     assert "60 train and 20 test places; every picture read: none is damaged" in said
     assert paths.find_data("some-competition") == paths.raw_dir() / "some-competition.zip"
 

@@ -114,6 +114,7 @@ def test_a_whole_plan_is_one_notebook(home, local_wheels):
         ({"DATA": "/photos/mine"}, {}, "DATA: expected sample, the competition .* --dataset OWNER/mine; got"),
         ({"HEADS_EPOCS": "3"}, {}, "did you mean HEADS_EPOCHS"),
         ({}, {"datasets": ["mine"]}, "--dataset: expected OWNER/SLUG"),
+        ({"MORE": "{encoder: timm:x@/mine/x.pth}"}, {}, "MORE of 10_train_multiview: expected no file of this machine"),
         ({}, {"resume": "11"}, "--resume: expected one of 10_train_multiview"),
         ({"ENCODER": "hf:me/mine"}, {}, "hf:me/mine: its licence is not known here"),
         ({}, {"weights": {"hf:geolocal/StreetCLIP": "/none"}}, "expected a folder, a file, or a version"),

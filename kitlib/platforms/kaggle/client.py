@@ -128,9 +128,10 @@ def wait_for(kernel: str) -> None:
 
     def ended() -> bool:
         said = kaggle("kernels", "status", kernel, what="a notebook OWNER/SLUG", quiet=True)
-        if re.search("error|cancel", said, re.IGNORECASE):
+        status = said.rpartition("has status")[2].lower()  # behind the name, in which "error" may stand
+        if re.search("error|cancel", status):
             raise KitError(f"{' '.join(said.split())[:300]}; see `kitlib kaggle logs {kernel}`")
-        return "complete" in said.lower()
+        return "complete" in status
 
     _until(ended, LONGEST_HOURS, f"{kernel} to end")
 

@@ -104,7 +104,7 @@ def _for_kaggle(step: Ready, options: Options) -> Ready:
             values[name] = weights.portable(str(value))
         elif name == "DATA":
             values[name] = _data(str(value), options)
-        elif isinstance(value, str) and name != "TRUTH" and Path(value).expanduser().is_absolute():
+        elif isinstance(value, str) and name != "TRUTH" and re.search(paths.PATHS_IN_TEXT, value):
             raise KitError(
                 f"{name} of {step.name}: expected no file of this machine, which Kaggle does not have; got {value!r}"
             )
