@@ -15,11 +15,11 @@ SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] 
 # Bytecode that is not kept is compiled anew in every process, 20 s of it for torch, timm and transformers.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help pipeline test lab bench environment lock browser
+.PHONY: help pipeline test lab bench kaggle-image environment lock browser
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo 'Options: PLAN=sample  ARGS="-p NAME=VALUE ..."  PYTHON=python3.12'
 
 pipeline: $(VENV)/.installed  ## run a plan: notebooks, submission, report (the sample competition without PLAN=)
@@ -40,6 +40,17 @@ lab: $(VENV)/.installed  ## open copies of the notebooks, in data/notebooks, in 
 
 bench: $(VENV)/.installed  ## measure what the README's table of speeds says (benchmarks/vlm.py takes hours: by hand)
 	@set -e; for script in $(filter-out benchmarks/vlm.py benchmarks/toy.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+# A second environment, of Python 3.12 and the versions in platforms/kaggle/image.csv; torch alone is 3 GB.
+.venv-kaggle/.installed: $(VENV)/.installed kitlib/platforms/kaggle/image.csv pyproject.toml
+	$(BIN)/uv venv --quiet --clear --python $(or $(PYTHON),3.12) .venv-kaggle
+	sed -e 1d -e 's/,/==/' kitlib/platforms/kaggle/image.csv > .venv-kaggle/image.txt
+	$(BIN)/python -c 'from kitlib.platforms.kaggle import wheels; print(*wheels.pins(), sep="\n")' > .venv-kaggle/pins.txt
+	$(BIN)/uv pip install --quiet --python .venv-kaggle -r .venv-kaggle/pins.txt -c .venv-kaggle/image.txt
+	@touch $@
+
+kaggle-image: .venv-kaggle/.installed  ## run a packed plan with the versions of Kaggle's image, offline, as on Kaggle
+	KITLIB_KAGGLE_PYTHON=.venv-kaggle/bin/python $(BIN)/python -m pytest -n 0 tests/platforms/test_kaggle_proof.py $(ARGS)
 
 environment: $(VENV)/.installed  ## only make the environment
 

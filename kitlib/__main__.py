@@ -9,11 +9,8 @@ import dataclasses
 import importlib
 import logging
 import os
-import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
@@ -21,8 +18,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kitlib.core import checks, paths
+from kitlib.core.cli import pairs, stoppable
 from kitlib.core.errors import KitError, sentence, shown
+from kitlib.core.parameters import check_machine
 from kitlib.platforms.hub_commands import app as hub
+from kitlib.platforms.kaggle.command import app as kaggle
 
 if TYPE_CHECKING:
     from kitlib.evaluation.runs import Run
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 
 app.add_typer(hub, name="hub")
+app.add_typer(kaggle, name="kaggle")
 
 FILES = typer.Option(
     "--parameter", "-p", metavar="NAME=VALUE", help="Where a file of the run is now: -p encoder=timm:NAME@FILE."
@@ -54,8 +55,6 @@ PARAMETERS = typer.Option(
 @app.callback()
 def machine() -> None:
     """Refuse environment variables that the kit cannot use."""
-    from kitlib.core.parameters import check_machine
-
     check_machine()
 
 
@@ -403,33 +402,6 @@ def family_module(family: str) -> ModuleType:
     """Import the package of a family that is trained by folds. Raises KitError for an unknown one."""
     checks.one_of("family", family, ("multiview", "retrieval", "regional", "ridge", "vlm"))
     return importlib.import_module(f"kitlib.models.{family}")
-
-
-def pairs(given: list[str] | None) -> dict[str, str]:
-    """Convert NAME=VALUE or STEP.NAME=VALUE texts to a dict. Raises KitError for a missing or repeated name.
-
-    >>> pairs(["EPOCHS=5", "ENCODER=timm:x@a=b"])
-    {'EPOCHS': '5', 'ENCODER': 'timm:x@a=b'}
-    """
-    named: dict[str, str] = {}
-    for text in given or []:
-        name, equals, value = text.partition("=")
-        if not equals or not re.fullmatch(r"(\w+\.)?[^\W\d]\w*", name):
-            raise KitError(f"-p: expected NAME=VALUE; got {shown(text)}")
-        if name in named:
-            raise KitError(f"-p {name}: expected one value; got {shown(named[name])} and {shown(value)}")
-        named[name] = value
-    return named
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """End the command on Ctrl-C, after everything is saved, with one line and exit code 130."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        typer.echo(str(stop) or "stopped; finished work is saved: run the same command again to continue", err=True)
-        raise typer.Exit(130) from None
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from kitlib.core.errors import KitError
+
 
 class Package(ModuleType):
     """A package with a face; its modules show under Tab, as by `dir`, what they define, not what they import."""
@@ -61,9 +63,17 @@ def face(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], li
         if name not in offered:
             raise AttributeError(f"module {package!r} has no attribute {name!r}; it offers {', '.join(offered)}")
         module, original = offered[name]
-        if module == package:  # one of its own modules
-            return importlib.import_module(f"{package}.{original}")
-        value = getattr(importlib.import_module(module), original)
+        try:
+            if module == package:  # one of its own modules
+                return importlib.import_module(f"{package}.{original}")
+            value = getattr(importlib.import_module(module), original)
+        except ModuleNotFoundError as error:
+            if str(error.name).partition(".")[0] == "kitlib":
+                raise
+            raise KitError(
+                f"{package}.{name} needs {error.name}, which is not installed: pip install {error.name}; without the "
+                "internet attach the wheels that `kitlib kaggle pack` collects"
+            ) from error
         setattr(sys.modules[package], name, value)
         return value
 

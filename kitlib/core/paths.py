@@ -7,13 +7,16 @@ KITLIB_HOME     folder that holds data/ and submissions/ (default: the checkout;
 KITLIB_DEVICE   cpu, cuda or mps (default: the best available one)
 KITLIB_PRECISION  number type of matrix products: float32, bfloat16, float16 or auto (default: the fast one)
 KITLIB_WORKERS  threads that decode pictures (default: the number of cores, at most 8)
+KITLIB_UNTIL    when this machine is taken away, in seconds since 1970: training stops before, with everything saved
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import time
 from pathlib import Path
 
 from kitlib.core.errors import REFUSALS, KitError, refusal, shown
@@ -21,6 +24,10 @@ from kitlib.core.errors import REFUSALS, KitError, refusal, shown
 COMPETITION = "geo-guessr-street-view-cs-gy-6643"
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
+MOUNTS = (  # of competitions, datasets, outputs of notebooks and versions of models; the older styles last
+    *("competitions/*", "datasets/*/*", "notebooks/*/*", "models/*/*/*/*/*"),
+    *("*", "*/transformers/*/*", "*/pytorch/*/*", "*/other/*/*"),
+)
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -50,7 +57,7 @@ def home() -> Path:
 
 def check_environment() -> None:
     """Raise KitError for a variable of those above whose value cannot be used, before any work."""
-    for check in (device_name, precision_name, workers):
+    for check in (device_name, precision_name, workers, hours_left):
         check()
     if home().exists() and not home().is_dir():
         raise KitError(f"KITLIB_HOME: expected a folder; got the file {home().name!r}")
@@ -131,19 +138,53 @@ def use_workers(threads: int) -> None:
         os.environ["KITLIB_WORKERS"] = str(threads)
 
 
+def hours_left() -> float:
+    """Hours until KITLIB_UNTIL, infinite when it is not set. Raises KitError for a value that is no number."""
+    until = os.environ.get("KITLIB_UNTIL", "")
+    if until and not re.fullmatch(r"[0-9]{1,12}(\.[0-9]*)?", until):
+        raise KitError(f"KITLIB_UNTIL: expected seconds since 1970; got {shown(until)}")
+    return (float(until) - time.time()) / 3600 if until else math.inf
+
+
+def mounts() -> list[Path]:
+    """The folders of the inputs that are attached to a notebook on Kaggle, read-only; none on other machines."""
+    return [folder for style in MOUNTS for folder in sorted(KAGGLE_INPUT.glob(style)) if folder.is_dir()]
+
+
+def slug(name: str) -> str:
+    """A name as it stands in Kaggle's addresses.
+
+    >>> slug("Qwen2.5-VL_3B")
+    'qwen2-5-vl-3b'
+    """
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def attached_weights(name: str) -> Path | None:
+    """The folder of attached weights whose input is called like the last part of `name`; None if there is none.
+
+    `geolocal/StreetCLIP` is found in a model or dataset `streetclip`, whoever owns it.
+    """
+    called = slug(re.sub(r"\.(safetensors|pth)$", "", name.rstrip("/").rpartition("/")[2]))
+    for folder in mounts():
+        parts = folder.relative_to(KAGGLE_INPUT).parts
+        model = parts[-4] if len(parts) > 3 else parts[-1]  # above framework, variation and version
+        if model == called and (any(folder.glob("*.safetensors")) or any(folder.glob("*.pth"))):
+            return folder
+    return None
+
+
 def find_data(data: str | Path) -> Path:
     """The folder (or .zip) of a data set, given a path or a name under data/raw.
 
-    If the folder contains `kaggle_dataset/`, the result is that inner folder. On Kaggle the three mount points of
-    competitions and datasets are tried as well. Raises KitError listing the paths that were tried.
+    If the folder contains `kaggle_dataset/`, the result is that inner folder. On Kaggle it may be the name of an
+    attached input. Raises KitError listing the paths that were tried.
     """
     data = str(data)
     if not data:
         raise KitError("data set: expected a folder, a .zip, or a name under data/raw; got an empty name")
     candidates = [Path(os.path.expanduser(data)), home() / data, raw_dir() / data, raw_dir() / f"{data}.zip"]  # noqa: PTH111
-    candidates += [KAGGLE_INPUT / "competitions" / data, KAGGLE_INPUT / data]
-    if KAGGLE_INPUT.is_dir():
-        candidates += sorted((KAGGLE_INPUT / "datasets").glob(f"*/{data}"))
+    candidates += [folder for folder in mounts() if folder.name == data]
     try:
         for candidate in candidates:
             if candidate.is_dir():

@@ -78,7 +78,7 @@ class Session(ABC, Generic[C]):
         self.ask: Callable[[str, Places], Guesses] = _cannot_ask
         self.config: C = self.config_type.from_run(run.settings)  # type: ignore[assignment]
         origin.check_files(run, self.config)
-        self.deadline = time.monotonic() + max_hours * 3600 if max_hours else math.inf
+        self.deadline = time.monotonic() + min(max_hours or math.inf, paths.hours_left()) * 3600
 
     @classmethod
     def open(cls, run: Run, places: Places, *args: Any, **options: Any) -> Session[C]:
@@ -267,6 +267,8 @@ class Session(ABC, Generic[C]):
 
     def complete_fold(self, fold: int) -> None:
         """Train a fold and write its guesses, which marks it as done; return early if it stays unfinished."""
+        if self.hours_left is not None and self.hours_left <= 0:
+            return
         try:
             if self.spawns:
                 self.prepare()

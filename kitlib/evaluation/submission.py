@@ -101,6 +101,7 @@ def write_submission(
         if not overwrite and path.is_file() and path.read_bytes() != csv_file.read_bytes():
             raise KitError(f"{path.name} holds other guesses: expected another NAME, or OVERWRITE to replace them")
         about = {"public_score": _public_score(path, csv_file), **meta, "checksum": storage.digest(csv_file)}
+        about |= _handed_in(path)
         about |= {"true_score": score_files(truth, csv_file).final} if truth else {}
         storage.write_json(path.with_suffix(".json"), about, indent=1)
     return path
@@ -116,6 +117,14 @@ def _public_score(path: Path, written: Path) -> Any:
         log.warning("%s: its public_score %s is dropped, as the rows have changed", path.name, score)
         return None
     return score
+
+
+def _handed_in(path: Path) -> dict[str, Any]:
+    """The records of what was handed in under a submission's name, each with the checksum of its rows."""
+    try:
+        return {"submitted": storage.read_json(path.with_suffix(".json"), needed=("submitted",))["submitted"]}
+    except (FileNotFoundError, Damaged):
+        return {}
 
 
 def validate(

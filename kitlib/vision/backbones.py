@@ -54,6 +54,7 @@ def timm_model(name: str, image_size: int | None) -> Parts:
     spec = f"timm:{name}"
     name, _, weights = name.partition("@")
     name, _, query = name.partition("?")
+    weights = weights or str(paths.attached_weights(name) or "")
     state, notes = weight_files.read_file(_find_weights(spec, weights)) if weights else ({}, {})
     options = _options(spec, notes.get("create_kwargs", "").split(",")) | _options(spec, query.split("&"))
     if not timm.is_model(name):
@@ -115,6 +116,7 @@ def _find_weights(spec: str, weights: str) -> Path:
     """The path of a weights file, or of model.safetensors in a folder. Raises KitError if there is none."""
     named = Path(weights).expanduser()
     files = [root / named for root in (Path(), paths.home())]
+    files += [folder / named.name, folder] if (folder := paths.attached_weights(weights)) else []
     candidates = files + [file / "model.safetensors" for file in files]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
@@ -153,6 +155,7 @@ def vision_tower(name: str, image_size: int | None) -> Parts:
 
     spec = f"hf:{name}"
     folders = [root / Path(name).expanduser() for root in (Path(), paths.home())]
+    folders += [folder] if (folder := paths.attached_weights(name)) else []
     name = next((str(folder) for folder in folders if folder.is_dir()), name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).is_dir():
         raise KitError(f"encoder {spec!r}: no folder found; looked for {', '.join(map(str, dict.fromkeys(folders)))}")

@@ -13,6 +13,7 @@ import pytest
 import kitlib
 from kitlib import data, geo
 from kitlib.core import lazy, paths
+from kitlib.core.errors import KitError
 from kitlib.geo import geohash, sphere
 
 FACE = """
@@ -90,3 +91,11 @@ with provisionalcompleter():
     assert shown[0] == set(data.__all__) and shown[1] == set(geo.__all__)
     assert shown[2] == set(lazy.public(str(sphere.__file__))) and shown[3] == set(lazy.public(str(geohash.__file__)))
     assert "distance_km" in shown[2] and not {"np", "annotations", "KitError", "Any", "log"} & shown[2]
+
+
+def test_a_library_that_is_missing_is_named_with_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)  # as in Kaggle's image
+    monkeypatch.delitem(sys.modules, "kitlib.data.picture_checks", raising=False)
+    monkeypatch.delitem(sys.modules, "kitlib.data.pictures", raising=False)
+    with pytest.raises(KitError, match=r"kitlib.data.\w+ needs simplejpeg, which is not installed: pip install"):
+        lazy.face("kitlib.data", str(paths.package_dir() / "data/__init__.py"))[0]("pack_pictures")

@@ -124,6 +124,7 @@ def _published(name: str, dtype: torch.dtype | Literal["auto"], four_bit: bool =
 def _source(name: str) -> str:
     """The folder of a model, seen from here or from home, or its name on the hub."""
     folders = [root / Path(name).expanduser() for root in (Path(), paths.home())]
+    folders += [folder] if (folder := paths.attached_weights(name)) else []
     return next((str(folder) for folder in folders if folder.is_dir()), name)
 
 

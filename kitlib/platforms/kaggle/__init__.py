@@ -1,0 +1,1 @@
+"""Kaggle: the competition's data here, and plans as notebooks there, over the real `kaggle` client."""
