@@ -216,6 +216,11 @@ class Session(EncoderSession[Config]):
         with storage.atomic_write(self.folder(fold) / "held_out.parquet") as beside:
             regional_fold.evaluate().to_parquet(beside, index=False)
 
+    def part(self, fold: int) -> str:
+        """As for all families; processes may train other regions of a fold at the same time."""
+        names = _names(self.options.get("only_regions"))
+        return super().part(fold) + (f" regions {storage.digest(*names)}" if names else "")
+
     def complete_fold(self, fold: int) -> None:
         """As for all families; a launched process only trains the encoder of a region."""
         if not launched():
