@@ -11,8 +11,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kitlib.core import checks, paths, processes
+from kitlib.core.cli import pairs, stoppable
 from kitlib.core.errors import KitError, sentence, shown
 from kitlib.platforms import commands
 
@@ -324,33 +323,6 @@ def family_module(family: str) -> ModuleType:
     if family not in ("multiview", "retrieval", "regional", "vlm"):
         raise KitError(f"family: expected multiview, retrieval, regional or vlm; got {family!r}")
     return importlib.import_module(f"kitlib.models.{family}")
-
-
-def pairs(given: list[str] | None) -> dict[str, str]:
-    """Convert NAME=VALUE texts to a dict. Raises KitError for a text without a name, and for a repeated name.
-
-    >>> pairs(["EPOCHS=5", "ENCODER=timm:x@a=b"])
-    {'EPOCHS': '5', 'ENCODER': 'timm:x@a=b'}
-    """
-    named: dict[str, str] = {}
-    for text in given or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise KitError(f"-p: expected NAME=VALUE; got {shown(text)}")
-        if name in named:
-            raise KitError(f"-p {name}: expected one value; got {shown(named[name])} and {shown(value)}")
-        named[name] = value
-    return named
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """End the command on Ctrl-C, after everything is saved, with one line and exit code 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("stopped; finished work is saved: run the same command again to continue", err=True)
-        raise typer.Exit(130) from None
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import IO, Any
 
 LOOK_SECONDS = 1.0  # between two looks at the parent
 STOP_SECONDS = 45.0  # torchrun gives its processes 30 to save
@@ -70,19 +71,32 @@ def is_first_process() -> bool:
 def run_on_devices(devices: int, words: Sequence[str]) -> int:
     """Run `kitlib WORDS` in one process a device, by torchrun; return the exit code, 0 if all went well.
 
-    They are new processes, as one that has used a GPU cannot be forked, and write to this one's output. When this
+    They are new processes, as one that has used a GPU cannot be forked, and write to this one's stderr. When this
     process is interrupted, they save, end, and are waited for.
     """
     command = [sys.executable, "-c", LAUNCHER, "--standalone", f"--nproc_per_node={devices}", "-m", "kitlib", *words]
+    # A kernel shows what goes through its sys.stderr once, and what goes to its file descriptor twice in a plan.
+    output: dict[str, Any] = {} if sys.stderr.isatty() else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     # In a session of its own, so that Ctrl-C, and Jupyter's interrupt, reach this process alone.
-    process = subprocess.Popen(command, start_new_session=True)
-    try:
-        return process.wait()
-    except BaseException:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        raise
-    finally:
-        if process.poll() is None:
-            process.kill()
+    with subprocess.Popen(command, start_new_session=True, **output) as process:
+        pump = threading.Thread(target=_copy, args=(process.stdout,), name="log", daemon=True)
+        pump.start()
+        try:
+            code = process.wait()
+            pump.join(LOOK_SECONDS)
+            return code
+        except BaseException:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+            raise
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def _copy(stream: IO[bytes] | None) -> None:
+    """Copy what comes, as it comes, to stderr."""
+    while stream and (block := os.read(stream.fileno(), 2**16)):
+        sys.stderr.write(block.decode(errors="replace"))
+        sys.stderr.flush()

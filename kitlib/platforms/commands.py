@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kitlib.core import checks, processes
+from kitlib.core.cli import pairs, stoppable
 from kitlib.core.errors import KitError, shown
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,6 @@ def jobs(
     show: Annotated[bool, typer.Option("--show", help="Only print the commands, for any other engine.")] = False,
 ) -> None:
     """Train a plan's folds as independent jobs, then run the plan, which finds them done."""
-    from kitlib.__main__ import pairs, stoppable
     from kitlib.pipeline import runner
     from kitlib.platforms import jobs as work
 

@@ -23,7 +23,7 @@ modal = pytest.importorskip("modal")
 
 from kitlib.platforms import modal as cloud
 
-WORDS = ["train", "run", "--data", "little", "--folds", "0", "-p", "finetune_epochs=30", "-p", "heads_epochs=1"]
+WORDS = ["train", "run", "--data", "little", "--folds", "0", "-p", "finetune_epochs=8", "-p", "heads_epochs=1"]
 WORDS += ["-p", "finetune_batch=8", "-p", "mirror=false", "-p", "encoder=tiny"]
 
 
