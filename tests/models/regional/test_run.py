@@ -268,7 +268,7 @@ def test_processes_end_with_a_launcher_that_is_killed_or_interrupted(cities, how
         f"regional.train(config, places, {name!r}, folds_column='given', only_regions=['1'], devices=2)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as launcher:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 200
         while len(processes_of(name)) < 3 and time.monotonic() < deadline:
             time.sleep(0.2)
         started = processes_of(name)
