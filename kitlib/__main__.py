@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kitlib.core import checks, paths
+from kitlib.core import checks, paths, processes
 from kitlib.core.cli import pairs, stoppable
 from kitlib.core.errors import KitError, sentence, shown
 from kitlib.core.parameters import check_machine
+from kitlib.platforms import commands
 from kitlib.platforms.hub_commands import app as hub
 from kitlib.platforms.kaggle.command import app as kaggle
 
@@ -142,10 +143,12 @@ def train(
     seeds: Annotated[str, typer.Option(help="One run a seed, such as 0,1,2.")] = "0",
     folds: Annotated[str, typer.Option(help="Folds to train, such as 0,1; all when left out.")] = "",
     folds_column: Annotated[str, typer.Option(help="stratified, spatial; regional also: given.")] = "stratified",
+    n_folds: Annotated[int, typer.Option(help="Into how many folds the training places fall.", min=2, max=1000)] = 5,
     parameter: Annotated[list[str] | None, SETTINGS] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or processes on a CPU.", min=1)] = 1,
     max_hours: Annotated[float | None, typer.Option(help="Of all runs together; stops in time, saved.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Start over, deleting the old runs of that name.")] = False,
+    start_only: Annotated[bool, typer.Option("--start-only", help="Train nothing yet: for train-fold.")] = False,
     family: Annotated[str, typer.Option(help="multiview, retrieval, regional, ridge or vlm.")] = "multiview",
     regions: Annotated[str, typer.Option(help="Of regional: whose encoders to train here, commas between.")] = "",
 ) -> None:
@@ -175,15 +178,17 @@ def train(
                 places,
                 run if len(numbers) == 1 else f"{run}-seed{seed}",
                 folds_column=folds_column,
+                n_folds=n_folds,
                 only_folds=folds,
                 devices=devices,
                 max_hours=hours,
                 overwrite=overwrite,
+                start_only=start_only,
                 **({"only_regions": regions} if regions else {}),
             )
         if family == "regional" and trained.finished:
             typer.echo(region_lines(trained.dir / "regions.csv"))
-        typer.echo(f"{trained.name}: {outcome(trained)}")
+        typer.echo(f"{trained.name}: {'started' if start_only else outcome(trained)}")
 
 
 @app.command()
@@ -389,6 +394,9 @@ def region_lines(file: Path) -> str:
     return table.rename(columns=lambda name: name.replace("_", " ")).fillna("").to_string(index=False)
 
 
+commands.add_to(app)
+
+
 def outcome(run: Run) -> str:
     """The result of a training in a few words."""
     if not run.finished:
@@ -410,6 +418,9 @@ def main() -> None:
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "20")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("kitlib").setLevel("INFO")
+    if not processes.is_first_process():  # one log and one bar of all processes
+        logging.getLogger("kitlib").setLevel("ERROR")
+        os.environ["TQDM_DISABLE"] = "1"
     try:
         app()
     except Exception as error:
@@ -418,6 +429,8 @@ def main() -> None:
             text = f"KITLIB_HOME: expected a folder that exists or can be made; got {shown(str(paths.home()))}"
         if text is None:
             raise
+        if not processes.is_first_process():  # which says the same, and whose end is the end of this one
+            time.sleep(2 * processes.LOOK_SECONDS)
         typer.echo(f"error: {text}", err=True)
         sys.exit(2)
 

@@ -16,10 +16,7 @@ import contextlib
 import importlib
 import logging
 import math
-import os
 import shutil
-import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +30,7 @@ import pandas as pd
 from kitlib import geo
 from kitlib.core import checks, paths, processes, progress, storage
 from kitlib.core.errors import Damaged, Interrupted, KitError
+from kitlib.core.processes import is_first_process, launched
 from kitlib.core.settings import Settings
 from kitlib.data import folds
 from kitlib.data.places import Places
@@ -45,13 +43,6 @@ log = logging.getLogger(__name__)
 C = TypeVar("C", bound=Settings)
 
 SAVED = (".ckpt", ".npz", ".safetensors", ".csv", ".jsonl")  # files that hold work, in the folder of checkpoints
-# `torch.distributed.run`, which ends, with the processes that it starts, when this process does
-LAUNCHER = """
-from kitlib.core.processes import end_with_parent
-end_with_parent()
-from torch.distributed.run import main
-main()
-"""
 
 
 class Unfinished(Exception):
@@ -115,9 +106,6 @@ class Session(ABC, Generic[C]):
         """Whether this process starts one process per device to train a fold."""
         return self.devices > 1 and not launched()
 
-    def prepare(self) -> None:
-        """Compute the inputs that several processes share, before they start."""
-
     @abstractmethod
     def fit_fold(self, fold: int) -> None:
         """Train the models of one fold, or resume their training. Raises Unfinished if it stops before the end."""
@@ -128,11 +116,16 @@ class Session(ABC, Generic[C]):
 
     def guess_held_out(self, fold: int) -> Guesses:
         """The guesses of a fold's models for its held-out places."""
-        return self.guess(fold, "train", np.flatnonzero(self.held_out(fold)))
+        return self.guess_together(fold, "train", np.flatnonzero(self.held_out(fold)))
 
     def guess_test(self, fold: int) -> Guesses | None:
         """The guesses of a fold's models for the test places, None without test places."""
-        return self.guess(fold, "test") if len(self.places.rows("test")) else None
+        rows = np.arange(len(self.places.rows("test")))
+        return self.guess_together(fold, "test", rows) if len(rows) else None
+
+    def guess_together(self, fold: int, split: str, rows: np.ndarray) -> Guesses:
+        """As `guess`; of several processes each may make a share, and all return the whole."""
+        return self.guess(fold, split, rows)
 
     def metrics(self) -> dict[str, Any]:
         """Further entries of metrics.json besides the scores."""
@@ -169,6 +162,7 @@ class Session(ABC, Generic[C]):
         devices: int = 1,
         max_hours: float | None = None,
         overwrite: bool = False,
+        start_only: bool = False,
         **options: Any,
     ) -> Run:
         """As `crossval.train`, for this family."""
@@ -181,7 +175,10 @@ class Session(ABC, Generic[C]):
             raise KitError(f"folds_column: expected one of {', '.join(cls.FOLDS)}; got {folds_column!r}")
         began = time.monotonic()
         todo = cls.select_folds(places, folds_column, n_folds, only_folds)
-        with runs.lock(run_name):
+        with runs.lock(run_name, busy=False):
+            if overwrite and runs.is_being_trained(run_name):
+                raise KitError(f"run {run_name} is being trained by another process; wait for it to end, "
+                               "or take another run name")  # fmt: skip
             begun = run_name in runs.list_runs() and not overwrite
             earlier = runs.open_run(run_name).params if begun else None
             recorded = earlier["settings"] if earlier else None
@@ -202,30 +199,51 @@ class Session(ABC, Generic[C]):
             hours = max_hours - (time.monotonic() - began) / 3600 if max_hours else None
             try:
                 session = cls.open(run, places, devices, hours, **options)
-                for fold in sorted({*todo, *fold_files.discard_damaged(run)}):
+                todo = sorted({*todo, *fold_files.discard_damaged(run)})
+            except KitError:
+                cls.discard_unless_saved(run)
+                raise
+        if start_only:
+            return run
+        for fold in todo:
+            with runs.lock(run_name, part=session.part(fold)):
+                try:
                     if not fold_files.is_done(run, fold):
                         session.complete_fold(fold)
-                    if not fold_files.is_done(run, fold):
-                        log.warning("run %s: fold %d is not done yet; the same call continues", run.name, fold)
-                        return run
-            except KitError:
-                if not any(path.suffix in SAVED for path in run.checkpoints.rglob("*")):
-                    shutil.rmtree(run.dir)
-                raise
+                except KitError:
+                    cls.discard_unless_saved(run, session.part(fold))
+                    raise
+            if not fold_files.is_done(run, fold):
+                log.warning("run %s: fold %d is not done yet; the same call continues", run.name, fold)
+                return run
+        with runs.lock(run_name, busy=False):
             session.finish()
-            return run
+        return run
+
+    @classmethod
+    def discard_unless_saved(cls, run: Run, part: str = "") -> None:
+        """Delete a run that has saved nothing, if no other process trains a part but `part`: it can start otherwise."""
+        saved = any(path.suffix in SAVED for path in run.checkpoints.rglob("*"))
+        if not saved and not runs.is_being_trained(run.name, part):
+            shutil.rmtree(run.dir)
+
+    def part(self, fold: int) -> str:
+        """The name of what one process trains at a time."""
+        return f"fold {fold}"
 
     @classmethod
     def train_fold(cls, run_name: str, fold: int, data: str = "", devices: int = 1, max_hours: float | None = None,
                    **options: Any) -> bool:  # fmt: skip
         """Train one fold of a started run, in this process or as one of several; return whether it is done.
 
-        data: the present location of the data set, if it is not the one that the run recorded.
+        data: the present location of the data set, if it is not the one that the run recorded. devices: of a process
+        that torchrun has started, all that it has started on all machines count.
         """
+        devices = processes.count() if launched() else devices
         run = runs.open_run(run_name)
         if launched():  # the process that holds the lock has started this one
             processes.end_with_parent()
-        with contextlib.nullcontext() if launched() else runs.lock(run_name):
+        with contextlib.nullcontext() if launched() else runs.lock(run_name, part=f"fold {fold}"):
             places, settings, recorded = origin.reload_places(run, data), run.settings, run.params["data"]
             if not launched():
                 column, n_folds = settings["folds_column"], settings["n_folds"]
@@ -271,26 +289,23 @@ class Session(ABC, Generic[C]):
             return
         try:
             if self.spawns:
-                self.prepare()
                 self.launch(fold)
                 return
             self.fit_fold(fold)
+            held_out, test = self.guess_held_out(fold), self.guess_test(fold)
             if is_first_process():
-                held_out, test = self.guess_held_out(fold), self.guess_test(fold)
                 fold_files.save_fold(self.run, fold, held_out, test)
         except Unfinished:
             return
 
     def launch(self, fold: int, *more: str) -> None:
-        """Run `kitlib train-fold` with one process per device, as a kernel that has used a GPU cannot be forked.
+        """Run `kitlib train-fold` with one process per device.
 
         more: further options of the command. Raises KitError if a process fails.
         """
-        command = [sys.executable, "-c", LAUNCHER, f"--nproc_per_node={self.devices}", "-m", "kitlib"]
-        command += ["train-fold", self.run.name, str(fold), "--devices", str(self.devices)]
-        command += ["--data", str(self.places.folder), *more]
-        command += ["--max-hours", str(self.hours_left)] if self.hours_left else []
-        if code := subprocess.run(command, check=False).returncode:
+        words = ["train-fold", self.run.name, str(fold), "--data", str(self.places.folder), *more]
+        words += ["--max-hours", str(self.hours_left)] if self.hours_left else []
+        if code := processes.run_on_devices(self.devices, words):
             raise KitError(f"fold {fold} of run {self.run.name} ended with code {code}; see its log above")
 
     def _refuse_foreign(self, fold: int, guess: Guesses) -> None:
@@ -333,6 +348,7 @@ def train(
     devices: int = 1,
     max_hours: float | None = None,
     overwrite: bool = False,
+    start_only: bool = False,
     **options: Any,
 ) -> Run:
     """Train the models of each fold and write their guesses; resume a run that was interrupted.
@@ -340,10 +356,11 @@ def train(
     folds_column: stratified, spatial, or another of the family's FOLDS. only_folds: train these alone, also as text
     such as "0,1" (one is enough for a submission, and is scored on its own held-out places). devices: more than one
     starts `torch.distributed.run` for each fold. max_hours: stop after that time with everything saved; the same
-    call then continues the run. options: those of the family's OPTIONS.
+    call then continues the run. start_only: write params.json and pack the pictures, for `train_fold` elsewhere.
+    options: those of the family's OPTIONS. Other processes may train other folds of the run at the same time.
     Raises KitError for an unknown fold or column, if the run was started with other settings or data, or while
-    another process trains it; all that needs no pictures is checked before these are packed. A run that is refused
-    before it has saved anything is removed, so that it can be started with other settings.
+    another process trains one of the folds; all that needs no pictures is checked before these are packed. A run
+    that is refused before it has saved anything is removed, so that it can be started with other settings.
     """
     began = time.monotonic()
     progress.show_log()
@@ -354,7 +371,7 @@ def train(
     try:
         run = importlib.import_module(f"{family}.run").Session.train(
             config, places, run_name, folds_column=folds_column, n_folds=n_folds, only_folds=only_folds,
-            devices=devices, max_hours=max_hours, overwrite=overwrite, **options,
+            devices=devices, max_hours=max_hours, overwrite=overwrite, start_only=start_only, **options,
         )  # fmt: skip
     except KeyboardInterrupt as stop:
         text = str(stop) or f"stopped run {run_name}; what is finished is saved: the same call goes on from there"
@@ -381,13 +398,3 @@ def _plan(family: str, config: Settings, places: Places, column: str, folds: Seq
 
 def _cannot_ask(run_name: str, places: Places) -> Guesses:
     raise KitError(f"{run_name}: expected `models.locate` to ask this run about new places")
-
-
-def launched() -> bool:
-    """Whether this process is one of several that `torch.distributed.run` has started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def is_first_process() -> bool:
-    """Whether this process writes the results: it is the first of several, or the only one."""
-    return os.environ.get("RANK", "0") == "0"

@@ -166,14 +166,28 @@ def refuse_changes(run: Run, settings: Mapping[str, Any], data: Mapping[str, Any
         )
 
 
-def lock(name: str, busy: bool = True) -> AbstractContextManager[None]:
-    """The lock of whoever trains or deletes a run; it is beside the run's folder.
+def lock(name: str, busy: bool = True, part: str = "") -> AbstractContextManager[None]:
+    """The lock of whoever begins, joins or deletes a run, or trains a `part` of it; it is beside the run's folder.
 
     Raises KitError if another process holds it, or waits for that one unless `busy`.
     """
     folder = paths.run_dir(name)
-    sentence = f"run {name} is being trained by another process; wait for it to end, or take another run name"
-    return storage.lock(folder.with_name(f".{name}.lock"), sentence if busy else None)
+    what = " of ".join(filter(None, [part, f"run {name}"]))
+    sentence = f"{what} is being trained by another process; wait for it to end, or take another run name"
+    file = folder.with_name(f".{name}{'@' if part else ''}{part.replace(' ', '-')}.lock")
+    return storage.lock(file, sentence if busy else None)
+
+
+def is_being_trained(name: str, but: str = "") -> bool:
+    """Whether a process holds the lock of a part of a run, other than that of the part `but`."""
+    for file in paths.runs_dir().glob(f".{name}@*.lock"):
+        if file.name != f".{name}@{but.replace(' ', '-')}.lock":
+            try:
+                with storage.lock(file, "busy"):
+                    pass
+            except KitError:
+                return True
+    return False
 
 
 def open_run(name: str) -> Run:

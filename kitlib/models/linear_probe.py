@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kitlib.core import storage
+from kitlib.core import processes, storage
 from kitlib.core.errors import KitError
 from kitlib.data import folds, pictures
 from kitlib.data.places import SPLITS, Places
@@ -37,10 +37,21 @@ def load_encoder(places: Places, encoder: str = "", image_size: int = 0) -> Enco
     return encoders.load(encoder or ("tiny" if places.is_drawn else encoders.STREETCLIP), image_size or None)
 
 
-def embed(places: Places, encoder: Encoder) -> dict[str, Embeddings]:
-    """Features of all places by split, from the cache where possible."""
-    from kitlib.vision import embeddings
+def embed(
+    places: Places, encoder: Encoder, devices: int = 1, name: str = "", image_size: int = 0
+) -> dict[str, Embeddings]:
+    """Features of all places by split, from the cache where possible.
 
+    devices: GPUs that compute them together, in processes of their own, which load the encoder by name and image_size
+    as given to `load_encoder`. Raises KitError if one of the processes fails.
+    """
+    from kitlib.vision import embeddings, encoders
+
+    if devices > 1:
+        name = name or ("tiny" if places.is_drawn else encoders.STREETCLIP)
+        words = ["embed", str(places.folder), "--encoder", name, "--image-size", str(image_size)]
+        if code := processes.run_on_devices(devices, words):
+            raise KitError(f"embedding on {devices} devices ended with code {code}; see its log above")
     packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
     return {split: embeddings.embed(pack, encoder, places.derived / "embeddings") for split, pack in packs.items()}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 import warnings
@@ -23,7 +24,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from kitlib.core import storage
+from kitlib.core import processes, storage
 from kitlib.core.errors import Damaged, Interrupted, KitError
 from kitlib.data.loader import Batches
 from kitlib.training import checkpoints
@@ -122,7 +123,8 @@ def fit(
     end of `max_hours` stop the fit at the next step, with a checkpoint. A validation they cut short: the next session
     repeats the steps since the last checkpoint; but a session that has saved nothing yet first ends the validation.
     `precision`: float32, bfloat16, float16, another name of Lightning's, or auto for `device.best_dtype`; weights are
-    float32 in any case. More than one device: start with `python -m torch.distributed.run --nproc_per_node DEVICES`.
+    float32 in any case. More than one device: start with `python -m torch.distributed.run --nproc_per_node DEVICES`,
+    on several machines with --nnodes too; devices is the number of all processes.
     logger: one of Lightning's, e.g. `wandb_logger.tracker`; it gets what the module logs, and loss and lr.
 
     monitor: a metric that validation logs, lower is better. The fit then ends with the weights of the epoch with the
@@ -135,8 +137,9 @@ def fit(
     Raises KitError if the folder began with other settings, none of its checkpoints can be read, a loss or weight is
     not finite, or the monitored metric is not logged by validation or was never finite.
     """
-    if devices > 1 and not torch.distributed.is_torchelastic_launched():
+    if devices > 1 and not (processes.launched() and processes.count() == devices):
         raise KitError(f"{devices} devices: start with `python -m torch.distributed.run --nproc_per_node {devices}`")
+    nodes = devices // int(os.environ["LOCAL_WORLD_SIZE"]) if devices > 1 else 1
     validates = getattr(module.validation_step, "__func__", None) is not pl.LightningModule.validation_step
     if monitor and not (val_batches and validates):
         raise KitError(f"monitor: expected val_batches and a module that validates; got only {monitor!r}")
@@ -162,12 +165,14 @@ def fit(
 
     deadline = math.inf if max_hours is None else time.monotonic() + max_hours * 3600
     callback = ResumeCallback(folder, batches, checkpoint_steps, seed, deadline, monitor, patience)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for library in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
         trainer = pl.Trainer(
             accelerator=device.type,
-            devices=devices,
+            devices=devices // nodes,
+            num_nodes=nodes,
             strategy="ddp" if devices > 1 else "auto",
             precision=precision,  # type: ignore[arg-type]
             max_epochs=epochs,

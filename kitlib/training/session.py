@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any, TypeVar
 
-from kitlib.core import paths
+import numpy as np
+from torch import distributed
+
+from kitlib.core import paths, processes
 from kitlib.core.settings import Settings
 from kitlib.data.places import Places
-from kitlib.evaluation import crossval
+from kitlib.evaluation import crossval, guesses
+from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.vision import encoders, lora
 from kitlib.vision.device import best_device, best_dtype, dtype_of, precision_of
 from kitlib.vision.inputs import Inputs
 
 C = TypeVar("C", bound=Settings)
+T = TypeVar("T")
+
+LONGEST_WAIT = timedelta(days=1)  # of a process for the others
 
 
 class TorchSession(crossval.Session[C]):
@@ -25,6 +34,32 @@ class TorchSession(crossval.Session[C]):
         super().__init__(run, places, *args, **options)
         self.device = best_device()
         self.dtype = dtype_of(run.settings, self.device)
+        self._together: Any = None  # the group of the processes that guess together
+
+    def guess_together(self, fold: int, split: str, rows: np.ndarray) -> Guesses:
+        """As `guess`; each of several processes, on its own device, makes a share, and all return the whole."""
+        shares = self.shares(lambda own: self.guess(fold, split, own), rows)
+        return guesses.stack(shares).at(self.places.sample_id(split)[rows])
+
+    def shares(self, make: Callable[[np.ndarray], T], rows: np.ndarray) -> list[T]:
+        """What each process makes of its share of the rows: all of them, in all processes.
+
+        When the first process comes here, it has saved the models. Raises Unfinished in all if one has no time.
+        """
+        if not processes.launched():
+            return [make(rows)]
+        if self._together is None:  # gloo, as guesses are no tensors
+            distributed.is_initialized() or distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+            self._together = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        distributed.barrier(self._together)
+        own, share = rows[processes.rank() :: processes.count()], None
+        with contextlib.suppress(crossval.Unfinished):
+            share = [make(own)] if len(own) else []
+        made: list[Any] = [None] * processes.count()
+        distributed.all_gather_object(made, share, self._together)
+        if None in made:
+            raise crossval.Unfinished
+        return [one for share in made for one in share]
 
     @classmethod
     def resolve(cls, config: C, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -57,7 +92,3 @@ class EncoderSession(TorchSession[C], Inputs):
                 lora.targets(encoder, settings["lora_rank"])
             if settings["gradient_checkpointing"]:
                 encoder.enable_checkpointing()
-
-    def prepare(self) -> None:
-        """Embed all pictures, or find that this was done before."""
-        _ = self.features

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from kitlib.core import paths
 from kitlib.core.errors import KitError
+from kitlib.core.processes import launched
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +22,8 @@ def best_device() -> torch.device:
     name = paths.device_name() or next(name for name, ok in available.items() if ok)
     if not available[name]:
         raise KitError(f"KITLIB_DEVICE: expected one of {[n for n, ok in available.items() if ok]}; got {name!r}")
+    if name == "cuda" and launched():  # each process has a GPU of its own
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 

@@ -6,27 +6,33 @@
 The name of the cache folder is a checksum of all inputs: weights, preprocessing, split, pictures, number type, mirror.
 Unfinished work is in `<key>.partial`, and is resumed after an interruption. Both hold a checksum of the features, which
 is compared when they are opened; damaged ones are made anew.
+
+Several processes, on one machine or on many that share the folder, compute a part each: all write to the one file of
+the features, each its own rows, from the start of a page of memory on. So there is nothing to be merged; whoever
+finishes the last part only renames the folder. Whoever needs all features waits for, or resumes, the others' parts.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 import zlib
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from kitlib.core import storage
+from kitlib.core import processes, storage
 from kitlib.core.errors import Damaged, KitError
 from kitlib.core.progress import Bar
 from kitlib.data.pictures import Pack
-from kitlib.vision import augment
+from kitlib.vision import augment, feature_file
 from kitlib.vision import device as vision_device
 from kitlib.vision.encoders import Encoder
 from kitlib.vision.preprocess import ViewBatches
@@ -62,16 +68,11 @@ def embed(
 
     mirror: also of the mirrored places (`augment.mirror`). batch_size: places per batch (default: by device). dtype:
     the number type to compute in (default: `device.best_dtype`). An interrupted computation resumes; with the same
-    batch size the result is bit-identical. Raises KitError, naming the place, for features that are not finite.
+    batch size the result is bit-identical. Of processes that torchrun has started each begins with a part of its own.
+    Raises KitError, naming the place, for features that are not finite.
     """
-    device = device or vision_device.best_device()
-    dtype = dtype or vision_device.best_dtype(device)
-    batch_size = batch_size or max(1, BATCH_PICTURES[device.type] // len(pack.views))
-    made_by = _inputs(pack, encoder, dtype)
-    folders = [
-        _compute(pack, encoder, out_dir, made_by | {"mirrored": mirrored}, batch_size, device, dtype)
-        for mirrored in (False, True)[: 1 + mirror]
-    ]
+    jobs = _jobs(pack, encoder, out_dir, mirror, batch_size, device, dtype)
+    folders = [job.compute() for job in jobs]
     features = [np.load(folder / "features.npy", mmap_mode="r") for folder in folders]
     meta = storage.read_json(folders[0] / "meta.json", needed=("pictures_per_second",))
     return Embeddings(
@@ -100,121 +101,183 @@ def _inputs(pack: Pack, encoder: Encoder, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _compute(
+def embed_shard(pack: Pack, encoder: Encoder, out_dir: Path, shard: int, shards: int, mirror: bool = False) -> int:
+    """Compute the parts of one of several shards, counted from 0; return how many parts are missing then.
+
+    An unfinished computation keeps the number of parts that it was begun with; these are dealt out to the shards.
+    """
+    return sum(job.compute_shard(shard, shards) for job in _jobs(pack, encoder, out_dir, mirror))
+
+
+def _jobs(
     pack: Pack,
     encoder: Encoder,
     out_dir: Path,
-    made_by: dict[str, Any],
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Path:
-    """Compute the features with the inputs `made_by`, unless they are cached; return their folder.
-
-    Of several processes that need the same features one computes them, and the others wait.
-    """
-    folder = out_dir / storage.digest(json.dumps(made_by, sort_keys=True))
-    shape = (*pack.offsets.shape[:2], encoder.dim)
-    with storage.lock(out_dir / f".{folder.name}.lock"):
-        if folder.is_dir():
-            if _is_whole(folder, shape):
-                return folder
-            log.warning("the features in %s are damaged, or of an earlier kit: they are made anew", folder.name)
-            shutil.rmtree(folder)
-        _fill(pack, encoder, folder, made_by, shape, batch_size, device, dtype)
-    return folder
+    mirror: bool,
+    batch_size: int | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[_Job]:
+    device = device or vision_device.best_device()
+    dtype = dtype or vision_device.best_dtype(device)
+    batch_size = batch_size or max(1, BATCH_PICTURES[device.type] // len(pack.views))
+    made_by = _inputs(pack, encoder, dtype)
+    sides = (False, True)[: 1 + mirror]
+    return [_Job(pack, encoder, out_dir, made_by | {"mirrored": m}, batch_size, device, dtype) for m in sides]
 
 
-def _fill(
-    pack: Pack,
-    encoder: Encoder,
-    folder: Path,
-    made_by: dict[str, Any],
-    shape: tuple[int, int, int],
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    """Compute the features of `shape` in <folder>.partial, then rename it to `folder`."""
-    partial = folder.with_suffix(".partial")
-    n_places, n_views, _ = shape
-    features, progress = _open(partial, shape)
-    done, seconds, checksum = progress["places"], progress["seconds"], progress["checksum"]
-    what = f"{pack.split}{' mirrored' if made_by['mirrored'] else ''}"
-    todo = (n_places - done) * n_views
-    log.info(
-        f"embedding {what} with {encoder.name} at {encoder.preprocess.size} px in {made_by['dtype']} on {device}: "
-        f"{todo} pictures of {encoder.gflop:.3g} GFLOP, {todo * encoder.gflop / 1000:.3g} TFLOP in all"
-        f"{f'; {done * n_views} are done already' if done else ''}"
-    )
-    was_training = encoder.training
-    encoder.eval().to(device)
-    size = None if len(pack.sizes) == 1 else encoder.preprocess.resize
-    began = saved = time.perf_counter()
-    with Bar(total=n_places * n_views, initial=done * n_views, desc=f"embedding {what}", unit=" pictures") as bar:
-        for rows, batch in ViewBatches(pack, np.arange(done, n_places), batch_size, size):
-            views = augment.mirror(batch) if made_by["mirrored"] else batch
-            features[rows] = batch_features = _features(encoder, views.to(device), dtype, pack.sample_id[rows])
-            checksum = zlib.crc32(batch_features.data, checksum)
-            bar.update(len(rows) * n_views)
-            now = time.perf_counter()
-            progress = {"places": int(rows[-1]) + 1, "seconds": seconds + now - began, "checksum": checksum}
-            if now - saved > SAVE_SECONDS:
-                features.flush()
-                storage.write_json(partial / "progress.json", progress)
-                if saved == began:
-                    rate = (progress["places"] - done) * n_views / (now - began)
-                    left = (n_places - progress["places"]) * n_views / rate
-                    log.info(f"{rate:.1f} pictures/s: about {left / 60:.1f} minutes left")
-                saved = now
-    encoder.train(was_training)
-    features.flush()
-    rate = n_places * n_views / max(progress["seconds"], 1e-9)
-    meta = made_by | {"encoder": encoder.name, "shape": features.shape, "gflop_per_picture": encoder.gflop}
-    meta["checksum"] = checksum
-    storage.write_json(partial / "meta.json", meta | {"seconds": progress["seconds"], "pictures_per_second": rate})
-    (partial / "progress.json").unlink(missing_ok=True)
-    partial.rename(folder)
-    log.info(f"embedded {what}: {rate:.1f} pictures/s")
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """The computation of the features with the inputs `made_by`, in parts."""
 
+    pack: Pack
+    encoder: Encoder
+    out_dir: Path
+    made_by: dict[str, Any]
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype
 
-def _open(partial: Path, shape: tuple[int, int, int]) -> tuple[np.memmap, dict[str, Any]]:
-    """Open the features array and the progress of unfinished work, or make new ones.
+    def __post_init__(self) -> None:
+        folder = self.out_dir / storage.digest(json.dumps(self.made_by, sort_keys=True))
+        shape = (*self.pack.offsets.shape[:2], self.encoder.dim)
+        for name, value in {"folder": folder, "partial": folder.with_suffix(".partial"), "shape": shape}.items():
+            object.__setattr__(self, name, value)
 
-    Raises OSError if the disk has no room for all features.
-    """
-    file = partial / "features.npy"
-    try:
-        progress = storage.read_json(partial / "progress.json", needed=("places", "seconds", "checksum"))
-        with storage.reading(file):
-            features = np.lib.format.open_memmap(file, mode="r+")
-            if features.shape == shape and _checksum(features[: progress["places"]]) == progress["checksum"]:
-                return features, progress
-    except (Damaged, FileNotFoundError):
-        pass
-    partial.mkdir(parents=True, exist_ok=True)
-    features = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
-    storage.reserve(file, file.stat().st_size)
-    return features, {"places": 0, "seconds": 0.0, "checksum": 0}
+    folder: Path = field(init=False)
+    partial: Path = field(init=False)
+    shape: tuple[int, int, int] = field(init=False)
 
+    def compute(self) -> Path:
+        """Compute all parts that nobody computes, wait for the others, and return the folder."""
+        while parts := self._begin(processes.count()):
+            first = range(parts)[processes.rank() :: processes.count()]
+            for part in [*first, *sorted(set(range(parts)) - set(first))]:
+                self._complete(part, parts)
+            self._finish(parts)
+        return self.folder
 
-def _is_whole(folder: Path, shape: tuple[int, int, int]) -> bool:
-    """Whether the features in `folder` are as they were written."""
-    try:
-        meta = storage.read_json(folder / "meta.json", needed=("checksum", "pictures_per_second"))
-        with storage.reading(folder / "features.npy"):
-            features = np.load(folder / "features.npy", mmap_mode="r")
-            return features.shape == shape and _checksum(features) == meta["checksum"]
-    except (Damaged, FileNotFoundError):
-        return False
+    def compute_shard(self, shard: int, shards: int) -> int:
+        """Compute the parts of a shard; return how many parts are missing then."""
+        if not (parts := self._begin(shards)):
+            return 0
+        for part in range(parts)[shard::shards]:
+            self._complete(part, parts)
+        return self._finish(parts)
 
+    def _begin(self, parts: int) -> int:
+        """The number of parts of the unfinished work, which is begun with `parts`; 0 if the features are whole.
 
-def _checksum(features: np.ndarray) -> int:
-    """CRC-32 of features (N, V, D), part by part: they may be larger than the memory."""
-    checksum = 0
-    for start in range(0, len(features), 1024):
-        checksum = zlib.crc32(features[start : start + 1024].data, checksum)
-    return checksum
+        Raises OSError if the disk has no room for all features.
+        """
+        with self._lock():
+            if self.folder.is_dir():
+                if feature_file.is_whole(self.folder, self.shape):
+                    return 0
+                log.warning("the features in %s are damaged, or of an earlier kit: they are made anew",
+                            self.folder.name)  # fmt: skip
+                shutil.rmtree(self.folder)
+            file = self.partial / "features.npy"
+            try:
+                with storage.reading(file):
+                    if np.load(file, mmap_mode="r").shape == self.shape:
+                        known = storage.read_json(self.partial / "parts.json", needed=("parts",))
+                        return int(known["parts"])
+            except (Damaged, FileNotFoundError):
+                pass
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir(parents=True)
+            feature_file.allocate(file, self.shape)
+            storage.write_json(self.partial / "parts.json", {"parts": parts})
+            return parts
+
+    def _lock(self, part: str = "") -> AbstractContextManager[None]:
+        return storage.lock(self.out_dir / f".{self.folder.name}{part}.lock")
+
+    def _progress(self, part: int) -> dict[str, Any] | None:
+        """What is done of a part: places, seconds and checksum; None if nothing is, or all features are finished."""
+        try:
+            return storage.read_json(self.partial / f"part-{part}.json", needed=("places", "seconds", "checksum"))
+        except (Damaged, FileNotFoundError):
+            return None
+
+    def _complete(self, part: int, parts: int) -> None:
+        """Compute a part, or what is missing of it; another process that computes it is waited for."""
+        with self._lock(f"-{part}"):
+            rows, start = feature_file.rows_of(self.shape, part, parts), {"places": 0, "seconds": 0.0, "checksum": 0}
+            with self._lock():
+                if self.folder.is_dir():
+                    return
+                progress = self._progress(part) or start
+                features = np.load(self.partial / "features.npy", mmap_mode="r+")
+            if progress["places"] < len(rows):
+                if (
+                    feature_file.checksum(features[rows.start : rows.start + progress["places"]])
+                    != progress["checksum"]
+                ):
+                    progress = start
+                self._fill(features, part, rows, progress)
+
+    def _fill(self, features: np.ndarray, part: int, rows: range, progress: dict[str, Any]) -> None:
+        """Compute the features of the rows of a part that are not done."""
+        encoder, pack, n_views = self.encoder, self.pack, self.shape[1]
+        done, seconds, checksum = progress["places"], progress["seconds"], progress["checksum"]
+        what = f"{pack.split}{' mirrored' if self.made_by['mirrored'] else ''}"
+        todo = (len(rows) - done) * n_views
+        log.info(
+            f"embedding {what} with {encoder.name} at {encoder.preprocess.size} px in {self.dtype} on {self.device}: "
+            f"{todo} pictures of {encoder.gflop:.3g} GFLOP, {todo * encoder.gflop / 1000:.3g} TFLOP in all"
+            f"{f'; {done * n_views} are done already' if done else ''}"
+        )
+        was_training = encoder.training
+        encoder.eval().to(self.device)
+        size = None if len(pack.sizes) == 1 else encoder.preprocess.resize
+        began = saved = time.perf_counter()
+        todo_rows = np.arange(rows.start + done, rows.stop)
+        bar = Bar(total=len(rows) * n_views, initial=done * n_views, desc=f"embedding {what}", unit=" pictures")
+        with bar:
+            for batch_rows, batch in ViewBatches(pack, todo_rows, self.batch_size, size):
+                views = augment.mirror(batch) if self.made_by["mirrored"] else batch
+                batch_features = _features(encoder, views.to(self.device), self.dtype, pack.sample_id[batch_rows])
+                features[batch_rows] = batch_features
+                checksum = zlib.crc32(batch_features.data, checksum)
+                bar.update(len(batch_rows) * n_views)
+                now, places = time.perf_counter(), int(batch_rows[-1]) + 1 - rows.start
+                progress = {"places": places, "seconds": seconds + now - began, "checksum": checksum}
+                if now - saved > SAVE_SECONDS or places == len(rows):
+                    features.flush()  # type: ignore[attr-defined]
+                    storage.write_json(self.partial / f"part-{part}.json", progress)
+                    if saved == began and places < len(rows):
+                        rate = (places - done) * n_views / (now - began)
+                        log.info(f"{rate:.1f} pictures/s: about {(len(rows) - places) * n_views / rate / 60:.1f} "
+                                 "minutes left")  # fmt: skip
+                    saved = now
+        encoder.train(was_training)
+        log.info(f"embedded {what}: {len(rows) * n_views / max(progress['seconds'], 1e-9):.1f} pictures/s")
+
+    def _finish(self, parts: int) -> int:
+        """Name the folder as finished if all parts are; return how many are missing."""
+        with self._lock():
+            if self.folder.is_dir():
+                return 0
+            rows, done = [feature_file.rows_of(self.shape, part, parts) for part in range(parts)], []
+            for part in range(parts):
+                progress = self._progress(part) or {"places": 0}
+                if progress["places"] == len(rows[part]) and len(rows[part]):
+                    done.append(progress)
+            if missing := sum(map(bool, rows)) - len(done):
+                return missing
+            seconds = sum(progress["seconds"] for progress in done)
+            meta = self.made_by | {"encoder": self.encoder.name, "shape": self.shape}
+            meta |= {"gflop_per_picture": self.encoder.gflop, "seconds": seconds}
+            meta |= {"pictures_per_second": math.prod(self.shape[:2]) / max(seconds, 1e-9)}
+            meta |= {"parts": [part.stop for part in rows if part]}
+            meta |= {"checksum": [progress["checksum"] for progress in done]}
+            storage.write_json(self.partial / "meta.json", meta)
+            for file in self.partial.glob("part*.json"):
+                file.unlink()
+            self.partial.rename(self.folder)
+            return 0
 
 
 def _features(encoder: Encoder, batch: torch.Tensor, dtype: torch.dtype, sample_id: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 from data_helper import competition
 from picture_helper import scene
 
-from kitlib.core import storage
+from kitlib.core import processes, storage
 from kitlib.core.errors import Damaged, Interrupted, KitError
 from kitlib.core.settings import Settings
 from kitlib.data import pictures, readers
@@ -239,7 +239,8 @@ def test_settings_that_cannot_be_read_are_refused_and_can_be_overwritten(places,
 
 
 def test_a_run_that_another_process_trains_is_refused_also_to_overwrite_it(places):
-    with runs.lock("run"):
+    train(places, stop_before=0)
+    with runs.lock("run", part="fold 1"):
         for options in ({}, {"overwrite": True}):
             with pytest.raises(KitError, match="run run is being trained by another process"):
                 train(places, **options)
@@ -247,6 +248,30 @@ def test_a_run_that_another_process_trains_is_refused_also_to_overwrite_it(place
         with pytest.raises(KitError, match="run other was"):
             train(places, "other", config=Config(share=0.1))
     assert train(places).finished
+
+
+def test_processes_train_other_folds_of_a_run_at_the_same_time(places):
+    train(places, stop_before=0)
+    with runs.lock("run", part="fold 1"):
+        assert train(places, only_folds=[0]).metrics["folds"].keys() == {"0"}
+        assert train(places, only_folds=[2]).metrics["folds"].keys() == {"0", "2"}
+    begun = train(places, "begun", start_only=True)
+    assert (begun.dir / "params.json").is_file() and not begun.finished and not fold_files.done_folds(begun)
+    assert train(places).metrics["folds"].keys() == {"0", "1", "2"}
+
+
+def test_a_refused_fold_does_not_delete_the_run_that_others_train(places, monkeypatch):
+    def refuse(session, fold):
+        raise KitError("no")
+
+    run = train(places, start_only=True)
+    monkeypatch.setattr(Session, "fit_fold", refuse)
+    with runs.lock("run", part="fold 1"), pytest.raises(KitError, match="no"):
+        train(places, only_folds=[0])
+    assert run.dir.is_dir()
+    with pytest.raises(KitError, match="no"):
+        train(places, only_folds=[0])
+    assert not run.dir.is_dir()
 
 
 def test_what_needs_no_pictures_is_checked_before_these_are_packed(places, monkeypatch):
@@ -303,7 +328,7 @@ def test_several_processes_are_started_here_unless_this_is_one_of_them(places, m
     assert session.spawns and not Session(session.run, places).spawns
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("RANK", "1")
-    assert not session.spawns and not crossval.is_first_process()
+    assert not session.spawns and not processes.is_first_process()
     session.complete_fold(0)  # fits, and leaves the guesses to the first process
     assert Session.fitted == [0] and not fold_files.is_done(session.run, 0)
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -181,3 +182,23 @@ def test_two_processes_learn_what_one_does(tmp_path):
     assert at_once["loss"] == pytest.approx(helper.error(one), rel=1e-4)
     assert at_once["history"] == pytest.approx(fitted.history["loss"].tolist(), rel=1e-4)
     assert (in_pieces["weights"], in_pieces["history"]) == (at_once["weights"], at_once["history"])
+
+
+@pytest.mark.slow
+def test_two_machines_learn_what_one_process_does(tmp_path):
+    """Two launchers that meet at a port, as on two machines."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = "rows=21", "dropout=0", "checkpoint_steps=3", "batch_size=2", "accumulate=2", "devices=2"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "KITLIB_DEVICE": "cpu"}
+    options = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    nodes = [subprocess.Popen([*torchrun, HELPER, tmp_path / "two", *words], **options) for _ in range(2)]
+    said = [node.communicate(timeout=280) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    at_once, _ = (json.loads(line) for out, _ in said for line in out.splitlines())
+    one, fitted = helper.fit(tmp_path / "one", rows=21, dropout=0, checkpoint_steps=3, batch_size=4, accumulate=2)
+    assert at_once["steps"] == fitted.steps and at_once["loss"] == pytest.approx(helper.error(one), rel=1e-4)
+    assert at_once["history"] == pytest.approx(fitted.history["loss"].tolist(), rel=1e-4)

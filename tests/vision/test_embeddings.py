@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import torch
 
 from kitlib.core.errors import KitError
 from kitlib.data import pictures, readers
-from kitlib.vision import augment, device, embeddings, encoders, preprocess
+from kitlib.vision import augment, device, embeddings, encoders, feature_file, preprocess
 
 CPU = torch.device("cpu")
 
@@ -109,7 +110,7 @@ def test_a_killed_run_goes_on_where_it_was_with_the_same_result(tiny, tmp_path):
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("damage", ["features.npy", "progress.json", "flipped"])
+@pytest.mark.parametrize("damage", ["features.npy", "part-0.json", "flipped"])
 def test_unfinished_work_that_is_damaged_is_done_again(tiny, tmp_path, damage):
     pack = ArrayPack()
     pack.breaks_at = 7
@@ -129,9 +130,9 @@ def test_unfinished_work_that_is_damaged_is_done_again(tiny, tmp_path, damage):
 def flip(file: Path) -> None:
     """Change a bit of a byte behind the header of an .npy file."""
     with file.open("r+b") as opened:
-        opened.seek(200)
+        opened.seek(5000)
         byte = opened.read(1)[0]
-        opened.seek(200)
+        opened.seek(5000)
         opened.write(bytes([byte ^ 4]))
 
 
@@ -243,3 +244,55 @@ def test_a_real_pack(tiny, small_sample, home):
     batch = preprocess.to_tensor(pack.decode(np.arange(20)))
     assert np.allclose(made.features, expected(tiny, batch, device.best_dtype(CPU)), atol=6e-2, rtol=6e-2)
     assert (home / "data/derived").resolve() in (read.derived / "embeddings" / made.key).resolve().parents
+
+
+@pytest.mark.usefixtures("eager")
+def test_shards_fill_one_file_in_any_order_and_whoever_needs_it_completes_it(tiny, tmp_path):
+    whole = embeddings.embed(ArrayPack(60), tiny, tmp_path / "whole", batch_size=64, device=CPU)
+    missing, decoded = [], []
+    for shard in (2, 0, 1):
+        pack = ArrayPack(60)
+        missing.append(embeddings.embed_shard(pack, tiny, tmp_path / "shards", shard, 3))
+        decoded.append(pack.decoded)
+    assert missing == [2, 1, 0] and sum(decoded) == 60 and min(decoded) > 8
+    assert embeddings.embed_shard(pack, tiny, tmp_path / "shards", 2, 3) == 0  # all is there
+    pack = ArrayPack(60)
+    merged = embeddings.embed(pack, tiny, tmp_path / "shards", device=CPU)
+    assert pack.decoded == 0 and merged.key == whole.key
+    assert np.allclose(merged.features, whole.features, atol=2e-2, rtol=2e-2)
+    assert {path.name for path in (tmp_path / "shards").rglob("[!.]*")} == {merged.key, "features.npy", "meta.json"}
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_killed_shard_resumes_and_keeps_the_parts_it_was_begun_with(tiny, tmp_path):
+    pack = ArrayPack(60)
+    pack.breaks_at = 45
+    with pytest.raises(KeyboardInterrupt):  # 32 rows of the second half, in batches of 16 at 4 views
+        embeddings.embed_shard(pack, tiny, tmp_path, 1, 2)
+    (partial,) = tmp_path.glob("*.partial")
+    assert json.loads((partial / "parts.json").read_text()) == {"parts": 2}
+    pack.breaks_at = 999
+    assert embeddings.embed_shard(pack, tiny, tmp_path, 1, 4) == 1  # four shards now, the second part is still theirs
+    assert pack.decoded < 45
+    embeddings.embed(pack, tiny, tmp_path, device=CPU)
+    assert pack.decoded <= 60 + 16
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_damaged_part_of_a_shard_is_found_by_its_own_checksum(tiny, tmp_path):
+    embeddings.embed_shard(pack := ArrayPack(60), tiny, tmp_path, 0, 2)
+    embeddings.embed_shard(pack, tiny, tmp_path, 1, 2)
+    [folder] = [path for path in tmp_path.glob("[!.]*") if path.is_dir()]
+    flip(folder / "features.npy")
+    embeddings.embed(pack, tiny, tmp_path, device=CPU)
+    assert pack.decoded == 120
+
+
+@pytest.mark.parametrize("shape", [(329_900, 4, 1024), (1000, 4, 96), (7, 1, 5), (1, 4, 1024), (10_001, 3, 777)])
+@pytest.mark.parametrize("parts", [1, 2, 7, 64])
+def test_no_two_parts_write_to_a_page(shape, parts):
+    ranges = [feature_file.rows_of(shape, part, parts) for part in range(parts)]
+    assert ranges[0].start == 0 and ranges[-1].stop == shape[0]
+    assert all(one.stop == following.start for one, following in pairwise(ranges))
+    row = 2 * shape[1] * shape[2]
+    assert all(one.start * row % feature_file.PAGE == 0 for one in ranges if one)

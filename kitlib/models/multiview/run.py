@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from kitlib.core.processes import is_first_process
 from kitlib.core.progress import Bar
 from kitlib.data.loader import Batches
 from kitlib.data.places import Places
 from kitlib.evaluation import guesses
-from kitlib.evaluation.crossval import Unfinished, is_first_process
+from kitlib.evaluation.crossval import Unfinished
 from kitlib.evaluation.guesses import Guesses
 from kitlib.models.multiview.config import Config
 from kitlib.models.multiview.heads import Classes, Heads

@@ -25,10 +25,11 @@ import numpy as np
 
 from kitlib.core import storage
 from kitlib.core.errors import KitError
+from kitlib.core.processes import launched
 from kitlib.data import folds
 from kitlib.data.places import Places
 from kitlib.evaluation import baselines, fold_files, metrics, origin, runs
-from kitlib.evaluation.crossval import Unfinished, launched
+from kitlib.evaluation.crossval import Unfinished
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.models.regional import analysis, cleaning
@@ -201,6 +202,11 @@ class Session(EncoderSession[Config]):
             regional_fold.fit_heads()
         with storage.atomic_write(self.folder(fold) / "held_out.parquet") as beside:
             regional_fold.evaluate().to_parquet(beside, index=False)
+
+    def part(self, fold: int) -> str:
+        """As for all families; processes may train other regions of a fold at the same time."""
+        names = _names(self.options.get("only_regions"))
+        return super().part(fold) + (f" regions {storage.digest(*names)}" if names else "")
 
     def complete_fold(self, fold: int) -> None:
         """As for all families; a launched process only trains the encoder of a region."""

@@ -26,9 +26,10 @@ import torch
 
 from kitlib.core import storage
 from kitlib.core.errors import KitError
+from kitlib.core.processes import is_first_process
 from kitlib.data.places import Places
 from kitlib.evaluation import guesses
-from kitlib.evaluation.crossval import Unfinished, is_first_process
+from kitlib.evaluation.crossval import Unfinished
 from kitlib.evaluation.guesses import Guesses
 from kitlib.models.retrieval import embedders
 from kitlib.models.retrieval.config import Config

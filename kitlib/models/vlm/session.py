@@ -11,10 +11,11 @@ import torch
 
 from kitlib.core import storage
 from kitlib.core.errors import KitError
+from kitlib.core.processes import is_first_process
 from kitlib.data import pictures
 from kitlib.data.places import SPLITS, Places
 from kitlib.evaluation import fold_files, guesses, metrics, origin, runs
-from kitlib.evaluation.crossval import Unfinished, is_first_process
+from kitlib.evaluation.crossval import Unfinished
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.models.vlm import dataset, loading, reply_cache
@@ -104,7 +105,7 @@ class Session(TorchSession[Config]):
         if is_first_process():
             prior = self.prior(fold)
             storage.write_npz(self.folder(fold) / PRIOR, {"points": prior.points, "position": prior.position})
-            self._choose(fold)
+        self._choose(fold)
 
     def _fit(self, fold: int) -> None:
         """Train to the end. Raises Unfinished when the time limit comes first."""
@@ -250,10 +251,13 @@ class Session(TorchSession[Config]):
         """Guesses for held-out places from the better source of state probabilities; choice.json holds the scores."""
         held_out = self.fold_rows(fold)[1]
         usable = held_out[~self.packs["train"].unusable_places[held_out]]
-        guesses_by = self._guesses_by_source(fold, "train", usable, self.state_sources)
+        shares = self.shares(lambda rows: self._guesses_by_source(fold, "train", rows, self.state_sources), usable)
+        ids = self.packs["train"].sample_id[usable]
+        guesses_by = {source: guesses.stack([share[source] for share in shares]).at(ids) for source in shares[0]}
         scores = {source: metrics.score_guesses(guess, self.places).state for source, guess in guesses_by.items()}
         chosen = max(scores, key=lambda source: scores[source])
-        storage.write_json(self.folder(fold) / "choice.json", {"chosen": chosen, "state_scores": scores})
+        if is_first_process():
+            storage.write_json(self.folder(fold) / "choice.json", {"chosen": chosen, "state_scores": scores})
         return guesses_by[chosen]
 
     def _model(self, fold: int) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import subprocess
 import sys
 import time
@@ -256,8 +257,10 @@ def processes_of(run: str) -> set[int]:
 
 
 @pytest.mark.slow
-def test_processes_end_with_a_launcher_that_is_killed(cities):
-    name = "killed-launcher"
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_processes_end_with_a_launcher_that_is_killed_or_interrupted(cities, how):
+    """An interrupted one, such as the cell of a notebook, waits until they have saved."""
+    name = f"launcher-{how}"
     code = (
         "from kitlib.data import readers; from kitlib.models import regional\n"
         "config = regional.Config(encoder='tiny', epochs=100000, batch=8, router='known', min_places=8, patience=0)\n"
@@ -265,14 +268,14 @@ def test_processes_end_with_a_launcher_that_is_killed(cities):
         f"regional.train(config, places, {name!r}, folds_column='given', only_regions=['1'], devices=2)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as launcher:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 200
         while len(processes_of(name)) < 3 and time.monotonic() < deadline:
             time.sleep(0.2)
         started = processes_of(name)
-        launcher.kill()
+        launcher.send_signal(how)
         launcher.wait()
     assert len(started) == 3
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + (40 if how == signal.SIGKILL else 0)
     while processes_of(name) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not processes_of(name)
