@@ -157,7 +157,7 @@ def nested(
 ) -> tuple[Guesses, dict[int, Any]]:
     """The blended out-of-fold guesses, each fold's by a blend that was fitted on the other folds; and these blends.
 
-    fold: of each place, by sample_id. blender: such as `fit` or another of `BLENDERS`.
+    fold: of each place, by sample_id. blender: such as `fit` or another of `blenders.BLENDERS`.
     """
     ids = next(iter(members.values())).sample_id
     of = np.array([fold[sample_id] for sample_id in ids])
@@ -182,7 +182,7 @@ def temperature(guesses: Guesses, places: Places) -> float:
     log_probs = np.log(np.maximum(guesses.state_probs, FLOOR).astype(float))
 
     def loss(log_temperature: float) -> float:
-        return -float(_log_softmax(log_probs / np.exp(log_temperature))[known].mean())
+        return -float(log_softmax(log_probs / np.exp(log_temperature))[known].mean())
 
     least = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-4})
     return float(np.exp(least.x))
@@ -204,7 +204,7 @@ def calibrated(guesses: Guesses, at_temperature: float) -> Guesses:
     if at_temperature == 1:
         return guesses
     log_probs = np.log(np.maximum(guesses.state_probs, FLOOR).astype(float))
-    return replace(guesses, state_probs=np.exp(_log_softmax(log_probs / at_temperature)))
+    return replace(guesses, state_probs=np.exp(log_softmax(log_probs / at_temperature)))
 
 
 def sharpened(guesses: Guesses, power: float) -> Guesses:
@@ -213,78 +213,6 @@ def sharpened(guesses: Guesses, power: float) -> Guesses:
         return guesses
     weights = guesses.weights.astype(float) ** power
     return replace(guesses, weights=np.where(guesses.weights > 0, weights, 0) / weights.sum(axis=1, keepdims=True))
-
-
-def equal(members: Mapping[str, Guesses], places: Places) -> Callable[[Mapping[str, Guesses]], Guesses]:
-    """A blender with equal weights of the members as they are."""
-    return lambda asked: average(list(asked.values()))
-
-
-def logit_mean(members: Mapping[str, Guesses], places: Places) -> Callable[[Mapping[str, Guesses]], Guesses]:
-    """A blender that averages the logarithms of the members' calibrated probabilities."""
-    heat = {name: temperature(member, places) for name, member in members.items()}
-
-    def blend(asked: Mapping[str, Guesses]) -> Guesses:
-        mean = average(list(asked.values()))
-        logs = [np.log(np.maximum(calibrated(g, heat[n]).on_states(mean.state_idx).state_probs, FLOOR))
-                for n, g in asked.items()]  # fmt: skip
-        return replace(mean, state_probs=np.exp(_log_softmax(np.mean(logs, axis=0))))
-
-    return blend
-
-
-def rank_fusion(members: Mapping[str, Guesses], places: Places) -> Callable[[Mapping[str, Guesses]], Guesses]:
-    """A blender by reciprocal ranks of the states (Cormack et al. 2009, constant 60)."""
-    return lambda asked: _from_states(asked, lambda probs: 1 / (60 + _ranks(probs)))
-
-
-def voting(members: Mapping[str, Guesses], places: Places) -> Callable[[Mapping[str, Guesses]], Guesses]:
-    """A blender in which each member's five states earn what the competition pays for their ranks."""
-    paid = np.array([*metrics.WEIGHTS, 0.0])
-    return lambda asked: _from_states(asked, lambda probs: paid[np.minimum(_ranks(probs), len(paid) - 1)])
-
-
-def stacking(members: Mapping[str, Guesses], places: Places) -> Callable[[Mapping[str, Guesses]], Guesses]:
-    """A blender by ridge regression of the state on all members' log-probabilities."""
-    from sklearn.linear_model import RidgeCV
-
-    def inputs(asked: Mapping[str, Guesses]) -> np.ndarray:
-        return np.hstack([np.log(np.maximum(asked[name].on_states(states).state_probs, 1e-4)) for name in members])
-
-    states = np.unique(np.concatenate([member.state_idx for member in members.values()]))
-    ids = next(iter(members.values())).sample_id
-    truth = places.rows("train").set_index("sample_id")["state_idx"].loc[ids].to_numpy()
-    same_rows = {name: member.at(ids) for name, member in members.items()}
-    model = RidgeCV(np.geomspace(1, 1e5, 11)).fit(inputs(same_rows), (truth[:, None] == states).astype(float))
-
-    def blend(asked: Mapping[str, Guesses]) -> Guesses:
-        mean = average(list(asked.values())).on_states(states)
-        probs = model.predict(inputs({n: g.at(mean.sample_id) for n, g in asked.items()})).clip(1e-4)
-        return replace(mean, state_probs=probs / probs.sum(axis=1, keepdims=True))
-
-    return blend
-
-
-BLENDERS: dict[str, Callable[[Mapping[str, Guesses], Places], Callable[[Mapping[str, Guesses]], Guesses]]] = {
-    "fitted weights": fit,
-    "equal weights": equal,
-    "mean of logits": logit_mean,
-    "reciprocal ranks": rank_fusion,
-    "voting": voting,
-    "stacking": stacking,
-}
-
-
-def _from_states(asked: Mapping[str, Guesses], value: Callable[[np.ndarray], np.ndarray]) -> Guesses:
-    """The mean of members whose state probabilities (N, S) are replaced by values (N, S)."""
-    mean = average(list(asked.values()))
-    probs = sum(value(guess.on_states(mean.state_idx).state_probs) for guess in asked.values()) + FLOOR
-    return replace(mean, state_probs=probs / probs.sum(axis=1, keepdims=True))
-
-
-def _ranks(probs: np.ndarray) -> np.ndarray:
-    """The rank (N, S) of each state, 0 for the most probable."""
-    return np.argsort(np.argsort(-probs, axis=1, kind="stable"), axis=1, kind="stable")
 
 
 def _mixed(members: Mapping[str, Guesses], weights: Mapping[str, float]) -> Guesses:
@@ -363,6 +291,7 @@ def _expected_km(guesses: Guesses, tried: np.ndarray) -> np.ndarray:
     return out
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """The logarithm of the softmax of logits (N, S)."""
     logits = logits - logits.max(axis=1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
