@@ -105,7 +105,9 @@ class StateModel:
         coef, intercept = np.zeros((1, features.shape[1])), np.zeros(1)
         if len(present) > 1:
             model = LogisticRegression(C=c, max_iter=300, tol=1e-3)
-            with threadpool_limits(1):  # L-BFGS on matrices this small waits for its threads: 20 times slower with two
+            # L-BFGS on matrices this small waits for its threads: 20 times slower with two
+            with threadpool_limits(1), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # few places a state
                 model.fit(scaler.transform(features[train]), state)
             coef, intercept = model.coef_, model.intercept_
         if len(present) == 2:  # scikit-learn holds the difference of the two alone
