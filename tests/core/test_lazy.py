@@ -99,3 +99,10 @@ def test_a_library_that_is_missing_is_named_with_what_to_do(monkeypatch):
     monkeypatch.delitem(sys.modules, "kitlib.data.pictures", raising=False)
     with pytest.raises(KitError, match=r"kitlib.data.\w+ needs simplejpeg, which is not installed: pip install"):
         lazy.face("kitlib.data", str(paths.package_dir() / "data/__init__.py"))[0]("pack_pictures")
+
+
+def test_a_package_is_pickled_by_its_name():
+    """By dill, with which `datasets` recognises functions that use one."""
+    import dill
+
+    assert dill.loads(dill.dumps(geo, recurse=True)) is geo
