@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 LOOK_SECONDS = 1.0  # between two looks at the parent
@@ -34,6 +34,22 @@ except SignalException as stopped:
 
 # `kitlib`, which ends when the process that started it does
 COMMAND = "from kitlib.core.processes import end_with_parent as e; e(); from kitlib.__main__ import main; main()"
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let an interrupt wait until the end of the block: an import of torch that is cut short cannot be repeated."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
 
 
 def end_with_parent() -> None:

@@ -369,7 +369,9 @@ def train(
         "run %s: %s", run_name, _plan(family.rpartition(".")[2], config, places, folds_column, only_folds or n_folds)
     )
     try:
-        run = importlib.import_module(f"{family}.run").Session.train(
+        with processes.interrupts_held():
+            session = importlib.import_module(f"{family}.run").Session
+        run = session.train(
             config, places, run_name, folds_column=folds_column, n_folds=n_folds, only_folds=only_folds,
             devices=devices, max_hours=max_hours, overwrite=overwrite, start_only=start_only, **options,
         )  # fmt: skip

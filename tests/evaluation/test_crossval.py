@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -395,3 +396,11 @@ def test_a_training_says_what_it_trains_before_torch_is_imported(monkeypatch, ca
 
 def interrupted(*args, **options):
     raise KeyboardInterrupt
+
+
+def test_an_interrupt_waits_for_the_end_of_an_import(ctrl_c):
+    done = []
+    with pytest.raises(KeyboardInterrupt), processes.interrupts_held():
+        signal.raise_signal(signal.SIGINT)
+        done.append("imported")
+    assert done == ["imported"]
