@@ -85,7 +85,6 @@ def test_training_shows_something_soon(trained):
     assert trained.seconds < 5, "of the kernel's processor time"
 
 
-@pytest.mark.xfail(strict=True, reason="an interrupt is still a traceback")
 def test_an_interrupted_training_says_one_sentence(trained):
     [error] = trained.interrupted
     assert len(error["traceback"]) == 1 and "\n" not in error["traceback"][0]
@@ -101,7 +100,6 @@ def test_run_again_it_goes_on_to_the_end(trained, kit):
     assert trained.notebook.page.locator(".jp-OutputArea-output img").count() == 3
 
 
-@pytest.mark.xfail(strict=True, reason="the bar of training stands on stderr")
 def test_nothing_of_the_training_is_red(trained):
     [cell] = [cell for cell in trained.notebook.cells() if "multiview.train(" in cell["source"]]
     assert [output for output in cell["outputs"] if output.get("name") == "stderr"] == []

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 STEPS = (0.4, 0.2, 0.1, 0.05)  # shares moved to or from a member
 EXPONENTS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)  # of the weights of a member's points
 FLOOR = 1e-9  # of a probability, as the log loss of 0 is infinite
+PARTS = 5  # into which the places of a single fold are dealt out, to fit weights without one
 ROWS = 3000  # places that a search looks at
 TRIED_POINTS = 400  # places of which the best one stands for the geometric median in a search
 
@@ -161,6 +162,8 @@ def nested(
     """
     ids = next(iter(members.values())).sample_id
     of = np.array([fold[sample_id] for sample_id in ids])
+    if len(np.unique(of)) == 1:  # of runs of one fold: parts of that
+        of = np.arange(len(ids)) % PARTS
     blends = {
         k: blender({name: m.at(ids[of != k]) for name, m in members.items()}, places) for k in np.unique(of).tolist()
     }
@@ -171,14 +174,16 @@ def nested(
 def temperature(guesses: Guesses, places: Places) -> float:
     """Fit the temperature of the state probabilities to the least mean log loss of out-of-fold guesses.
 
-    Above 1 the guesses were over-confident, below 1 under-confident (Guo et al. 2017, arXiv:1706.04599).
+    Above 1 the guesses were over-confident, below 1 under-confident (Guo et al. 2017, arXiv:1706.04599). It is 1 if no
+    place lies in a state that the guesses know, as there is nothing to fit.
     """
     from scipy.optimize import minimize_scalar
 
     truth = places.rows("train").set_index("sample_id")["state_idx"].loc[guesses.sample_id].to_numpy()
     known = guesses.state_idx == truth[:, None]  # (N, S), one per row at most
     if not known.any():
-        raise KitError("no guessed place lies in a state that the guesses know: nothing to calibrate on")
+        log.warning("none of %d places lies in a state that the guesses know: their temperature stays 1", len(guesses))
+        return 1.0
     log_probs = np.log(np.maximum(guesses.state_probs, FLOOR).astype(float))
 
     def loss(log_temperature: float) -> float:

@@ -235,7 +235,9 @@ def save_error_page(
     page.default_js, page.default_css = [], []  # would be fetched; Leaflet is in the page instead
     streets = folium.TileLayer("OpenStreetMap", name="streets (from the internet)", overlay=True, show=False)
     streets.add_to(page)
-    folium.LayerControl(collapsed=False).add_to(page)
+    control = folium.LayerControl(collapsed=False).add_to(page)
+    for part, name in ((page, "errors"), (streets, "streets"), (control, "layers")):
+        part._id = name  # random otherwise, so that no two pages would be the same
     read = {
         name: (PAGE / name).read_text(encoding="utf-8")
         for name in ("errors.html", "leaflet.css", "leaflet.js", "errors.js")

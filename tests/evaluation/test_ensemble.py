@@ -170,7 +170,13 @@ def test_calibration_keeps_the_ranks_and_copes_with_zeros(places):
     np.testing.assert_array_equal(ensemble.calibrated(guesses, 2.5).top_states(), guesses.top_states())
 
 
-def test_calibrating_on_states_that_are_not_known_is_refused(places):
+def test_states_that_are_not_known_leave_the_temperature_at_one(places, caplog):
     guesses = replace(member(places, 1, 1.0), state_idx=np.arange(S) * 3 + 1)
-    with pytest.raises(KitError, match="nothing to calibrate on"):
-        ensemble.temperature(guesses, places)
+    assert ensemble.temperature(guesses, places) == 1.0
+    assert "none of 300 places lies in a state" in caplog.text
+
+
+def test_the_places_of_a_single_fold_are_nested_too(places):
+    members = {str(seed): member(places, seed, 1.2) for seed in range(2)}
+    blended, blends = ensemble.nested(members, places, dict.fromkeys(places.sample_id("train"), 0))
+    assert len(blends) == 5 and len(blended) == N

@@ -14,7 +14,7 @@ const put = (parent, kind, text, name) => {
 };
 
 map.attributionControl.setPrefix("Leaflet · Natural Earth, US Census Bureau");
-map.fitBounds(page.bounds, { maxZoom: 12, padding: [20, 20] });
+map.fitBounds(page.bounds, { maxZoom: 12, padding: [20, 20], animate: false });
 
 // Ground. The land is drawn three times, as a line over the date line leads to longitudes beyond 180.
 const turned = (rings) => [-360, 0, 360].map((turn) => rings.map((ring) => ring.map(([lat, lon]) => [lat, lon + turn])));
