@@ -109,7 +109,7 @@ def test_explore_changes_the_picture_with_each_choice(lab, trained, kit, picture
     notebook = lab.open("21_explore", RUN="mine", ENCODER="tiny", PARTS=2)
     notebook.run_all()
     assert notebook.outputs("error") == notebook.outputs("stderr") == []
-    widget = notebook.cell("explorer.widget()")
+    widget = notebook.cell("explorer.widget(")
     picture, seen = widget.locator("img").first, []
 
     def changed() -> None:
@@ -123,7 +123,7 @@ def test_explore_changes_the_picture_with_each_choice(lab, trained, kit, picture
         return widget.locator(".widget-dropdown", has=own).locator("select")
 
     changed()
-    notebook.picture(pictures / "21-first.png", "explorer.widget()")
+    notebook.picture(pictures / "21-first.png", "explorer.widget(")
     menu("Order").select_option("smallest error")
     changed()
     state = menu("State").locator("option").nth(3).inner_text()
@@ -133,19 +133,19 @@ def test_explore_changes_the_picture_with_each_choice(lab, trained, kit, picture
     assert len(offered) > 1 and all(f": {state}, guess " in text for text in offered)
     menu("Place").select_option(offered[1])
     changed()
-    notebook.picture(pictures / "21-chosen.png", "explorer.widget()")
+    notebook.picture(pictures / "21-chosen.png", "explorer.widget(")
     if (kit / "kitlib/figures/picker.py").is_file():  # a map to click on
         canvas = widget.locator("canvas")
         place, spot = place_under_the_mouse(canvas, other_than=offered[1])
         canvas.click(position=spot)
         changed()
         assert menu("Place").locator("option:checked").inner_text().startswith(place)
-        notebook.picture(pictures / "21-clicked.png", "explorer.widget()")
+        notebook.picture(pictures / "21-clicked.png", "explorer.widget(")
     typed = widget.locator("input[type=text]").first
     typed.fill("none")
     typed.press("Enter")
     widget.get_by_text("sample_id: expected a training place with a guess; got 'none'").wait_for()
-    notebook.picture(pictures / "21-refused.png", "explorer.widget()")
+    notebook.picture(pictures / "21-refused.png", "explorer.widget(")
     assert notebook.outputs("error") == notebook.outputs("stderr") == []
 
 
