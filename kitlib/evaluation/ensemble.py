@@ -32,7 +32,8 @@ EXPONENTS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)  # of the weights of a member's poi
 FLOOR = 1e-9  # of a probability, as the log loss of 0 is infinite
 PARTS = 5  # into which the places of a single fold are dealt out, to fit weights without one
 ROWS = 3000  # places that a search looks at
-TRIED_POINTS = 400  # places of which the best one stands for the geometric median in a search
+TRIED_POINTS = 200  # places of which the best one stands for the geometric median in a search
+MOST_POINTS = 24  # of a guess, the heaviest first, in a search
 
 
 @dataclass(frozen=True)
@@ -138,15 +139,19 @@ def fit(members: Mapping[str, Guesses], places: Places, seeds: Sequence[Sequence
     members = {name: member.at(ids) for name, member in members.items()}
     groups = [list(group) for group in seeds] or [[name] for name in names]
     heat = {name: temperature(member, places) for name, member in members.items()}
-    power = {name: exponent(member, places) for name, member in members.items()}
-    honest = {name: sharpened(calibrated(members[name], heat[name]), power[name]) for name in names}
+    honest = {name: calibrated(member, heat[name]) for name, member in members.items()}
+    candidates = _Candidates(places, ids)
+    power, table = {}, {}
+    for name, member in members.items():
+        power[name], table[name] = candidates.fit_exponent(member)
 
     def shared(weights: np.ndarray) -> dict[str, float]:
         return {name: float(w) / len(group) for w, group in zip(weights, groups, strict=True) for name in group}
 
     parts = [average([honest[name] for name in group]) for group in groups]
-    by_states = _search(_state_score(parts, places), len(parts))
-    by_points = _search(_point_score(parts, places), len(parts))
+    tables = np.stack([np.mean([table[name] for name in group], axis=0) for group in groups])
+    by_states = _search(_state_score(parts, places), len(groups))
+    by_points = _search(lambda weights: -candidates.mean_km(weights, tables), len(groups))
     return Blend(shared(by_states), shared(by_points), heat, power)
 
 
@@ -198,10 +203,7 @@ def exponent(guesses: Guesses, places: Places) -> float:
 
     Below 1 the weights were too sure: the point moves from the likeliest place towards the middle of all.
     """
-    if guesses.points.shape[1] == 1:
-        return 1.0
-    km = {power: -_point_score([sharpened(guesses, power)], places)(np.ones(1)) for power in EXPONENTS}
-    return min(km, key=lambda power: (km[power], abs(power - 1)))
+    return _Candidates(places, guesses.sample_id).fit_exponent(guesses)[0]
 
 
 def calibrated(guesses: Guesses, at_temperature: float) -> Guesses:
@@ -269,31 +271,41 @@ def _state_score(members: Sequence[Guesses], places: Places) -> Callable[[np.nda
     return score
 
 
-def _point_score(members: Sequence[Guesses], places: Places) -> Callable[[np.ndarray], float]:
-    """Minus the mean error in km of a mixture of members by its weights (M,).
+class _Candidates:
+    """Training places, of which the one of least expected distance stands for the geometric median in a search.
 
-    The point is the one of least expected distance among `TRIED_POINTS` training places: expected distances of a
-    mixture are the mixture of its members' expected distances, so that a trial costs a product.
+    The expected distances of a mixture are the mixture of its members', so that a trial costs a product.
     """
-    train, rng = places.points("train"), np.random.default_rng(0)
-    tried = train[rng.choice(len(train), TRIED_POINTS, replace=False)] if len(train) > TRIED_POINTS else train
-    ids = members[0].sample_id
-    truth = places.rows("train").set_index("sample_id").loc[ids, ["latitude", "longitude"]].to_numpy(float)
-    km = geo.distance_km(truth[:, None], tried[None])  # (N, T)
-    expected = np.stack([_expected_km(member.at(ids), tried) for member in members])  # (M, N, T)
-    row = np.arange(len(ids))
-    return lambda weights: -float(km[row, np.tensordot(weights.astype(np.float32), expected, 1).argmin(1)].mean())
 
+    def __init__(self, places: Places, ids: np.ndarray) -> None:
+        train = places.points("train")
+        rows = np.random.default_rng(0).permutation(len(train))[:TRIED_POINTS]
+        truth = places.rows("train").set_index("sample_id").loc[ids, ["latitude", "longitude"]].to_numpy(float)
+        self.ids, self.km = ids, geo.distance_km(truth[:, None], train[rows][None])  # (N, T)
+        self.vectors = geo.unit_vectors(train[rows]).astype(np.float32).T  # (3, T)
 
-def _expected_km(guesses: Guesses, tried: np.ndarray) -> np.ndarray:
-    """The expected distance (N, T) float32 in km from the weighted points of each guess to points (T, 2)."""
-    to = geo.unit_vectors(tried).astype(np.float32).T  # (3, T)
-    out = np.zeros((len(guesses), to.shape[1]), np.float32)
-    weights = np.where(guesses.answered[:, None], guesses.weights, 0)
-    for k in range(guesses.points.shape[1]):  # one point of all guesses at a time: (N, K, T) may not fit the memory
-        half_chord = np.sqrt((1 - geo.unit_vectors(guesses.points[:, k]).astype(np.float32) @ to).clip(0, 2) / 2)
-        out += weights[:, k, None] * (2 * geo.EARTH_RADIUS_KM * np.arcsin(half_chord))
-    return out
+    def mean_km(self, weights: np.ndarray, tables: np.ndarray) -> float:
+        """The mean error of a mixture with weights (M,) of members with expected distances (M, N, T)."""
+        chosen = np.tensordot(weights.astype(np.float32), tables, 1).argmin(1)
+        return float(self.km[np.arange(len(chosen)), chosen].mean())
+
+    def fit_exponent(self, guesses: Guesses) -> tuple[float, np.ndarray]:
+        """The best of `EXPONENTS` for a member, and its expected distances (N, T) in km with it."""
+        guesses = guesses.at(self.ids)
+        order = np.argsort(-guesses.weights, axis=1)[:, :MOST_POINTS]
+        points = np.take_along_axis(guesses.points, order[..., None], 1)
+        weights = np.take_along_axis(guesses.weights, order, 1)
+        powers = EXPONENTS if weights.shape[1] > 1 else (1.0,)
+        share = np.stack([np.where(weights > 0, weights.astype(float) ** power, 0) for power in powers])  # (P, N, K)
+        share = share / share.sum(axis=2, keepdims=True) * guesses.answered[:, None]
+        tables = np.zeros((len(powers), *self.km.shape), np.float32)
+        for k in range(points.shape[1]):  # one point of all guesses at a time: (N, K, T) may not fit the memory
+            cosine = geo.unit_vectors(points[:, k]).astype(np.float32) @ self.vectors
+            km = 2 * geo.EARTH_RADIUS_KM * np.arcsin(np.sqrt((1 - cosine).clip(0, 2) / 2))
+            tables += share[:, :, k, None].astype(np.float32) * km
+        errors = [self.mean_km(np.ones(1), table[None]) for table in tables]
+        best = min(range(len(powers)), key=lambda i: (errors[i], abs(powers[i] - 1)))
+        return powers[best], tables[best]
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
