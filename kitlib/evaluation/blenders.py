@@ -13,7 +13,7 @@ import numpy as np
 
 from kitlib.data.places import Places
 from kitlib.evaluation import metrics
-from kitlib.evaluation.ensemble import FLOOR, calibrated, fit, log_softmax, temperature
+from kitlib.evaluation.ensemble import FLOOR, calibrated, log_softmax, temperature
 from kitlib.evaluation.guesses import Guesses, average
 
 Blender = Callable[[Mapping[str, Guesses]], Guesses]
@@ -69,8 +69,7 @@ def stacking(members: Mapping[str, Guesses], places: Places) -> Blender:
     return blend
 
 
-BLENDERS: dict[str, Callable[[Mapping[str, Guesses], Places], Blender]] = {
-    "fitted weights": fit,
+OTHERS: dict[str, Callable[[Mapping[str, Guesses], Places], Blender]] = {
     "equal weights": equal,
     "mean of logits": logit_mean,
     "reciprocal ranks": rank_fusion,

@@ -163,7 +163,7 @@ def nested(
 ) -> tuple[Guesses, dict[int, Any]]:
     """The blended out-of-fold guesses, each fold's by a blend that was fitted on the other folds; and these blends.
 
-    fold: of each place, by sample_id. blender: such as `fit` or another of `blenders.BLENDERS`.
+    fold: of each place, by sample_id. blender: such as `fit` or one of `blenders.OTHERS`.
     """
     ids = next(iter(members.values())).sample_id
     of = np.array([fold[sample_id] for sample_id in ids])

@@ -129,11 +129,11 @@ def test_nested_weights_are_never_fitted_on_the_places_they_blend(places):
     assert score(honest, places) < score(flattered, places) - 0.1
 
 
-@pytest.mark.parametrize("name", blenders.BLENDERS)
+@pytest.mark.parametrize("name", blenders.OTHERS)
 def test_every_blender_beats_its_members(places, name):
     members = {str(seed): member(places, seed, 1.2) for seed in range(3)}
     fold = {sample_id: n % 3 for n, sample_id in enumerate(places.sample_id("train"))}
-    blended, _ = ensemble.nested(members, places, fold, blenders.BLENDERS[name])
+    blended, _ = ensemble.nested(members, places, fold, blenders.OTHERS[name])
     assert (blended.sample_id == members["0"].sample_id).all()
     assert score(blended, places) > np.mean([score(m, places) for m in members.values()])
 
