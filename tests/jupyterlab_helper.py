@@ -27,7 +27,7 @@ SETTINGS = {  # news from nobody; cells that are scrolled away stay on the page
 }
 CURRENT = "window.jupyterapp?.shell.currentWidget"
 WAITING = "[...document.querySelectorAll('.jp-InputPrompt')].some(one => one.textContent.includes('*'))"
-LONG = 300  # seconds for what takes seconds, on a machine that others use too
+LONG = 120  # seconds for what takes seconds, on a machine that others use too
 
 
 def copy_kit(folder: Path) -> Path:
@@ -122,7 +122,9 @@ class Notebook:
         copy.write_text(json.dumps(book, ensure_ascii=False, indent=1))
         self.page, self.copy = page, copy
         page.goto(address.replace("NAME", copy.name))
-        self.wait(f"{CURRENT}?.sessionContext?.session?.kernel?.status === 'idle'")
+        # the notebook that was open before is the current one at first
+        current = f"{CURRENT}?.context?.path?.endsWith(v[0])"
+        self.wait(f"{current} && {CURRENT}.sessionContext?.session?.kernel?.status === 'idle'", copy.name)
 
     def wait(self, condition: str, *values: Any) -> None:
         """Until a condition in JavaScript holds; `values` are its v[0], v[1] …"""

@@ -21,7 +21,7 @@ import pandas as pd
 
 from kitlib import geo
 from kitlib.core import paths, storage
-from kitlib.core.errors import KitError
+from kitlib.core.errors import KitError, shorten
 from kitlib.data import photos, pictures
 from kitlib.data.places import Places
 from kitlib.evaluation import ensemble, fold_files, metrics, origin, runs, submission
@@ -196,6 +196,15 @@ def ask(name: str, photographs: str | Path, data: str | Path = "", **files: str)
         f"{e['check']} ({e['count']:,} of {len(queries.table):,} rows): {_treatment(first, e)}."
         for e in queries.integrity
     ]
+    blind = pictures.pack(asked, "test").unusable_places
+    unread = [name for row in queries.rows("test")[queries.image_columns].to_numpy()[blind] for name in row if name]
+    if blind.all():
+        raise KitError(f"photographs: expected at least one picture that can be read; got {shorten(unread) or 'none'}")
+    if blind.any():
+        remarks.append(
+            f"{int(blind.sum()):,} places have no picture that can be read ({shorten(unread)}): they get the same "
+            "answer, the commonest states."
+        )
     look = Look.of_run(first, known) if known is not None else None
     if known is not None and look is None:
         missing = "Places that look alike are left out: no features of the training pictures are kept on this machine."

@@ -173,6 +173,15 @@ def test_radii_hold_the_share_of_the_weight():
     assert locate.radii_km(one, (0.5, 0.9, 1.0)).round().tolist() == [[0.0, 111.0, 1112.0]]
 
 
+def test_pictures_that_cannot_be_read_are_refused_or_named(trained, small_sample, tmp_path):
+    (tmp_path / "text.jpg").write_text("not a picture")
+    with pytest.raises(KitError, match=r"expected at least one picture that can be read; got text.jpg"):
+        locate.ask("heads", tmp_path, small_sample)
+    shutil.copy(next((small_sample / "kaggle_dataset/test_images").glob("*_north.jpg")), tmp_path / "holiday.jpg")
+    notes = " ".join(locate.ask("heads", tmp_path, small_sample).notes())
+    assert "1 places have no picture that can be read (text.jpg)" in notes
+
+
 def test_refusals_name_what_is_wrong(trained, small_sample, world):
     with pytest.raises(KitError, match=r"neither a run nor a submission 'none'; there are: .*heads"):
         locate.ask("none", trained)
