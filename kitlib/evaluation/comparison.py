@@ -74,7 +74,8 @@ def _row(run: Run) -> dict:
         return row | {"folds": f"{done} of {settings.get('n_folds', '?')}, unfinished"}
     metrics = run.metrics
     scores = metrics.get("oof", {})
-    row["folds"] = f"{len(metrics.get('folds', {})) or done} of {settings.get('n_folds', '?')}"
+    n_folds = settings.get("n_folds", "?")
+    row["folds"] = f"{len(metrics.get('folds', {})) or done or n_folds} of {n_folds}"  # a baseline has all, in no files
     score, half, km = (scores.get("final", np.nan), metrics.get("half_width", np.nan), scores.get("mean_km", np.nan))
     return row | {"score": score, "±": half, "mean km": km}
 
