@@ -22,6 +22,10 @@ from typing import Any
 class Package(ModuleType):
     """A package with a face; its modules show under Tab, as by `dir`, what they define, not what they import."""
 
+    def __reduce__(self) -> tuple:
+        """Pickled by its name, as other modules are by dill, with which `datasets` recognises a function."""
+        return importlib.import_module, (self.__name__,)
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, as the import system does with a module that was imported for the first time."""
         if (

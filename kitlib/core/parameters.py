@@ -36,6 +36,7 @@ RULES: Mapping[str, Callable[[str, Any], Any]] = {  # what no type says; fields 
     "ONLY_FOLDS": whole_numbers,
     "ORDER": partial(one_of, allowed=ORDERS),
     "PARTS": partial(number, low=0, high=16),
+    "PICTURED": partial(number, low=0, high=100_000),
     "PLACES_PER_CELL": partial(number, low=1),
     "PLACES_SHOWN": partial(number, low=1, high=ROWS),
     "QUERIES": partial(number, low=1, high=ROWS),

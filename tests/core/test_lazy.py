@@ -90,3 +90,10 @@ with provisionalcompleter():
     assert shown[0] == set(data.__all__) and shown[1] == set(geo.__all__)
     assert shown[2] == set(lazy.public(str(sphere.__file__))) and shown[3] == set(lazy.public(str(geohash.__file__)))
     assert "distance_km" in shown[2] and not {"np", "annotations", "KitError", "Any", "log"} & shown[2]
+
+
+def test_a_package_is_pickled_by_its_name():
+    """By dill, with which `datasets` recognises functions that use one."""
+    import dill
+
+    assert dill.loads(dill.dumps(geo, recurse=True)) is geo
