@@ -414,6 +414,8 @@ def family_module(family: str) -> ModuleType:
 
 def main() -> None:
     """Run the command line; what is the user's to mend ends it with one sentence on stderr and exit code 2."""
+    if processes.launched():  # before torch is imported, which takes seconds
+        processes.end_with_parent()
     # a log file, in which lines cannot be overwritten, gets fewer progress bars
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "20")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -241,8 +241,7 @@ class Session(ABC, Generic[C]):
         """
         devices = processes.count() if launched() else devices
         run = runs.open_run(run_name)
-        if launched():  # the process that holds the lock has started this one
-            processes.end_with_parent()
+        # the process that holds the lock has started a launched one
         with contextlib.nullcontext() if launched() else runs.lock(run_name, part=f"fold {fold}"):
             places, settings, recorded = origin.reload_places(run, data), run.settings, run.params["data"]
             if not launched():
@@ -284,8 +283,11 @@ class Session(ABC, Generic[C]):
         return todo
 
     def complete_fold(self, fold: int) -> None:
-        """Train a fold and write its guesses, which marks it as done; return early if it stays unfinished."""
-        if self.hours_left is not None and self.hours_left <= 0:
+        """Train a fold and write its guesses, which marks it as done; return early if it stays unfinished.
+
+        Each call gets on by one step at least, however small max_hours is, unless the machine's session is over.
+        """
+        if paths.hours_left() <= 0:
             return
         try:
             if self.spawns:

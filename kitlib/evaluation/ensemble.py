@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 
 from kitlib import geo
 from kitlib.core.errors import KitError
@@ -49,7 +50,7 @@ class Blend:
     exponent: dict[str, float]
 
     def __call__(self, members: Mapping[str, Guesses]) -> Guesses:
-        """The blend of the members' guesses, for the places of the first. Raises KitError if one of `used` lacks."""
+        """The blend of guesses, for the places of the first member. Raises KitError if one of `used` is missing."""
         if missing := [name for name in self.used if name not in members]:
             raise KitError(f"blend: expected guesses of {', '.join(self.used)}; {', '.join(missing)} is missing")
         honest = {name: self.calibrated(name, members[name]) for name in self.used}
@@ -166,7 +167,7 @@ def nested(
     fold: of each place, by sample_id. blender: such as `fit` or one of `blenders.OTHERS`.
     """
     ids = next(iter(members.values())).sample_id
-    of = np.array([fold[sample_id] for sample_id in ids])
+    of = pd.Series(fold).loc[ids].to_numpy()
     if len(np.unique(of)) == 1:  # of runs of one fold: parts of that
         of = np.arange(len(ids)) % PARTS
     blends = {

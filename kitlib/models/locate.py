@@ -98,9 +98,18 @@ class Answer:
         return table
 
     def _repr_html_(self) -> str:
-        shown = [c for c in self.table if not str(c).startswith(("pictures", "known", "true_"))]
-        table = self.table[shown].head(MOST_SHOWN).to_html(index=False, border=0, float_format="{:,.3g}".format)
-        return "".join(f"<p>{html.escape(text)}</p>" for text in self.notes()) + table
+        table = self.table.head(MOST_SHOWN)
+        shown = pd.DataFrame({"place": table["sample_id"]})
+        for rank in range(1, TOP + 1):
+            if f"state_{rank}" in table:
+                shown[f"label {rank}"] = table[f"state_{rank}"] + table[f"probability_{rank}"].map(", {:.0%}".format)
+        words = {"latitude": "latitude", "longitude": "longitude", "radius_50_km": "50 % within, km",
+                 "radius_90_km": "90 % within, km", "exif_km": "from EXIF, km", "truth": "truth",
+                 "km": "error, km"}  # fmt: skip
+        shown = shown.join(table[[c for c in words if c in table]].rename(columns=words))
+        text = shown.to_html(index=False, border=0, float_format="{:,.5g}".format, justify="left")
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
+        return f'{notes}<div style="overflow-x: auto">{text}</div>'
 
     def notes(self) -> list[str]:
         """What a reader of the answers has to know, a sentence each."""

@@ -42,8 +42,6 @@ def embed(
     from kitlib.data.places import SPLITS
     from kitlib.vision import embeddings, encoders
 
-    if processes.launched():
-        processes.end_with_parent()
     places = readers.load(data)
     network = encoders.load(encoder, image_size or None)
     folder = places.derived / "embeddings"

@@ -121,7 +121,8 @@ def _find_weights(spec: str, weights: str) -> Path:
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         tried = ", ".join(str(path) for path in dict.fromkeys(candidates))
-        raise KitError(f"encoder {spec!r}: no weights found; looked for {tried}")
+        raise KitError(f"encoder {spec!r}: no weights found; looked for {tried}. A run keeps only their name: "
+                       "say where they are with -p encoder=timm:NAME@FILE")  # fmt: skip
     return path
 
 

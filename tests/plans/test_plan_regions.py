@@ -21,5 +21,5 @@ def test_the_published_pipeline_runs_on_a_real_region_table(home, real_us):
     assert (folder / "region_nairobi/finished.ckpt").is_file() and (folder / "scaler_region_lima.joblib").is_file()
     heads = settings | {"FINETUNE": False, "ONLY_REGIONS": "", "RUN": "heads", "EPOCHS": 5}
     runner.run_plan("regions", {name: str(value) for name, value in heads.items()})
-    within = runs.open_run("heads").metrics["within_regions"]
+    within = runs.open_run("heads-regional").metrics["within_regions"]
     assert within["n"] == 100 and within["mean_km"] < 3.6  # the median points alone: 3.37
