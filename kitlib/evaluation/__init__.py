@@ -9,8 +9,10 @@ from kitlib.core import lazy
 if TYPE_CHECKING:
     from kitlib.evaluation import comparison as comparison
     from kitlib.evaluation import crossval as crossval
+    from kitlib.evaluation import decisions as decisions
     from kitlib.evaluation import ensemble as ensemble
     from kitlib.evaluation import fold_files as fold_files
+    from kitlib.evaluation import prior as prior
     from kitlib.evaluation import runs as runs
     from kitlib.evaluation import submission as submission
     from kitlib.evaluation.baselines import beside as beside

@@ -2,6 +2,7 @@
 
 run = linear_probe.logistic(places, "tiny")       # seconds; a finished run is only opened
 run.metrics["oof"]["final"]
+linear_probe.of_each(places, "tiny+timm:resnet18")  # one for each encoder, the best first
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kitlib.core import processes, storage
+from kitlib.core import paths, processes, storage
 from kitlib.core.errors import KitError
 from kitlib.data import folds, pictures
 from kitlib.data.places import SPLITS, Places
@@ -135,6 +136,21 @@ def logistic(
         run.finish({"oof": score.as_dict()})
         log.info("run %s, out of fold: %s", run.name, score)
     return run
+
+
+def single(encoder: str) -> list[str]:
+    """The encoders of a name that joins several, each without its stages.
+
+    >>> single("tiny#stages+timm:resnet18")
+    ['tiny', 'timm:resnet18']
+    """
+    return list(dict.fromkeys(each.removesuffix(paths.STAGES) for each in paths.joined(encoder)))
+
+
+def of_each(places: Places, encoder: str = "", *args: Any, **options: Any) -> list[Run]:
+    """Logistic regression for each of the encoders that a name joins, the best first; the rest as for `logistic`."""
+    runs = [logistic(places, each, *args, **options) for each in single(encoder)]
+    return sorted(runs, key=lambda run: -run.metrics["oof"]["final"])
 
 
 def predict(run_name: str, places: Places) -> Guesses:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from kitlib.core import paths, settings
+from kitlib.core import checks, paths, settings
 from kitlib.core.checks import meant
 from kitlib.core.errors import KitError, one_line, shown
 from kitlib.core.parameters import check_rules
@@ -83,24 +83,25 @@ def check(name_or_path: str | Path, given: Mapping[str, str] | None = None) -> t
 
     `given` are NAME: text pairs from the command line, which override the plan's. A NAME goes to all steps that take
     it, STEP.NAME to those whose notebook has STEP as a part of its name (multiview, 10, train). RUN renames the runs of
-    the plan (see `_renamed`). Raises KitError for a notebook that is missing or has no parameters cell, a name that no
-    notebook takes, or a value that is not allowed.
+    the plan (see `_renamed`), SEEDS repeats a step (see `_seeded`). Raises KitError for a notebook that is missing or
+    has no parameters cell, a name that no notebook takes, or a value that is not allowed.
     """
     file, plan = read_plan(name_or_path)
     books = [read_notebook(_find_notebook(step.notebook, file.parent)) for step in plan.steps]
     texts = _by_step(given or {}, books, f"plan {file.stem}")
-    listed = {name for book in books for name in book.parameters}
+    listed = {name for book in books for name in _taken(book)}
     for name in plan.parameters:
         if name not in listed:
             _check_name(name, listed.union(*(book.settings for book in books)), f"plan {file.name}", "the notebooks")
     written: list[dict[str, Value]] = []
     for step, book in zip(plan.steps, books, strict=True):
         for name in step.parameters:
-            if name not in book.parameters:
-                _check_name(name, {*book.parameters, *book.settings}, f"plan {file.name}", book.name)
+            if name not in _taken(book):
+                _check_name(name, {*_taken(book), *book.settings}, f"plan {file.name}", book.name)
         written.append(plan.parameters | step.parameters)
+    renamed = _renamed(written, texts, books, (given or {}).get("RUN"))
     ready: list[Ready] = []
-    for book, values, mine in zip(books, _renamed(written, texts, books, (given or {}).get("RUN")), texts, strict=True):
+    for book, values, mine in _seeded(books, renamed, texts):
         made = _values(book, values, mine)
         before = sum(other.notebook.name == book.name for other in ready)
         _check_values(book, made)
@@ -135,12 +136,12 @@ def _by_step(given: Mapping[str, str], books: list[Notebook], source: str) -> li
             words = sorted({word for book in books for word in book.name.split("_")})
             raise KitError(f"-p {key}: {source} has no step {step!r}{meant(step, words)}; expected a part of "
                            f"the name of one: {', '.join(book.name for book in books)}")  # fmt: skip
-        listed = {name for k in chosen for name in books[k].parameters}
+        listed = {name for k in chosen for name in _taken(books[k])}
         if name not in listed:
             taker = ", ".join(books[k].name for k in chosen) if dot else "the plan's notebooks"
             _check_name(name, listed.union(*(books[k].settings for k in chosen)), "-p", taker)
         for k in chosen:
-            if name in books[k].parameters or name not in listed:
+            if name in _taken(books[k]) or name not in listed:
                 texts[k][name] = text
     return texts
 
@@ -176,6 +177,43 @@ def _renamed(
          for name, value in values.items()}
         for values in written
     ]  # fmt: skip
+
+
+def _taken(book: Notebook) -> set[str]:
+    """The parameters that a plan may give to a notebook; one with a SEED can be repeated for several SEEDS."""
+    return {*book.parameters, *(["SEEDS"] if "SEED" in book.parameters else [])}
+
+
+def _seeded(
+    books: list[Notebook], written: list[dict[str, Value]], texts: list[dict[str, str]]
+) -> list[tuple[Notebook, dict[str, Value], dict[str, str]]]:
+    """Repeat a step for each of its SEEDS, unless the command line gives it one SEED.
+
+    The first seed keeps the name of the run; the others make RUN-seed1 and so on, which later RUNS then name too.
+    """
+    steps = []
+    more: dict[str, list[str]] = {}  # the further names of a run
+    for book, values, mine in zip(books, written, texts, strict=True):
+        own = str(mine.pop("SEEDS", values.get("SEEDS", "")))
+        seeds = checks.whole_numbers("SEEDS", own) if "SEED" in book.parameters and "SEED" not in mine else []
+        if not seeds:
+            named = {"RUNS": _all_seeds(str(values["RUNS"]), more)} if values.get("RUNS") else {}
+            steps.append((book, values | named, mine))
+            continue
+        run = str(values.get("RUN") or book.parameters["RUN"].default)
+        names = [run, *(f"{run}-seed{seed}" for seed in seeds[1:])]
+        more[run] = names[1:]
+        steps += [(book, values | {"SEED": seed, "RUN": name}, mine) for seed, name in zip(seeds, names, strict=True)]
+    return steps
+
+
+def _all_seeds(names: str, more: Mapping[str, list[str]]) -> str:
+    """Run names with commas between, each followed by those of its further seeds: sample-retrieval-seed1-gps."""
+    every = []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        run = max((run for run in more if f"{name}-".startswith(f"{run}-")), key=len, default=name)
+        every += [name, *(other + name.removeprefix(run) for other in more.get(run, []))]
+    return ",".join(every)
 
 
 def _rename(names: str, changes: Mapping[str, str]) -> str:

@@ -51,3 +51,9 @@ def test_features_are_compared_by_direction_and_drawn_along_their_principal_plan
     assert linear_probe.most_similar(features, np.array([0, 2]), k=2).tolist() == [[1, 2], [1, 0]]
     plane, shares = linear_probe.principal_plane(features * [1, 0.1])
     assert shares[0] > 0.99 and np.allclose(np.abs(plane[:, 0]), np.abs(features[:, 0]), atol=0.2)
+
+
+def test_each_encoder_of_a_name_has_a_baseline(world):
+    runs = linear_probe.of_each(world, "tiny#stages+tiny", n_folds=3)
+    assert [run.name for run in runs] == [linear_probe.logistic(world, "tiny", n_folds=3).name]
+    assert linear_probe.single("") == [""]

@@ -58,6 +58,27 @@ def test_a_notebook_may_come_twice_with_parameters_of_its_own(folder):
     assert [(step.name, step.values) for step in steps] == [("20_look", {"TOP": 1}), ("20_look-2", {})]
 
 
+def test_a_step_comes_once_for_each_of_its_seeds_and_later_runs_name_them_all(tmp_path):
+    seeded = 'RUN: str = "a-net"  # the run\nSEED: int = 0  # of weights'
+    write_notebook(tmp_path / "10_train.ipynb", prose("# 10 · Train\n\n*Does it learn?*"), parameters(seeded))
+    write_notebook(tmp_path / "30_blend.ipynb", prose("# 30 · Blend"), parameters('RUNS: str = ""  # members'))
+    write_plan(tmp_path / "seeds.yaml", "10_train 30_blend", "parameters: {RUN: p-net, RUNS: 'p-net,p-net-gps,q'}\n")
+
+    def values(**given):
+        return [step.values for step in plans.check(tmp_path / "seeds.yaml", given)[2]]
+
+    assert values()[0] == {"RUN": "p-net"}
+    first, second, blend = values(SEEDS="3,4")
+    assert (first, second) == ({"RUN": "p-net", "SEED": 3}, {"RUN": "p-net-seed4", "SEED": 4})
+    assert blend == {"RUNS": "p-net,p-net-seed4,p-net-gps,p-net-seed4-gps,q"}
+    assert values(SEEDS="3,4", RUN="x")[1]["RUN"] == "x-net-seed4"
+    assert values(SEEDS="3,4", RUNS="q")[2] == {"RUNS": "q"}
+    assert len(values(SEEDS="3,4", SEED="5")) == 2 and values(SEED="5")[0]["SEED"] == 5
+    assert len(plans.check(tmp_path / "seeds.yaml", {"train.SEEDS": "0,1,2"})[2]) == 4
+    with pytest.raises(KitError, match="SEEDS: expected different whole numbers"):
+        values(SEEDS="1,1")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

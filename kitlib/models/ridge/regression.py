@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 PENALTIES = np.geomspace(1e-4, 1e2, 19)  # of the mean eigenvalue of the features' Gram matrix
+JUDGED = 4096  # places, at most, whose leave-one-out error chooses the penalty
 
 
 def scaled(features: np.ndarray, mean: np.ndarray, scale: np.ndarray, parts: Sequence[int]) -> np.ndarray:
@@ -25,11 +26,12 @@ def scaled(features: np.ndarray, mean: np.ndarray, scale: np.ndarray, parts: Seq
     return out
 
 
-def fit(features: np.ndarray, targets: np.ndarray, judged: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Weights (D, T), intercept (T,) and penalty of a ridge regression of targets (N, T) on features (N, D).
+def fit(features: np.ndarray, targets: np.ndarray, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights (D, T), intercept (T,) and penalties (G,) of a ridge regression of targets (N, T) on features (N, D).
 
-    The penalty is the one of `PENALTIES` with the least squared leave-one-out error of the first `judged` targets. With
-    fewer places than features the dual is solved, else the primal: both decompose the smaller matrix once.
+    groups: how many targets share a penalty each, T in all: states need another one than geocells. It is the one of
+    `PENALTIES` with the least squared leave-one-out error. With fewer places than features the dual is solved, else the
+    primal: both decompose the smaller matrix once.
     """
     centre, intercept = features.mean(axis=0), targets.mean(axis=0)
     a, t = features - centre, targets - intercept
@@ -41,16 +43,21 @@ def fit(features: np.ndarray, targets: np.ndarray, judged: int) -> tuple[np.ndar
         values = values.clip(1e-12)
         u = a @ v / np.sqrt(values)
     values = values.clip(0)
-    turned, squares = u.T @ t, u**2  # (R, T), (N, R)
-    best, penalty = np.inf, 0.0
-    for candidate in PENALTIES * values.sum() / n:
-        shrink = values / (values + candidate)
-        residual = t[:, :judged] - u @ (shrink[:, None] * turned[:, :judged])
-        error = float(((residual / (1 - 1 / n - squares @ shrink).clip(1e-6)[:, None]) ** 2).mean())
-        if error < best:
-            best, penalty = error, float(candidate)
+    judged = np.random.default_rng(0).permutation(n)[:JUDGED]
+    turned, own = u.T @ t, u[judged]  # (R, T), (J, R)
+    tried = PENALTIES * values.sum() / n
+    errors = np.empty((len(tried), t.shape[1]))
+    for row, penalty in zip(errors, tried, strict=True):
+        shrink = values / (values + penalty)
+        residual = t[judged] - own @ (shrink[:, None] * turned)
+        row[:] = ((residual / (1 - 1 / n - own**2 @ shrink).clip(1e-6)[:, None]) ** 2).mean(axis=0)
+    ends = np.cumsum(groups)
+    best = np.array(
+        [errors[:, end - width : end].sum(axis=1).argmin() for width, end in zip(groups, ends, strict=True)]
+    )
+    penalty = np.repeat(tried[best], groups)  # (T,)
     if n <= d:
-        weights = a.T @ (u @ (turned / (values + penalty)[:, None]))
+        weights = a.T @ (u @ (turned / (values[:, None] + penalty)))
     else:
-        weights = v @ (turned * (np.sqrt(values) / (values + penalty))[:, None])
-    return weights, intercept - centre @ weights, penalty
+        weights = v @ (turned * np.sqrt(values)[:, None] / (values[:, None] + penalty))
+    return weights, intercept - centre @ weights, tried[best]

@@ -54,8 +54,9 @@ class Session(EncoderSession[Config]):
         mean, spread = pooled.mean(axis=0), pooled.std(axis=0)
         scale = 1 / (spread + 1e-3 * spread.mean() + 1e-12)
         scaled = regression.scaled(pooled, mean, scale, self.parts)
-        fitted, intercept, penalty = regression.fit(scaled, np.hstack(targets), len(present))
-        log.info("fold %d: %d places, %d features, penalty %.3g", fold, *scaled.shape, penalty)
+        groups = [target.shape[1] for target in targets]
+        fitted, intercept, penalties = regression.fit(scaled, np.hstack(targets), groups)
+        log.info("fold %d: %d places, %d features, penalties %.3g and %.3g", fold, *scaled.shape, *penalties)
         arrays = {"mean": mean, "scale": scale, "weights": fitted, "intercept": intercept, "cells": middles}
         arrays |= {"state_idx": places.states["state_idx"].to_numpy()[present], "count": count, "centres": centres}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}

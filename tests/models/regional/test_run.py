@@ -262,6 +262,7 @@ def test_processes_end_with_a_launcher_that_is_killed_or_interrupted(cities, how
     """An interrupted one, such as the cell of a notebook, waits until they have saved."""
     name = f"launcher-{how}"
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a background job
         "from kitlib.data import readers; from kitlib.models import regional\n"
         "config = regional.Config(encoder='tiny', epochs=100000, batch=8, router='known', min_places=8, patience=0)\n"
         f"places = readers.read({str(cities.folder)!r})\n"

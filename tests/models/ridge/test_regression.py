@@ -18,7 +18,7 @@ def problem(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("n", "d"), [(40, 8), (30, 50)])
 def test_weights_and_penalty_are_those_of_scikit_learn(n, d):
     features, targets = problem(n, d)
-    weights, intercept, penalty = regression.fit(features, targets, judged=3)
+    weights, intercept, (penalty,) = regression.fit(features, targets, [3])
     reference = Ridge(penalty).fit(features, targets)
     np.testing.assert_allclose(weights.T, reference.coef_, atol=1e-6)
     np.testing.assert_allclose(intercept, reference.intercept_, atol=1e-6)
@@ -27,11 +27,15 @@ def test_weights_and_penalty_are_those_of_scikit_learn(n, d):
     assert penalty == pytest.approx(searched.alpha_)
 
 
-def test_only_the_judged_targets_choose_the_penalty():
+def test_each_group_of_targets_has_the_penalty_that_it_would_have_alone():
     features, targets = problem(60, 10)
     noise = np.random.default_rng(0).normal(0, 100, (60, 5))
-    alone = regression.fit(features, targets, judged=3)[2]
-    assert regression.fit(features, np.hstack([targets, noise]), judged=3)[2] == alone
+    weights, _, penalties = regression.fit(features, np.hstack([targets, noise]), [3, 5])
+    assert penalties[0] < penalties[1]
+    for own, of, penalty in ((targets, slice(3), penalties[0]), (noise, slice(3, 8), penalties[1])):
+        alone, _, (own_penalty,) = regression.fit(features, own, [own.shape[1]])
+        assert own_penalty == penalty
+        np.testing.assert_allclose(weights[:, of], alone, atol=1e-9)
 
 
 def test_each_part_has_the_same_length_whatever_its_width():
