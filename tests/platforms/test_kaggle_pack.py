@@ -103,7 +103,7 @@ def test_a_whole_plan_is_one_notebook(home, local_wheels):
     (metadata,) = folder.glob("kernels/*/kernel-metadata.json")
     cells = json.loads((metadata.parent / "notebook.ipynb").read_text())["cells"]
     magic, _, text = cells[2]["source"].partition("\n")
-    assert magic == "%%writefile sample.yaml" and len(yaml.safe_load(text)["steps"]) == 8
+    assert magic == "%%writefile sample.yaml" and len(yaml.safe_load(text)["steps"]) == 9
     assert json.loads(metadata.read_text())["competition_sources"] == []  # it is drawn there
 
 
