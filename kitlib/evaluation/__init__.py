@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kitlib.evaluation import crossval as crossval
     from kitlib.evaluation import ensemble as ensemble
     from kitlib.evaluation import fold_files as fold_files
+    from kitlib.evaluation import ledger as ledger
     from kitlib.evaluation import runs as runs
     from kitlib.evaluation import submission as submission
     from kitlib.evaluation.baselines import beside as beside

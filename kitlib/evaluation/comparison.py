@@ -50,12 +50,13 @@ def table(names: list[str] | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows[::-1], columns=list(COLUMNS)).fillna({name: "" for name in COLUMNS if name not in NUMBERS})
 
 
-def as_text(table: pd.DataFrame) -> str:
-    """The table for a terminal: columns that hold anything, long cells cut short."""
-    filled = table.loc[:, [column for column in table if (table[column].astype(str) != "").any()]]
+def as_text(table: pd.DataFrame, empty: str = "no runs yet") -> str:
+    """The table for a terminal: columns that hold anything, long cells cut short, scores with four decimals."""
+    filled = table.loc[:, [column for column in table if (table[column].notna() & (table[column] != "")).any()]]
     shown = filled.map(lambda cell: cell if not isinstance(cell, str) else cell[:WIDEST] + "…" * (len(cell) > WIDEST))
-    decimals = {"score": "{:.4f}".format, "±": "{:.4f}".format, "mean km": "{:,.0f}".format}
-    return shown.to_string(index=False, na_rep="", formatters=decimals) if len(table) else "no runs yet"
+    decimals = {str(column): "{:.4f}".format for column in shown.select_dtypes(float)}
+    decimals["mean km"] = "{:,.0f}".format
+    return shown.to_string(index=False, na_rep="", formatters=decimals) if len(table) else empty
 
 
 def _row(run: Run) -> dict:

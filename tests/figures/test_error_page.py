@@ -12,7 +12,7 @@ from hostile_helper import HOSTILE
 from PIL import Image
 
 from kitlib import geo
-from kitlib.figures import maps
+from kitlib.figures import error_page
 
 N = len(POINTS)
 WIDTHS = {"wide": (1280, 800), "narrow": (400, 700)}
@@ -37,7 +37,7 @@ def page_of_errors(tmp_path_factory):
     worst = int(np.argmax(km))
     labels = [f"{name}\n{HOSTILE[8]}" for name in NAMES]
     path = tmp_path_factory.mktemp("map") / "errors.html"
-    return maps.save_error_page(path, POINTS, guess, km, labels, {worst: [jpeg("red"), jpeg("blue")]}, "a run")
+    return error_page.save_error_page(path, POINTS, guess, km, labels, {worst: [jpeg("red"), jpeg("blue")]}, "a run")
 
 
 @pytest.fixture(params=WIDTHS)

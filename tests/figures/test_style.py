@@ -79,6 +79,7 @@ FIGURES: dict[Callable, Callable[..., style.Figure]] = {
     ),
     place.decisive: lambda texts, **words: place.decisive(PICTURES[0], texts[:2], np.ones((2, 3, 3)), **words),
     maps.places: lambda texts, **words: maps.places(POINTS[:8], texts[:8], **words),
+    maps.confusions: lambda texts, **words: maps.confusions(texts, texts[1:] + texts[:1], texts, POINTS, **words),
     maps.values: lambda texts, **words: maps.values(texts, POINTS, KM, "km", **words),
     maps.embedding: lambda texts, **words: maps.embedding(POINTS, POINTS, texts[:2], **words),
     scores.scores: lambda texts, **words: scores.scores(pd.Series(KM, index=texts), **words),
@@ -101,8 +102,8 @@ FIGURES: dict[Callable, Callable[..., style.Figure]] = {
     vlm.rewards_by_distance: lambda texts, **words: vlm.rewards_by_distance(dict.fromkeys(texts[:6], 200.0), **words),
 }
 NUMBERS_ONLY = {
-    charts.true_mass, charts.histogram, maps.density, maps.cells, maps.errors, scores.by_nearest, scores.calibration,
-    regional.neighbour_curve,
+    charts.true_mass, charts.histogram, maps.density, maps.cells, maps.errors, maps.differences, scores.by_nearest,
+    scores.calibration, regional.neighbour_curve,
 }  # fmt: skip
 
 
