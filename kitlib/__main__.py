@@ -265,9 +265,10 @@ def compare(
     both = comparison.compare(a, b, places)
     typer.echo(both)
     if out is not None:
-        from kitlib.figures import maps, pages
+        from kitlib.figures import maps, pages, style
 
-        figure = maps.gains(both.points, both.gains, a, b, title=both.verdict, note=places.note)
+        note = style.join_notes(both.states, places.note)
+        figure = maps.gains(both.points, both.gains, a, b, title=both.verdict, note=note)
         pages.save_comparison(out, f"{a} and {b}", both._repr_html_(), figure)
         typer.echo(out)
 

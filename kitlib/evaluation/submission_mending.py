@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data import tables
 from kitlib.data.readers import PREDICTED
+from kitlib.evaluation import ledger
 from kitlib.evaluation.submission_files import (
     ANY_STATE_IDX,
     POINT,
@@ -24,6 +26,8 @@ from kitlib.evaluation.submission_files import (
     read_rules,
     refuse,
 )
+
+NAMELESS = re.compile(r"\s*Unnamed: \d+\s*$")  # as pandas calls a column that had no name
 
 
 def mend(
@@ -47,20 +51,17 @@ def mend(
     refuse(template, known.duplicated(), "the template", "sample_id", "is repeated")
     table = read(path, ["sample_id", RANKS[0], *POINT])
     mends = _in_the_text(path, table.attrs["dialect"])
-    table, more = _completed(table, path, template)
+    table, completed = _completed(table, path, template)
     check(table, path.name, template, mapping, allow_unknown_states)
     ranked, points = predictions(table, path.name, known, "the template", ANY_STATE_IDX)
-    states, order = (
-        pd.DataFrame(ranked.astype(str), table.index, RANKS),
-        pd.Index(table["sample_id"]).get_indexer(known),
-    )
+    states = pd.DataFrame(ranked.astype(str), table.index, RANKS)
+    order = pd.Index(table["sample_id"]).get_indexer(pd.Index(known))
     empty = int((table[RANKS] == "").to_numpy().sum())
     fractions = int((table[RANKS] != states).to_numpy().sum()) - empty
-    mends += more
-    mends += [f"wrote -1 for {empty:,} empty states"] * bool(empty)
+    mends += completed + [f"wrote -1 for {empty:,} empty states"] * bool(empty)
     mends += [f"wrote {fractions:,} states as whole numbers"] * bool(fractions)
     mends += ["put the rows into the template's order"] * bool((order != np.arange(len(order))).any())
-    with storage.lock(out.with_name(f".{out.stem}.lock")), storage.atomic_write(out) as beside:
+    with ledger.lock(out), storage.atomic_write(out) as beside:
         mended = table.assign(**states)[list(template)].iloc[order]
         mended.to_csv(beside, index=False, lineterminator="\n")
         written = read(beside, list(template))
@@ -104,11 +105,13 @@ def _in_the_text(path: Path, dialect: str) -> list[str]:
     separators = {words: separator for separator, words in tables.SEPARATORS.items()}
     rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separators.get(name, ",")))
     blanks = sum(cell != cell.strip() for row in rows for cell in row)
-    empty = sum(not any(cell.strip() for cell in row) for row in rows)
+    filled = [row for row in rows if any(cell.strip() for cell in row) and not row[0].startswith("sep=")]
+    empty, nameless = len(rows) - len(filled), sum(not name.strip() or bool(NAMELESS.match(name)) for name in filled[0])
     mends = {
         "removed the byte-order mark": encoding == "utf-8" and content.startswith(codecs.BOM_UTF8),
         f"wrote UTF-8 and commas instead of {dialect}": dialect != "utf-8",
         f"removed the blanks around {blanks:,} values": blanks,
         f"removed {empty:,} empty rows": empty,
+        f"removed {nameless:,} columns without a name": nameless,
     }
     return [text for text, found in mends.items() if found]

@@ -22,7 +22,6 @@ from kitlib.figures.place import COLOURS as RUN_COLOURS
 from kitlib.figures.style import (
     GREY,
     INK,
-    LAND_IN_USE,
     PALETTE,
     Figure,
     finish,
@@ -152,21 +151,20 @@ def differences(
 ) -> Figure:
     """Where two sets of guesses differ: lines from points a (N, 2) to b (N, 2), coloured by the distance (N,) in km.
 
-    differs (N,): whether the first states do; such places have a larger dot, at the point of a.
+    differs (N,): whether the first states do; such places have a dark ring, at the point of a.
     """
-    a, b, km = np.asarray(a, float), np.asarray(b, float), np.asarray(km, float)
+    a, b, km, differs = np.asarray(a, float), np.asarray(b, float), np.asarray(km, float), np.asarray(differs, bool)
     rows, drawn = _sample(len(km), most)
-    rows = rows[np.argsort(km[rows])]
-    canvas, other = Map(a, b), np.asarray(differs, bool)
+    rows = rows[np.lexsort((km[rows], differs[rows]))]
+    canvas = Map(a, b)
     style = _lines(canvas, a[rows], b[rows], km[rows])
-    for mask, size, edge, text in ((~other, 8, "white", "same first state"), (other, 26, INK, "another first state")):
-        look = {"s": size, "edgecolor": edge, "lw": 0.6 if edge == INK else 0.2}
-        shown = rows[mask[rows]]
-        dots = canvas.scatter(a[shown], c=km[shown], zorder=3 + edge.count(INK), **look, **style)
-        canvas.axes.scatter([], [], c=LAND_IN_USE, label=f"{text} ({mask.sum():,})", **look)
+    size, edge = np.where(differs[rows], 24, 8), np.where(differs[rows], INK, "white")
+    dots = canvas.scatter(a[rows], s=size, c=km[rows], edgecolor=edge.tolist(), lw=0.6, zorder=3, **style)
     canvas.colour_bar(dots, "distance of the points (km)", ticks=[25, 200, 750, 2500], extend="both")
-    canvas.figure.legend(loc="outside lower left", ncols=2, handletextpad=0.2)
-    return canvas.finish(title, join_notes("dot: the first one's point, line: to the second one's", drawn, note))
+    legend = (
+        f"dot: the first one's point, dark ring: another first state ({differs.sum():,}), line: to the second one's"
+    )
+    return canvas.finish(title, join_notes(legend, drawn, note))
 
 
 @house

@@ -64,10 +64,10 @@ def diff(
     if out is not None:
         from kitlib.figures import maps, pages
 
-        rows, title = both.rows, f"{a.name} and {b.name}"
-        differs = rows["first_a"] != rows["first_b"]
-        figure = maps.differences(both.points_a, both.points_b, rows["km"], differs, title=title, note=str(both))
-        pages.save_comparison(out, title, both._repr_html_(), figure)
+        differs = both.rows["first_a"] != both.rows["first_b"]
+        title = f"{a.name} and {b.name}: {both}"
+        figure = maps.differences(both.points_a, both.points_b, both.rows["km"], differs, title=title)
+        pages.save_comparison(out, f"{a.name} and {b.name}", both._repr_html_(), figure)
         typer.echo(out)
 
 

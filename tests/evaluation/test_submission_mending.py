@@ -59,8 +59,21 @@ def test_a_good_file_is_copied_as_it_is(mended):
         (GOOD.replace(",", ";").encode("utf-16"), ["wrote UTF-8 and commas instead of utf-16, semicolons"]),
         (GOOD.replace("0,img", " 0 ,img", 1).encode(), ["removed the blanks around 1 values"]),
         ((GOOD + "\n,,,\n").encode(), ["removed 2 empty rows"]),
+        (make_submission().to_csv().encode(), ["removed 1 columns without a name"]),
     ],
-    ids=["rows", "columns", "pictures", "other pictures", "floats", "ids", "mark", "dialect", "blanks", "empty"],
+    ids=[
+        "rows",
+        "columns",
+        "pictures",
+        "other pictures",
+        "floats",
+        "ids",
+        "mark",
+        "dialect",
+        "blanks",
+        "empty",
+        "index",
+    ],
 )
 def test_each_mend_is_one_line_and_gives_the_good_file(mended, table, mends):
     assert mended(table) == (mends, GOOD)

@@ -83,6 +83,9 @@ FIGURES: dict[Callable, Callable[..., style.Figure]] = {
     maps.values: lambda texts, **words: maps.values(texts, POINTS, KM, "km", **words),
     maps.embedding: lambda texts, **words: maps.embedding(POINTS, POINTS, texts[:2], **words),
     scores.scores: lambda texts, **words: scores.scores(pd.Series(KM, index=texts), **words),
+    scores.calibration: lambda texts, **words: scores.calibration(
+        dict.fromkeys(texts[:2], KM / 900), KM < 300, **words
+    ),
     scores.cumulative_error: lambda texts, **words: scores.cumulative_error(dict.fromkeys(texts[:6], KM), **words),
     scores.by_gallery_size: lambda texts, **words: scores.by_gallery_size(galleries(texts[:4]), **words),
     scores.state_errors: lambda texts, **words: scores.state_errors(texts, KM / 900, KM, np.ones(N, int), **words),
@@ -103,7 +106,7 @@ FIGURES: dict[Callable, Callable[..., style.Figure]] = {
 }
 NUMBERS_ONLY = {
     charts.true_mass, charts.histogram, maps.density, maps.cells, maps.errors, maps.differences, scores.by_nearest,
-    scores.calibration, regional.neighbour_curve,
+    scores.confidence, regional.neighbour_curve,
 }  # fmt: skip
 
 
