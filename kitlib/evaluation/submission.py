@@ -141,7 +141,7 @@ class Difference:
         )
 
     def _repr_html_(self) -> str:
-        return f"<p>{self}</p>" + self.rows.head(10).to_html(index=False, float_format="{:,.2f}".format)
+        return f"<p>{self}</p>" + self.rows.head(10).to_html(index=False, border=0, float_format="{:,.2f}".format)
 
 
 def diff(a_csv: str | Path, b_csv: str | Path) -> Difference:

@@ -65,7 +65,7 @@ def diff(
         from kitlib.figures import maps, pages
 
         differs = both.rows["first_a"] != both.rows["first_b"]
-        title = f"{a.name} and {b.name}: {both}"
+        title = f"{a.name} and {b.name}: another first state in {both.first_differs:.1%}, {both.mean_km:,.0f} km apart"
         figure = maps.differences(both.points_a, both.points_b, both.rows["km"], differs, title=title)
         pages.save_comparison(out, f"{a.name} and {b.name}", both._repr_html_(), figure)
         typer.echo(out)
