@@ -64,7 +64,7 @@ def mend(
     with ledger.lock(out), storage.atomic_write(out) as beside:
         mended = table.assign(**states)[list(template)].iloc[order]
         mended.to_csv(beside, index=False, lineterminator="\n")
-        written = read(beside, list(template))
+        written = read(beside, list(template.columns))
         now = predictions(written, out.name, known, "the template", ANY_STATE_IDX)
         if not (np.array_equal(ranked[order], now[0]) and np.array_equal(points[order], now[1])):
             raise AssertionError(f"{out.name}: a prediction would have changed")
