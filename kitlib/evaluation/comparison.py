@@ -135,7 +135,8 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         parts = [f"<p>{html.escape(self.verdict)}<br>{html.escape(self.states)}</p>"]
-        return "".join(parts + [part.to_html(index=False, border=0) for part in (self.settings, self.by_state)])
+        parts += [self.settings.to_html(index=False, border=0)]
+        return "".join([*parts, self.by_state.to_html(index=False, border=0, float_format="{:+.4f}".format)])
 
 
 def compare(a: str, b: str, places: Places) -> Comparison:
