@@ -21,7 +21,7 @@ from kitlib.core import checks, paths, processes
 from kitlib.core.cli import pairs, stoppable
 from kitlib.core.errors import KitError, sentence, shown
 from kitlib.core.parameters import check_machine
-from kitlib.platforms import commands
+from kitlib.platforms import commands, submission_commands
 from kitlib.platforms.hub_commands import app as hub
 from kitlib.platforms.kaggle.command import app as kaggle
 
@@ -102,38 +102,6 @@ def sample(
         typer.echo(world.draw(folder, n_train=places, n_test=test, size=size, seed=seed))
     except FileNotFoundError as error:  # of a folder below /proc, for example
         raise KitError(f"{folder}: expected a folder that can be made; got {error.strerror}") from error
-
-
-@app.command()
-def score(truth: Path, submission: Path) -> None:
-    """Score a submission against the truth, as the competition does."""
-    from kitlib.evaluation import submission as competition
-
-    typer.echo(competition.score_files(truth, submission))
-
-
-@app.command()
-def validate(
-    submission: Path,
-    template: Annotated[Path, typer.Option(help="sample_submission.csv of the competition.")],
-    mapping: Annotated[Path | None, typer.Option(help="state_mapping.csv of the competition.")] = None,
-    allow_unknown_states: Annotated[bool, typer.Option(help="Only warn about states that the mapping lacks.")] = False,
-) -> None:
-    """Check a submission: refuse faults that Kaggle would refuse, and warn of suspicious content."""
-    from kitlib.evaluation import submission as competition
-
-    warnings = competition.validate(submission, template, mapping, allow_unknown_states=allow_unknown_states)
-    for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    typer.echo(f"{submission.name} is valid" + (f", with {len(warnings)} warnings" if warnings else ""))
-
-
-@app.command()
-def diff(a: Path, b: Path) -> None:
-    """Show where two submissions differ."""
-    from kitlib.evaluation import submission as competition
-
-    typer.echo(competition.diff(a, b))
 
 
 @app.command()
@@ -299,11 +267,9 @@ def compare(
     if out is not None:
         from kitlib.figures import maps, pages, style
 
-        figure = maps.gains(both.points, both.gains, a, b, title=both.verdict, note=places.note)
-        if out.suffix.lower() == ".png":
-            style.save(figure, out)
-        else:
-            pages.save_comparison(out, f"{a} and {b}", both._repr_html_(), figure)
+        note = style.join_notes(both.states, places.note)
+        figure = maps.gains(both.points, both.gains, a, b, title=both.verdict, note=note)
+        pages.save_comparison(out, f"{a} and {b}", both._repr_html_(), figure)
         typer.echo(out)
 
 
@@ -395,6 +361,7 @@ def region_lines(file: Path) -> str:
 
 
 commands.add_to(app)
+submission_commands.add_to(app)
 
 
 def outcome(run: Run) -> str:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from data_helper import competition
+from submission_helper import make_submission, make_template
 
 from kitlib import __main__ as cli
 from kitlib.core.errors import KitError
+from kitlib.data import readers
+from kitlib.evaluation import baselines, origin, runs
 from kitlib.pipeline import runner
 
 
@@ -120,7 +126,62 @@ def test_scores_validates_and_compares_submissions(kitlib, tmp_path):
     code, out, err = kitlib("validate", tmp_path / "template.csv", "--template", tmp_path / "template.csv")
     assert code == 2 and err.startswith("error: template.csv: ")
     code, out, _ = kitlib("diff", tmp_path / "a.csv", tmp_path / "b.csv")
-    assert code == 0 and "2" in out
+    assert code == 0 and "first state differs in 50.0% of 2 rows" in out
+    for name, start in (("map.png", b"\x89PNG"), ("page.html", b"<!doctype html>")):
+        code, out, _ = kitlib("diff", tmp_path / "a.csv", tmp_path / "b.csv", "--out", tmp_path / name)
+        assert code == 0 and out.endswith(f"{name}\n") and (tmp_path / name).read_bytes().startswith(start)
+    assert "<td>8</td>" in (tmp_path / "page.html").read_text()
+    code, _, err = kitlib("diff", tmp_path / "a.csv", tmp_path / "none.csv", "--out", tmp_path / "map.pdf")
+    assert code == 2 and err == "error: --out: expected one of .png, .html; got '.pdf'\n"
+
+
+def test_validate_mends_into_a_new_file(kitlib, tmp_path):
+    make_submission()[::-1].to_csv(tmp_path / "mine.csv", index=False)
+    make_template(6).to_csv(tmp_path / "template.csv", index=False)
+    words = ("validate", tmp_path / "mine.csv", "--template", tmp_path / "template.csv", "--fix")
+    code, out, _ = kitlib(*words, tmp_path / "new.csv")
+    assert (code, out) == (0, "mended: put the rows into the template's order\nnew.csv is valid\n")
+    assert (tmp_path / "new.csv").read_text() == make_submission().to_csv(index=False)
+    words = ("validate", tmp_path / "new.csv", *words[2:])
+    assert kitlib(*words, tmp_path / "b.csv")[1] == "b.csv is valid; nothing had to be mended\n"
+    code, _, err = kitlib(*words, tmp_path / "mine.csv")
+    assert code == 2 and err.startswith("error: mine.csv exists with other content")
+
+
+def test_the_ledger_takes_public_scores(kitlib, home):
+    assert kitlib("submissions")[:2] == (
+        0,
+        "no submissions yet\n\n0 of today's 5 submissions to the competition are used, by the records here\n"
+        "0 submissions have an out-of-fold and a public score: 3 are needed for a correlation\n",
+    )
+    (home / "submissions").mkdir()
+    (home / "submissions/mine.csv").write_text("sample_id\n1\n")
+    code, out, _ = kitlib("submissions", "--public", "mine", "0.95")
+    assert (
+        code == 0 and out.split("\n")[1].split() == ["mine", "0.9500"] and out.split()[:2] == ["submission", "public"]
+    )
+    assert kitlib("submissions", "--public", "mine", "95")[2].startswith("error: --public mine: expected a number from")
+    assert kitlib("submissions", "--public", "../x", "0.5")[2].startswith("error: submission name: expected")
+    assert kitlib("submissions", "--public", "mine", "x")[0] == 2
+
+
+def test_compare_writes_a_map_or_a_page(kitlib, home, monkeypatch, tmp_path):
+    places = readers.read(competition(tmp_path / "us", n_train=24))
+    monkeypatch.setattr(origin, "reload_places", lambda run, data: places)
+    ids = places.sample_id("train")
+    guesses = baselines.commonest(places, np.arange(len(ids)), ids)
+    better = replace(guesses, points=places.points("train")[:, None], weights=np.ones((len(ids), 1)))
+    for name, made in (("first", guesses), ("second", better)):
+        run = runs.start(name, {"family": "multiview"}, data={"places": places.checksum})
+        run.save_guesses("oof", made)
+        run.finish({})
+    for name, start in (("map.PNG", b"\x89PNG"), ("page.html", b"<!doctype html>")):
+        code, out, _ = kitlib("compare", "first", "second", "--out", tmp_path / name)
+        assert code == 0 and out.endswith(f"{name}\n") and (tmp_path / name).read_bytes().startswith(start)
+    page = (tmp_path / "page.html").read_text()
+    assert "second is better" in page and "<td>Arkansas</td>" in page and "data:image/png;base64" in page
+    code, _, err = kitlib("compare", "first", "second", "--out", tmp_path / "map.pdf")
+    assert code == 2 and err == "error: --out: expected one of .png, .html; got '.pdf'\n"
 
 
 def test_train_makes_a_run_of_each_seed(kitlib, monkeypatch, home):

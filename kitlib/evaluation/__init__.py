@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kitlib.evaluation import decisions as decisions
     from kitlib.evaluation import ensemble as ensemble
     from kitlib.evaluation import fold_files as fold_files
+    from kitlib.evaluation import ledger as ledger
     from kitlib.evaluation import prior as prior
     from kitlib.evaluation import runs as runs
     from kitlib.evaluation import submission as submission

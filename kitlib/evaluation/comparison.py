@@ -50,12 +50,13 @@ def table(names: list[str] | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows[::-1], columns=list(COLUMNS)).fillna({name: "" for name in COLUMNS if name not in NUMBERS})
 
 
-def as_text(table: pd.DataFrame) -> str:
-    """The table for a terminal: columns that hold anything, long cells cut short."""
-    filled = table.loc[:, [column for column in table if (table[column].astype(str) != "").any()]]
+def as_text(table: pd.DataFrame, empty: str = "no runs yet") -> str:
+    """The table for a terminal: columns that hold anything, long cells cut short, scores with four decimals."""
+    filled = table.loc[:, [column for column in table if (table[column].notna() & (table[column] != "")).any()]]
     shown = filled.map(lambda cell: cell if not isinstance(cell, str) else cell[:WIDEST] + "…" * (len(cell) > WIDEST))
-    decimals = {"score": "{:.4f}".format, "±": "{:.4f}".format, "mean km": "{:,.0f}".format}
-    return shown.to_string(index=False, na_rep="", formatters=decimals) if len(table) else "no runs yet"
+    decimals = {str(column): "{:.4f}".format for column in shown.select_dtypes(float)}
+    decimals["mean km"] = "{:,.0f}".format
+    return shown.to_string(index=False, na_rep="", formatters=decimals) if len(table) else empty
 
 
 def _row(run: Run) -> dict:
@@ -85,7 +86,8 @@ class Comparison:
     """Two runs on the `n` places that both guessed; positive numbers are in favour of the second one, `b`.
 
     settings: rows of setting, a, b. gain: mean difference of the score; half_width: of its 95 % interval. by_state:
-    the states with their places and mean gain. points (N, 2), gains (N,): of each place.
+    the states with their places and mean gain. points (N, 2), gains (N,): of each place. right (2, N): whether the
+    state of each place is, of a and of b.
     """
 
     a: str
@@ -99,6 +101,7 @@ class Comparison:
     by_state: pd.DataFrame
     points: np.ndarray
     gains: np.ndarray
+    right: np.ndarray
 
     @property
     def verdict(self) -> str:
@@ -107,10 +110,20 @@ class Comparison:
         better = self.b if self.gain > 0 else self.a
         return text + (f"; {better} is better" if abs(self.gain) > self.half_width else "; within chance")
 
+    @property
+    def states(self) -> str:
+        """Whose states are right, in one sentence."""
+        a, b = self.right
+        return (
+            f"state right: both {(a & b).sum():,}, only {self.a} {(a & ~b).sum():,}, only {self.b} "
+            f"{(~a & b).sum():,}, neither {(~a & ~b).sum():,}"
+        )
+
     def __str__(self) -> str:
         best = self.by_state[self.by_state["gain"] > 0].head(5)
         worst = self.by_state[self.by_state["gain"] < 0].tail(5)[::-1]
-        lines = [f"{self.a}: {self.score_a:.4f}", f"{self.b}: {self.score_b:.4f}", self.verdict, "", "settings"]
+        lines = [f"{self.a}: {self.score_a:.4f}", f"{self.b}: {self.score_b:.4f}", self.verdict, self.states]
+        lines += ["", "settings"]
         lines += [f"  {row.setting}: {row.a} | {row.b}" for row in self.settings.itertuples()] or ["  the same"]
         for title, part in ((f"where {self.b} gains", best), (f"where {self.b} loses", worst)):
             lines += [
@@ -121,8 +134,9 @@ class Comparison:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        parts = [f"<p>{html.escape(self.verdict)}</p>"]
-        return "".join(parts + [part.to_html(index=False, border=0) for part in (self.settings, self.by_state)])
+        parts = [f"<p>{html.escape(self.verdict)}<br>{html.escape(self.states)}</p>"]
+        parts += [self.settings.to_html(index=False, border=0)]
+        return "".join([*parts, self.by_state.to_html(index=False, border=0, float_format="{:+.4f}".format)])
 
 
 def compare(a: str, b: str, places: Places) -> Comparison:
@@ -138,9 +152,11 @@ def compare(a: str, b: str, places: Places) -> Comparison:
     shared = one.sample_id[np.isin(one.sample_id, two.sample_id)]
     if not len(shared):
         raise KitError(f"{a} and {b}: expected places that both guessed out of fold; got none")
-    scores = [place_scores(guesses.at(shared), places) for guesses in (one, two)]
+    both = [guesses.at(shared) for guesses in (one, two)]
+    scores = [place_scores(guesses, places) for guesses in both]
     gains = scores[1] - scores[0]
     rows = places.rows("train").set_index("sample_id").loc[shared]
+    truth = rows["state_idx"].to_numpy()
     grouped = pd.DataFrame({"state": rows["state"].to_numpy(), "gain": gains}).groupby("state")["gain"]
     by_state = grouped.agg(places="size", gain="mean").reset_index().sort_values("gain", ascending=False)
     changed = runs.difference(first.settings, second.settings)
@@ -158,6 +174,7 @@ def compare(a: str, b: str, places: Places) -> Comparison:
         by_state=by_state.reset_index(drop=True),
         points=rows[["latitude", "longitude"]].to_numpy(np.float64),
         gains=gains,
+        right=np.stack([guesses.top_states(1)[:, 0] == truth for guesses in both]),
     )
 
 

@@ -8,6 +8,7 @@ from kitlib.core import lazy
 
 if TYPE_CHECKING:
     from kitlib.figures import charts as charts
+    from kitlib.figures import error_page as error_page
     from kitlib.figures import maps as maps
     from kitlib.figures import place as place
     from kitlib.figures import scores as scores

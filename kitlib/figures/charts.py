@@ -230,13 +230,14 @@ def picture_rows(
 ) -> Figure:  # fmt: skip
     """Pictures (R, C, H, W, 3) uint8: one row per place, one column per view, captions on the left.
 
-    A line is drawn after every `together` rows (0: none). below: texts (R, C) under the pictures, two lines each; a
-    picture without one is left out.
+    A line is drawn after every `together` rows (0: none). below: texts (R, C) under the pictures, up to three lines
+    each; a picture without one is left out.
     """
     grid = np.asarray(pictures)
     rows, width = grid.shape[:2]
     gap, text, head = 0.05, 2.0 if any(captions) else 0.0, 0.3 * bool(columns) + 0.35 * bool(title) + 0.02
-    side, foot = min(1.9, (9.0 - text) / width - gap), 0.42 if below else 0.0
+    lines_below = max((words.count("\n") + 1 for row in below for words in row), default=0)
+    side, foot = min(1.9, (9.0 - text) / width - gap), 0.1 + 0.16 * lines_below if below else 0.0
     group = np.arange(rows) // (together or rows)
     size = text + width * (side + gap), head + rows * (side + gap + foot) + 0.2 * int(group[-1]) + 0.25 * bool(note)
     figure = Figure(figsize=size, dpi=110)
@@ -286,8 +287,16 @@ def neighbour_rows(
 def picture_wall(
     pictures: ArrayLike, captions: Sequence[str], columns: int = 0, title: str = "", note: str = ""
 ) -> Figure:
-    """Pictures (P, H, W, 3) uint8 in rows of `columns` (0: 6 to 8), each with its caption of up to two lines below."""
+    """Pictures (P, H, W, 3) uint8 in rows of `columns` (0: 6 to 8), each with its caption of up to three lines below.
+
+    Of places with several views (P, V, H, W, 3), those of one place are drawn as one square.
+    """
     shots = np.asarray(pictures)
+    if shots.ndim == 5:
+        side = int(np.ceil(np.sqrt(shots.shape[1])))
+        shots = np.pad(shots, ((0, 0), (0, side * side - shots.shape[1]), (0, 0), (0, 0), (0, 0)))
+        shots = shots.reshape(len(shots), side, side, *shots.shape[2:]).swapaxes(2, 3)  # (P, row, H, column, W, 3)
+        shots = shots.reshape(len(shots), side * shots.shape[2], -1, 3)
     columns = columns or min((8, 7, 6), key=lambda n: -len(shots) % n)
     rest = -len(shots) % columns
     padded = np.concatenate([shots, np.zeros((rest, *shots.shape[1:]), np.uint8)]).reshape(

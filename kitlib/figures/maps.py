@@ -5,31 +5,35 @@ Points are [lat, lon] in degrees. Every function takes `note`, printed small at 
 
 from __future__ import annotations
 
-import base64
-import json
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+import pandas as pd
 from matplotlib.collections import LineCollection, PathCollection
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_rgb
+from matplotlib.patches import FancyArrowPatch
 from matplotlib.path import Path as Outline
 from numpy.typing import ArrayLike
-from shapely import Polygon
 
-from kitlib.core import storage
-from kitlib.figures.atlas import Map, PlateCarree, state_rings
+from kitlib import geo
+from kitlib.figures.atlas import Map, state_rings
 from kitlib.figures.place import COLOURS as RUN_COLOURS
-from kitlib.figures.style import GREY, PALETTE, Figure, finish, house, join_notes, legend_columns, new, plain
-from kitlib.geo import outlines
+from kitlib.figures.style import (
+    GREY,
+    INK,
+    PALETTE,
+    Figure,
+    finish,
+    house,
+    join_notes,
+    legend_columns,
+    new,
+    plain,
+)
 
 ERROR_COLOURS = "plasma_r"
 NEAR_KM, WORST_KM = 25, 2500  # the errors of the first colour and the last
-LEVELS = 16  # colours of the page
-PAGE = Path(__file__).parent / "page"
 MAX_MARKS = 20_000  # of more points or lines a seeded sample is drawn, and its size stated
 
 
@@ -126,14 +130,76 @@ def errors(
     rows, drawn = _sample(len(km), most)
     rows = rows[np.argsort(km[rows])]
     canvas = Map(true, guess)
-    norm = LogNorm(NEAR_KM, WORST_KM, clip=True)
-    ends, row = canvas.lines(true[rows], guess[rows])
-    lines = LineCollection(list(ends), array=km[rows][row], cmap=ERROR_COLOURS, norm=norm, lw=0.6, alpha=0.35, zorder=2)
-    canvas.axes.add_collection(lines, autolim=False)
-    style = {"c": km[rows], "cmap": ERROR_COLOURS, "norm": norm, "edgecolor": "white", "lw": 0.3, "zorder": 3}
-    dots = canvas.scatter(true[rows], s=14, **style)
+    style = _lines(canvas, true[rows], guess[rows], km[rows])
+    dots = canvas.scatter(true[rows], s=14, c=km[rows], edgecolor="white", lw=0.3, zorder=3, **style)
     canvas.colour_bar(dots, "error (km)", ticks=[25, 200, 750, 2500], extend="both")
     return canvas.finish(title, join_notes("dot: the truth, line: to the guess", drawn, note))
+
+
+def _lines(canvas: Map, start: np.ndarray, end: np.ndarray, km: np.ndarray) -> dict[str, Any]:
+    """Draw lines between points (N, 2), coloured by their lengths (N,) in km; return the style of these colours."""
+    style: dict[str, Any] = {"cmap": ERROR_COLOURS, "norm": LogNorm(NEAR_KM, WORST_KM, clip=True)}
+    ends, row = canvas.lines(start, end)
+    lines = LineCollection(list(ends), array=km[row], lw=0.6, alpha=0.35, zorder=2, **style)
+    canvas.axes.add_collection(lines, autolim=False)
+    return style
+
+
+@house
+def differences(
+    a: ArrayLike, b: ArrayLike, km: ArrayLike, differs: ArrayLike, most: int = 1500, title: str = "", note: str = ""
+) -> Figure:
+    """Where two sets of guesses differ: lines from points a (N, 2) to b (N, 2), coloured by the distance (N,) in km.
+
+    differs (N,): whether the first states do; such places have a dark ring, at the point of a.
+    """
+    a, b, km, differs = np.asarray(a, float), np.asarray(b, float), np.asarray(km, float), np.asarray(differs, bool)
+    rows, drawn = _sample(len(km), most)
+    rows = rows[np.lexsort((km[rows], differs[rows]))]
+    canvas = Map(a, b)
+    style = _lines(canvas, a[rows], b[rows], km[rows])
+    size, edge = np.where(differs[rows], 24, 8), np.where(differs[rows], INK, "white")
+    dots = canvas.scatter(a[rows], s=size, c=km[rows], edgecolor=edge.tolist(), lw=0.6, zorder=3, **style)
+    canvas.colour_bar(dots, "distance of the points (km)", ticks=[25, 200, 750, 2500], extend="both")
+    legend = (
+        f"dot: the first one's point, dark ring: another first state ({differs.sum():,}), line: to the second one's"
+    )
+    return canvas.finish(title, join_notes(legend, drawn, note))
+
+
+@house
+def confusions(
+    true: ArrayLike, guess: ArrayLike, names: Sequence[str], centres: ArrayLike, most: int = 60, title: str = "",
+    note: str = "",
+) -> Figure:  # fmt: skip
+    """Arrows from each true state to the state it is most often confused with, between their centres (S, 2).
+
+    true, guess (N,) are among the names (S,). The width is the number of places, the colour their share of the true
+    state's. Of equally common states the nearer one counts; of more than `most` states the rarest errors are left out.
+    """
+    centre = pd.DataFrame(np.asarray(centres, float), index=list(names))
+    pairs = pd.DataFrame({"state": np.asarray(true), "guess": np.asarray(guess)})
+    total = pairs.groupby("state").size()
+    table = pairs[pairs["state"] != pairs["guess"]].value_counts().rename("places").reset_index()
+    table["km"] = geo.distance_km(centre.loc[table["state"]].to_numpy(), centre.loc[table["guess"]].to_numpy())
+    table = table.sort_values(["places", "km"], ascending=[False, True]).drop_duplicates("state")
+    rest, table = table[most:], table[:most][::-1]  # the widest on top
+    count = table["places"].to_numpy()
+    share, widest = count / total.loc[table["state"]].to_numpy(), count.max(initial=1)
+    start, end = (centre.loc[table[column]].to_numpy() for column in ("state", "guess"))
+    canvas = Map(centre.to_numpy(), states=list(names))
+    norm = Normalize(0, share.max(initial=0.01))
+    marks = canvas.scatter(start, c=share, s=16, cmap="viridis_r", norm=norm, zorder=4)
+    for (tail, head), i in zip(*canvas.lines(start, end), strict=True):
+        width = 0.8 + 4.2 * count[i] / widest
+        canvas.axes.add_patch(FancyArrowPatch(
+            tail, head, connectionstyle="arc3,rad=0.18", arrowstyle="-|>", mutation_scale=7 + 2 * width, lw=width,
+            color=marks.to_rgba(share[i]), alpha=0.85, shrinkA=2, shrinkB=1, zorder=3,
+        ))  # fmt: skip
+    canvas.colour_bar(marks, "share of the true state's places")
+    scale = f"widest arrow: {widest:,} places" if len(table) else "no state is confused"
+    left_out = f"{len(rest):,} states not drawn" if len(rest) else ""
+    return canvas.finish(title, join_notes("dot: the true state", scale, left_out, note))
 
 
 @house
@@ -176,95 +242,3 @@ def embedding(plane: ArrayLike, points: ArrayLike, axis_labels: Sequence[str] = 
     canvas.scatter(points[rows], c=colours, s=size)
     right.set_title("on the map")
     return finish(figure, title, join_notes(drawn, note))
-
-
-def json_for_page(content: Any) -> str:
-    """JSON for a script element of a page: no text in it can end the element, or begin anything in a script.
-
-    >>> json_for_page(["</script>${1}`"])
-    '["\\\\u003c/script\\\\u003e\\\\u0024{1}\\\\u0060"]'
-    """
-    text = json.dumps(content, separators=(",", ":"))  # in ASCII
-    return re.sub("[<>&$`]", lambda match: f"\\u{ord(match.group()):04x}", text)
-
-
-def save_error_page(
-    path: Path,
-    true: ArrayLike,
-    guess: ArrayLike,
-    km: ArrayLike,
-    labels: Sequence[str],
-    pictures: Mapping[int, Sequence[bytes]] | None = None,
-    note: str = "",
-) -> Path:
-    """Write an interactive HTML map of all truths, guesses and the shorter lines between, with pop-ups.
-
-    labels (N,): the texts of the pop-ups. pictures: the JPEGs of some places by their row; the pop-ups of the others
-    say that they have none. The page holds all that it needs; streets from the internet are a layer that the reader
-    may add. `errors` draws the same as a figure.
-    """
-    import folium
-
-    true, guess, km = np.asarray(true, float), np.asarray(guess, float), np.asarray(km, float)
-    order, pictures = np.argsort(km, kind="stable"), pictures or {}
-    ends = np.stack([true[order], guess[order]], 1)
-    ends[..., 1] = PlateCarree.around(ends.reshape(-1, 2))(ends)[..., 0]
-    ends[:, 1, 1] += 360 * np.round((ends[:, 0, 1] - ends[:, 1, 1]) / 360)  # across the date line, if that is shorter
-    ends = ends.round(4)  # 11 m
-    level = LogNorm(NEAR_KM, WORST_KM, clip=True)(km[order]) * (LEVELS - 1)
-    content = {
-        "latitude": ends[:, 0, 0].tolist(), "longitude": ends[:, 0, 1].tolist(),
-        "guess_latitude": ends[:, 1, 0].tolist(), "guess_longitude": ends[:, 1, 1].tolist(),
-        "level": np.asarray(level).round().astype(int).tolist(),
-        "labels": [str(labels[i]) for i in order],
-        "pictures": {
-            place: [base64.b64encode(jpeg).decode() for jpeg in pictures[i]]
-            for place, i in enumerate(order.tolist()) if i in pictures
-        },
-        "without": f"This page holds the pictures of {len(pictures):,} of {len(km):,} places.",
-        "bounds": [ends.min((0, 1)).tolist(), ends.max((0, 1)).tolist()],
-        "colours": [to_hex(colour) for colour in colormaps[ERROR_COLOURS](np.linspace(0, 1, LEVELS))],
-        "ends": [f"{NEAR_KM:,} km or less", f"{WORST_KM:,} km or more"],
-        "caption": join_notes("dot: truth, line: to the guess (largest errors in view)", f"{len(km):,} places", note),
-        "land": [_lines(part) for part in outlines.land_shape().geoms],
-        "countries": [line for name, shape in outlines.country_shapes().items() if name != "United States of America"
-                      for part in shape.geoms for line in _borders(part)],
-        "states": [line for shape in outlines.state_shapes().values() for part in shape.geoms for line in _lines(part)],
-    }  # fmt: skip
-    page = folium.Map(tiles=None, zoom_snap=0.5)
-    page.default_js, page.default_css = [], []  # would be fetched; Leaflet is in the page instead
-    streets = folium.TileLayer("OpenStreetMap", name="streets (from the internet)", overlay=True, show=False)
-    streets.add_to(page)
-    control = folium.LayerControl(collapsed=False).add_to(page)
-    for part, name in ((page, "errors"), (streets, "streets"), (control, "layers")):
-        part._id = name  # random otherwise, so that no two pages would be the same
-    read = {
-        name: (PAGE / name).read_text(encoding="utf-8")
-        for name in ("errors.html", "leaflet.css", "leaflet.js", "errors.js")
-    }
-    head = (
-        read["errors.html"]
-        .replace("__LEAFLET_CSS__", read["leaflet.css"])
-        .replace("__LEAFLET_JS__", read["leaflet.js"])
-    )
-    # after folium has rendered the page, as it compiles texts as templates of Jinja
-    text = page.get_root().render().replace("</head>", head.replace("__DATA__", json_for_page(content)) + "</head>", 1)
-    names = f"const map = {page.get_name()}, tiles = {streets.get_name()};"
-    with storage.atomic_write(path) as beside:
-        beside.write_text(f"{text}\n<script>\n{names}\n{read['errors.js']}</script>\n", encoding="utf-8")
-    return path
-
-
-def _lines(part: Polygon) -> list[list[list[float]]]:
-    """The rings of a polygon as lists of [lat, lon] in hundredths of a degree."""
-    rings = (np.array(ring.coords)[:, ::-1].round(2) for ring in (part.exterior, *part.interiors))
-    return [ring.tolist() for ring in rings]
-
-
-def _borders(part: Polygon) -> list[list[list[float]]]:
-    """The rings of a polygon as `_lines`, without the date line at which it is cut."""
-    pieces = []
-    for ring in map(np.array, _lines(part)):
-        cut = np.flatnonzero((np.abs(ring[1:, 1]) == 180) & (np.abs(ring[:-1, 1]) == 180))
-        pieces += [piece.tolist() for piece in np.split(ring, cut + 1) if len(piece) > 1]
-    return pieces

@@ -14,8 +14,8 @@ import pandas as pd
 
 from kitlib.core import storage
 from kitlib.figures import atlas
-from kitlib.figures.maps import json_for_page
-from kitlib.figures.style import Figure
+from kitlib.figures.error_page import json_for_page
+from kitlib.figures.style import Figure, save
 from kitlib.geo import outlines
 
 TEMPLATE = Path(__file__).parent / "answers.html"
@@ -27,7 +27,7 @@ COMPARISON = """<!doctype html>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }}
 h1 {{ font-size: 1.4rem; }} img {{ max-width: 100%; background: #fff; }} div {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; margin: 1rem 0; }} td, th {{ text-align: left; padding: .15rem 1rem .15rem 0; }}
-</style><h1>{title}</h1><img alt="map of gains" src="data:image/png;base64,{picture}"><div>{tables}</div></html>
+</style><h1>{title}</h1><img alt="map" src="data:image/png;base64,{picture}"><div>{tables}</div></html>
 """
 MOST_POINTS = 40  # of a place, the heaviest first
 
@@ -70,7 +70,10 @@ def save_answers(
 
 
 def save_comparison(path: Path, title: str, tables: str, figure: Figure) -> None:
-    """Write a page with a comparison's tables, HTML as of `evaluation.comparison.Comparison`, below its map."""
+    """Write a page with a comparison's tables, in HTML, below its map; a `path` ending in .png gets the map alone."""
+    if path.suffix.lower() == ".png":
+        save(figure, path)
+        return
     with io.BytesIO() as png:
         figure.savefig(png, dpi=150, bbox_inches="tight", facecolor="white")
         picture = base64.b64encode(png.getvalue()).decode()

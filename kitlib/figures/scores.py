@@ -231,30 +231,64 @@ def confusion(
 
 @house
 def calibration(
-    probability: ArrayLike, correct: ArrayLike, name: str = "the guesses", bins: int = 10, title: str = "",
-    note: str = "",
-) -> Figure:  # fmt: skip
-    """Reliability diagram: share of right first guesses (N,) against their probability (N,), with the counts.
+    probability: Mapping[str, ArrayLike], correct: ArrayLike, bins: int = 10, title: str = "", note: str = ""
+) -> Figure:
+    """Reliability diagram: share of right first guesses (N,) against their probability, with the counts.
 
-    name: whose guesses they are, for the legend.
+    probability: {"whose": (N,)}, as before and after a temperature. The legend has their expected calibration error.
     """
-    probability, right = np.asarray(probability, float), np.asarray(correct, float)
-    bin_of = np.minimum((probability * bins).astype(int), bins - 1)
-    count = np.bincount(bin_of, minlength=bins)
-    share, mean = (np.bincount(bin_of, a, minlength=bins) / np.maximum(count, 1) for a in (right, probability))
-    gap = float(np.sum(count * np.abs(share - mean)) / count.sum())
-    figure = new(4.4, width=6.0)
+    right = np.asarray(correct, float)
+    figure = new(4.6, width=6.0)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     top.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
-    some = count > 0
-    half = np.sqrt(np.maximum(share * (1 - share), 0.25 / np.maximum(count, 1)) / np.maximum(count, 1))
-    top.errorbar(mean[some], share[some], half[some], fmt="o-", color=PALETTE[0], capsize=3,
-                 label=plain(name, 30), zorder=3)  # fmt: skip
-    top.set(ylabel="share right", xlim=(-0.02, 1.02), ylim=(-0.03, 1.03), title=f"expected calibration error {gap:.3f}")
-    top.legend(loc="upper left")
-    bottom.bar((np.arange(bins) + 0.5) / bins, count, width=0.9 / bins, color=GREY)
+    for k, (name, values) in enumerate(probability.items()):
+        sure, colour = np.asarray(values, float), PALETTE[k % len(PALETTE)]
+        bin_of = np.minimum((sure * bins).astype(int), bins - 1)
+        count = np.bincount(bin_of, minlength=bins)
+        share, mean = (np.bincount(bin_of, a, minlength=bins) / np.maximum(count, 1) for a in (right, sure))
+        gap = float(np.sum(count * np.abs(share - mean)) / count.sum())
+        some = count > 0
+        half = np.sqrt(np.maximum(share * (1 - share), 0.25 / np.maximum(count, 1)) / np.maximum(count, 1))
+        top.errorbar(mean[some], share[some], half[some], fmt="o-", color=colour, capsize=3, zorder=3,
+                     label=f"{plain(name, 34)}: calibration error {gap:.3f}")  # fmt: skip
+        wide = 0.9 / bins / len(probability)
+        bottom.bar((np.arange(bins) + 0.05 + 0.9 * (k + 0.5) / len(probability)) / bins, count, wide, color=colour)
+    top.set(ylabel="share right", xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
+    top.legend(loc="best")
     bottom.set(ylabel="places", xlabel="probability of the first guess")
     bottom.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     for axis in (top.xaxis, top.yaxis, bottom.xaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     return finish(figure, title, note)
+
+
+@house
+def confidence(
+    probability: ArrayLike, km: ArrayLike, correct: ArrayLike, far_km: float = 750, title: str = "", note: str = ""
+) -> Figure:
+    """Error (N,) in km against the probability (N,) of the first guess, in four quarters with their counts.
+
+    A place is sure if its probability is above the median, and far from `far_km`. correct (N,): whether the state is.
+    """
+    sure, error, right = np.asarray(probability, float), np.maximum(km, 1.0), np.asarray(correct, bool)
+    middle, top = float(np.median(sure)), float(error.max())
+    figure = new(4.6)
+    axes = figure.subplots()
+    axes.axvline(middle, color=INK, lw=1, ls="--")
+    axes.axhline(far_km, color=INK, lw=1, ls="--")
+    size = float(np.clip(9_000 / len(sure), 2, 22))
+    for mask, colour, name in ((~right, PALETTE[1], "wrong"), (right, PALETTE[0], "right")):
+        label = f"state {name} ({mask.sum():,})"
+        axes.scatter(sure[mask], error[mask], s=size, color=colour, alpha=0.6, lw=0, label=label, rasterized=True)
+    axes.set(xlabel="probability of the first state", ylabel="error (km)", yscale="log")
+    axes.set(xlim=(0, 1.01 * sure.max()), ylim=(0.4 * error.min(), max(2.5 * top, 2.5 * far_km)))
+    for far, above in ((True, "far"), (False, "near")):
+        for half, word, side in ((sure <= middle, "unsure", "left"), (sure > middle, "sure", "right")):
+            count = int((half & ((error >= far_km) == far)).sum())
+            x, y = (0.01 if side == "left" else 0.99), (0.98 if far else 0.02)
+            axes.text(x, y, f"{word}, {above}: {count:,} ({count / len(sure):.0%})", transform=axes.transAxes, ha=side,
+                      va="top" if far else "bottom", fontweight="bold", zorder=5)  # fmt: skip
+    plain_numbers(axes.yaxis)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.legend(loc="outside lower left", ncols=2, handletextpad=0.2)
+    return finish(figure, title, join_notes(f"lines: the median probability, {far_km:,.0f} km", note))

@@ -198,12 +198,13 @@ def _why_stale(record: dict[str, Any] | None, step: Ready, made_from: dict[str, 
 
 
 def _files(step: Ready, record: dict[str, Any]) -> dict[str, str]:
-    """Checksums of a step's outputs and of the runs it may have read (those in RUN or RUNS, or all)."""
+    """Checksums of a step's outputs and of the runs it reads: those in RUN and RUNS, all if empty, and in COMPARE."""
     wrote = record["headline"]["wrote"]
     files = [path for path in wrote if not re.fullmatch(r"submissions/.*\.json", path)]  # users add the public score
-    for name in {"RUN", "RUNS"} & step.notebook.parameters.keys():
+    for name in [name for name in ("RUN", "RUNS", "COMPARE") if name in step.notebook.parameters]:
         value = str(step.values.get(name, step.notebook.parameters[name].default))
-        named = [run.strip() for run in value.split(",") if run.strip()] or runs.list_runs()
+        named = [run.strip() for run in value.split(",") if run.strip()]
+        named = named or (runs.list_runs() if name != "COMPARE" else [])
         files += [paths.relative(paths.runs_dir() / run / "metrics.json") for run in named]
     return {path: _file_signature(paths.home() / path) for path in files}
 

@@ -55,6 +55,7 @@ def test_a_gain_is_paired_and_has_an_interval(places):
     made(places, "second", right(places, np.arange(16)), seed=1)
     both = comparison.compare("first", "second", places)
     assert both.gain == pytest.approx(both.score_b - both.score_a) and both.gain > both.half_width > 0
+    assert both.states == "state right: both 10, only first 0, only second 8, neither 6"
     assert "second is better" in both.verdict and both.gains[:4].tolist() == [0] * 4
     assert both.settings.values.tolist() == [["seed", None, 1]]
     assert (both.by_state["gain"] * both.by_state["places"]).sum() / both.n == pytest.approx(both.gain)

@@ -17,7 +17,7 @@ from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data.places import Places
 from kitlib.data.readers import PREDICTED
-from kitlib.evaluation import metrics, submission
+from kitlib.evaluation import metrics, submission, submission_files
 from kitlib.evaluation.guesses import Guesses
 
 
@@ -166,9 +166,9 @@ def test_a_mapping_or_truth_with_more_states_than_the_competition(tmp_path):
     assert submission.score_files(tmp_path / "truth.csv", path).state == 1
     assert submission.diff(path, path).top5_overlap == 1
     with pytest.raises(KitError, match=r"idx_1 is no state in 8 rows: .* expected 0 to 49"):
-        submission.validate(path, make_template(8))
+        submission_files.validate(path, make_template(8))
     with pytest.raises(KitError, match=r"the mapping: expected numbers in state_idx; got a, b"):
-        submission.validate(path, make_template(8), pd.DataFrame({"state_idx": ["a", "b"], "state": ["a", "b"]}))
+        submission_files.validate(path, make_template(8), pd.DataFrame({"state_idx": ["a", "b"], "state": ["a", "b"]}))
 
 
 def test_a_template_with_labels_and_columns_of_its_own_is_filled_in(tmp_path):
@@ -183,7 +183,7 @@ def test_fewer_than_five_states_are_followed_by_minus_one(tmp_path):
         tmp_path / "few.csv", make_guesses(range(6), [3, 7]), make_template(6), {}, STATES.iloc[[2, 5]]
     )
     assert (pd.read_csv(path)[PREDICTED[2:5]] == -1).all(axis=None)
-    assert submission.validate(path, make_template(6), STATES.iloc[[2, 5]]) == []
+    assert submission_files.validate(path, make_template(6), STATES.iloc[[2, 5]]) == []
 
 
 def test_nothing_is_written_unless_all_is_right(tmp_path):
@@ -236,11 +236,11 @@ def test_the_real_files(real_us, tmp_path):
     folder = real_us.parents[2] / "competition"
     template, mapping = folder / "sample_submission.csv", folder / "state_mapping.csv"
     with pytest.raises(KitError, match="predicted_state_idx_1 is no state in 16495 rows: line 2"):
-        submission.validate(template, template, mapping)
+        submission_files.validate(template, template, mapping)
     eight = folder / "real_submission_8_columns.csv"
     with pytest.raises(KitError, match="copy them from the template"):
-        submission.validate(eight, template, mapping)
+        submission_files.validate(eight, template, mapping)
     images = pd.read_csv(template).filter(regex="sample_id|image_")
     pd.read_csv(eight).merge(images, on="sample_id").to_csv(tmp_path / "mended.csv", index=False)
-    assert submission.validate(tmp_path / "mended.csv", template, mapping) == []
+    assert submission_files.validate(tmp_path / "mended.csv", template, mapping) == []
     assert submission.diff(eight, tmp_path / "mended.csv").top5_overlap == 1

@@ -11,11 +11,11 @@ from submission_helper import STATES, VIEWS, make_submission, make_template
 
 from kitlib.core.errors import KitError
 from kitlib.data.readers import PREDICTED
-from kitlib.evaluation import submission
+from kitlib.evaluation import submission, submission_files
 
 
 def test_example_in_docstring():
-    assert doctest.testmod(submission).failed == 0
+    assert doctest.testmod(submission_files).failed == 0
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def check(tmp_path):
     def run(table, n=6, mapping=STATES, **options):
         path = tmp_path / "mine.csv"
         table.to_csv(path, index=False)
-        return submission.validate(path, make_template(n), mapping, **options)
+        return submission_files.validate(path, make_template(n), mapping, **options)
 
     return run
 
@@ -97,14 +97,14 @@ def test_a_file_that_is_no_table_is_an_error(tmp_path):
     }.items():
         (tmp_path / "x.csv").write_text(content)
         with pytest.raises(KitError, match=message):
-            submission.validate(tmp_path / "x.csv", template)
+            submission_files.validate(tmp_path / "x.csv", template)
     with pytest.raises(KitError, match=r"y\.csv is missing"):
-        submission.validate(tmp_path / "y.csv", template)
+        submission_files.validate(tmp_path / "y.csv", template)
 
 
 def test_a_dialect_that_kaggle_does_not_read_is_a_warning(tmp_path):
     make_submission().to_csv(tmp_path / "mine.csv", index=False, sep=";", encoding="utf-16")
-    warnings = submission.validate(tmp_path / "mine.csv", make_template(6), STATES)
+    warnings = submission_files.validate(tmp_path / "mine.csv", make_template(6), STATES)
     assert warnings == ["the table is in utf-16, semicolons: Kaggle expects UTF-8 and commas"]
 
 
@@ -122,7 +122,7 @@ def test_files_that_are_none_are_one_sentence(tmp_path):
         with pytest.raises(KitError, match=message):
             submission.score_files(tmp_path / name, tmp_path / "mine.csv")
         with pytest.raises(KitError, match=message):
-            submission.validate(tmp_path / "mine.csv", tmp_path / name)
+            submission_files.validate(tmp_path / "mine.csv", tmp_path / name)
 
 
 def test_lines_are_those_of_the_file(tmp_path):
@@ -130,7 +130,7 @@ def test_lines_are_those_of_the_file(tmp_path):
     lines = (tmp_path / "mine.csv").read_text().split("\n")
     (tmp_path / "mine.csv").write_text("\n".join([*lines[:2], "", "," * 11, *lines[2:]]))
     with pytest.raises(KitError, match=r"out of range in 1 row: line 9 \(sample_id 5"):
-        submission.validate(tmp_path / "mine.csv", make_template(6))
+        submission_files.validate(tmp_path / "mine.csv", make_template(6))
 
 
 def test_what_only_scores_badly_is_a_warning(check):

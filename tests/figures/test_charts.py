@@ -113,3 +113,11 @@ def test_a_wall_has_a_caption_below_each_picture_and_no_empty_ones():
     figure = charts.picture_wall(RNG.integers(0, 255, (5, 8, 8, 3), np.uint8), NAMES[:5], columns=3, title="Wall")
     assert len(figure.axes) == 5 and all(name in texts(figure) for name in NAMES[:5])
     png(figure)
+
+
+def test_a_wall_shows_the_views_of_a_place_as_one_square():
+    views = np.stack([np.full((2, 3, 5, 3), 10 * (view + 1), np.uint8) for view in range(3)], axis=1)
+    for axes in charts.picture_wall(views, NAMES[:2]).axes:
+        square = np.asarray(axes.images[0].get_array())
+        assert square.shape == (6, 10, 3)
+        assert [square[r, c, 0] for r, c in ((0, 0), (2, 9), (3, 0), (5, 9))] == [10, 20, 30, 0]

@@ -12,7 +12,7 @@ from hostile_helper import HOSTILE
 from PIL import Image
 
 from kitlib import geo
-from kitlib.figures import maps
+from kitlib.figures import error_page
 
 N = len(POINTS)
 WIDTHS = {"wide": (1280, 800), "narrow": (400, 700)}
@@ -37,7 +37,7 @@ def page_of_errors(tmp_path_factory):
     worst = int(np.argmax(km))
     labels = [f"{name}\n{HOSTILE[8]}" for name in NAMES]
     path = tmp_path_factory.mktemp("map") / "errors.html"
-    return maps.save_error_page(path, POINTS, guess, km, labels, {worst: [jpeg("red"), jpeg("blue")]}, "a run")
+    return error_page.save_error_page(path, POINTS, guess, km, labels, {worst: [jpeg("red"), jpeg("blue")]}, "a run")
 
 
 @pytest.fixture(params=WIDTHS)
@@ -65,6 +65,11 @@ INK = """() => [...document.querySelectorAll("canvas")].map(canvas => {
   return pixels.filter((value, i) => i % 4 === 3 && value > 0).length / 200 / 200;
 })"""
 
+IN_VIEW = """() => {
+  const box = [...document.querySelectorAll(".leaflet-popup-content")].pop().getBoundingClientRect();
+  return box.left >= 0 && box.right <= innerWidth;
+}"""
+
 
 def position(page, place: int) -> list[float]:
     return page.evaluate(
@@ -84,10 +89,7 @@ def test_the_map_draws_outlines_and_dots_and_opens_a_place_with_its_pictures(ope
     assert opened.evaluate(
         "Promise.all([...document.querySelectorAll('.pictures img')].map(i => i.decode().then(_ => i.naturalWidth)))"
     ) == [64, 64]
-    opened.wait_for_function("""() => {  // once the map has moved
-      const box = [...document.querySelectorAll(".leaflet-popup-content")].at(-1).getBoundingClientRect();
-      return box.left >= 0 && box.right <= innerWidth;
-    }""")
+    opened.wait_for_function(IN_VIEW)  # the map moves until the pop-up is in view
     opened.evaluate("() => void map.closePopup()")
     opened.evaluate("() => void map.setView([page.latitude[0], page.longitude[0]], 8, { animate: false })")
     assert min(opened.evaluate(INK)) > 0  # the dots are there after a move as well

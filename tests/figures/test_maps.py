@@ -11,9 +11,10 @@ import pytest
 from figure_helper import NAMES, NOTE, POINTS, png, texts
 from hostile_helper import HOSTILE
 from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.patches import FancyArrowPatch
 
 from kitlib import geo
-from kitlib.figures import maps
+from kitlib.figures import error_page, maps
 
 RNG = np.random.default_rng(0)
 
@@ -105,9 +106,9 @@ class Elements(HTMLParser):
             self.found[-1] = (tag, attributes, text + data)
 
 
-def error_page(path, true, guess, labels, **options) -> tuple[Elements, dict]:
+def page_of(path, true, guess, labels, **options) -> tuple[Elements, dict]:
     """The elements of an error page, and the data in it."""
-    page = maps.save_error_page(path, true, guess, geo.distance_km(true, guess), labels, **options)
+    page = error_page.save_error_page(path, true, guess, geo.distance_km(true, guess), labels, **options)
     elements = Elements(page.read_text(encoding="utf-8"))
     return elements, next(json.loads(text) for _, attributes, text in elements.found if attributes.get("id") == "data")
 
@@ -115,9 +116,9 @@ def error_page(path, true, guess, labels, **options) -> tuple[Elements, dict]:
 def test_an_error_page_holds_texts_of_the_data_as_json_and_nowhere_else(tmp_path):
     points, path = np.resize(POINTS, (len(HOSTILE), 2)), tmp_path / "map.html"
     block = '<script type="application/json".*</script>'
-    error_page(path, points, points[::-1], ["x"] * len(points))
+    page_of(path, points, points[::-1], ["x"] * len(points))
     same = re.sub(block, "", path.read_text())
-    elements, data = error_page(path, points, points[::-1], HOSTILE, note=HOSTILE[0])
+    elements, data = page_of(path, points, points[::-1], HOSTILE, note=HOSTILE[0])
     assert sorted(data["labels"]) == sorted(HOSTILE) and data["caption"].endswith(HOSTILE[0])
     text = path.read_text(encoding="utf-8")
     assert re.sub(block, "", text) == same
@@ -132,19 +133,17 @@ def test_an_error_page_has_all_places_by_their_errors_and_the_shorter_lines(tmp_
     many = np.repeat(POINTS, 40, 0)
     km = geo.distance_km(many, many[::-1])
     pictures = {int(np.argmax(km)): [b"jpeg"]}
-    _, data = error_page(
-        tmp_path / "map.html", many, many[::-1], [f"{k:.3f}" for k in km], pictures=pictures, note=NOTE
-    )
+    _, data = page_of(tmp_path / "map.html", many, many[::-1], [f"{k:.3f}" for k in km], pictures=pictures, note=NOTE)
     assert NOTE in data["caption"] and "320 places" in data["caption"] and "of 1 of 320 places" in data["without"]
     assert [float(label) for label in data["labels"]] == sorted(km.round(3).tolist())
     assert data["level"] == sorted(data["level"]) and data["level"][-1] == 15
     ((place, jpegs),) = data["pictures"].items()
     assert float(data["labels"][int(place)]) == km.max().round(3) and jpegs == ["anBlZw=="]
     fiji, samoa, paris = (-17.7, 178.0), (-13.8, -171.8), (48.9, 2.4)
-    _, data = error_page(tmp_path / "near.html", np.array([fiji, samoa]), np.array([samoa, fiji]), ["", ""])
+    _, data = page_of(tmp_path / "near.html", np.array([fiji, samoa]), np.array([samoa, fiji]), ["", ""])
     (west, east), bounds = data["bounds"], np.array(data["bounds"])
     assert bounds[1, 1] - bounds[0, 1] == pytest.approx(10.2) and west[0] == -17.7 and east[0] == -13.8
-    _, data = error_page(tmp_path / "far.html", np.array([fiji, paris]), np.array([samoa, paris]), ["", ""])
+    _, data = page_of(tmp_path / "far.html", np.array([fiji, paris]), np.array([samoa, paris]), ["", ""])
     guess = dict(zip(data["latitude"], data["guess_longitude"], strict=True))
     assert guess[fiji[0]] == pytest.approx(188.2) and guess[paris[0]] == 2.4
 
@@ -154,3 +153,35 @@ def test_lines_of_a_map_of_the_world_take_the_short_way(tmp_path):
     canvas = maps.Map(np.array([chukotka, kamchatka, paris]))
     lines, rows = canvas.lines([chukotka, paris], [kamchatka, paris])
     assert rows.tolist() == [0, 1, 0] and np.ptp(lines[..., 0], axis=1).tolist() == [25, 0, 25]
+
+
+def test_differences_have_a_line_each_and_a_dot_by_the_state():
+    moved, differs = POINTS + np.array([0.5, 2.0]), np.arange(len(POINTS)) % 3 == 0
+    figure = maps.differences(POINTS, moved, geo.distance_km(POINTS, moved), differs, note=NOTE)
+    lines = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+    assert sum(len(c.get_segments()) for c in lines) == len(POINTS)
+    assert "dark ring: another first state (3)" in texts(figure)
+    assert len(figure.axes[0].lines) == 2  # Alaska and Hawaii in their insets
+    png(figure)
+    png(maps.differences(POINTS, POINTS, np.zeros(len(POINTS)), np.zeros(len(POINTS), bool)))
+
+
+def arrows(figure) -> list[FancyArrowPatch]:
+    return [patch for patch in figure.axes[0].patches if isinstance(patch, FancyArrowPatch)]
+
+
+def test_an_arrow_leads_from_each_state_to_the_one_it_is_most_confused_with():
+    true = ["Texas"] * 10 + ["Maine"] * 4 + ["Kansas"] * 2
+    guess = ["Kansas"] * 5 + ["Florida"] * 2 + ["Texas"] * 3 + ["Alaska", "Florida", "Maine", "Maine"] + ["Kansas"] * 2
+    figure = maps.confusions(true, guess, NAMES, POINTS, note=NOTE)
+    drawn = arrows(figure)
+    widths = sorted(arrow.get_linewidth() for arrow in drawn)
+    assert len(drawn) == 2 and widths[1] > 2 * widths[0]  # five places and one; Kansas is always right
+    (near,) = [c for c in figure.axes[0].collections if c.get_zorder() == 4]
+    assert sorted(near.get_array().tolist()) == [0.25, 0.5]
+    ends = [maps.Map(POINTS).xy(POINTS[NAMES.index(name)]) for name in ("Maine", "Florida")]  # nearer than Alaska
+    assert np.allclose(min(drawn, key=lambda arrow: arrow.get_linewidth())._posA_posB, ends)
+    assert "widest arrow: 5 places" in texts(figure)
+    png(figure)
+    assert "no state is confused" in texts(maps.confusions(["Texas"], ["Texas"], NAMES, POINTS))
+    assert "1 states not drawn" in texts(maps.confusions(true, guess, NAMES, POINTS, most=1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from figure_helper import NAMES, NOTE, POINTS, png, texts
+from figure_helper import NAMES, NOTE, POINTS, overlapping_texts, png, texts
 
 from kitlib.evaluation import metrics
 from kitlib.figures import scores
@@ -64,11 +64,25 @@ def test_error_charts_draw_and_say_their_numbers():
 
 def test_calibration_is_zero_for_an_honest_forecast_and_large_for_a_boaster():
     held = np.repeat(0.75, 100)
-    assert "error 0.000" in texts(scores.calibration(held, np.arange(100) < 75))
-    assert "error 0.750" in texts(scores.calibration(held, np.zeros(100)))
-    sure = scores.calibration(np.ones(10), np.ones(10), "my run")
-    assert "my run" in texts(sure)
-    assert sure.axes[0].get_xlim()[1] > 1  # the last dot is whole
+    both = scores.calibration({"honest": held, "a boaster": np.ones(100)}, np.arange(100) < 75, note=NOTE)
+    assert "honest: calibration error 0.000" in texts(both) and "boaster: calibration error 0.250" in texts(both)
+    assert both.axes[0].get_xlim()[1] > 1  # the last dot is whole
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in both.axes[1].patches if bar.get_height()]
+    assert np.allclose(bars, [(0.705, 0.75), (0.95, 0.995)])  # side by side in their bins
+    assert overlapping_texts(both) == []
+    png(both)
+
+
+def test_the_sure_and_far_are_counted_apart_from_the_unsure():
+    sure, km = np.array([0.1, 0.2, 0.3, 0.8, 0.85, 0.9, 0.95, 0.2]), np.array([900, 10, 800, 0, 2000, 3, 750, 20.0])
+    figure = scores.confidence(sure, km, km < 100, note=NOTE)
+    for text in ("unsure, far: 2 (25%)", "sure, far: 2 (25%)", "unsure, near: 2 (25%)", "sure, near: 2 (25%)"):
+        assert text in texts(figure)
+    assert "state right (4)" in texts(figure) and overlapping_texts(figure) == []
+    low, high = figure.axes[0].get_ylim()
+    assert low < 1 and high > 2000
+    png(figure)
+    png(scores.confidence([0.5], [0.0], [True]))
 
 
 def gallery_sizes() -> pd.DataFrame:

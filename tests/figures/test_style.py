@@ -79,9 +79,13 @@ FIGURES: dict[Callable, Callable[..., style.Figure]] = {
     ),
     place.decisive: lambda texts, **words: place.decisive(PICTURES[0], texts[:2], np.ones((2, 3, 3)), **words),
     maps.places: lambda texts, **words: maps.places(POINTS[:8], texts[:8], **words),
+    maps.confusions: lambda texts, **words: maps.confusions(texts, texts[1:] + texts[:1], texts, POINTS, **words),
     maps.values: lambda texts, **words: maps.values(texts, POINTS, KM, "km", **words),
     maps.embedding: lambda texts, **words: maps.embedding(POINTS, POINTS, texts[:2], **words),
     scores.scores: lambda texts, **words: scores.scores(pd.Series(KM, index=texts), **words),
+    scores.calibration: lambda texts, **words: scores.calibration(
+        dict.fromkeys(texts[:2], KM / 900), KM < 300, **words
+    ),
     scores.cumulative_error: lambda texts, **words: scores.cumulative_error(dict.fromkeys(texts[:6], KM), **words),
     scores.by_gallery_size: lambda texts, **words: scores.by_gallery_size(galleries(texts[:4]), **words),
     scores.state_errors: lambda texts, **words: scores.state_errors(texts, KM / 900, KM, np.ones(N, int), **words),
@@ -101,8 +105,8 @@ FIGURES: dict[Callable, Callable[..., style.Figure]] = {
     vlm.rewards_by_distance: lambda texts, **words: vlm.rewards_by_distance(dict.fromkeys(texts[:6], 200.0), **words),
 }
 NUMBERS_ONLY = {
-    charts.true_mass, charts.histogram, maps.density, maps.cells, maps.errors, scores.by_nearest, scores.calibration,
-    regional.neighbour_curve,
+    charts.true_mass, charts.histogram, maps.density, maps.cells, maps.errors, maps.differences, scores.by_nearest,
+    scores.confidence, regional.neighbour_curve,
 }  # fmt: skip
 
 

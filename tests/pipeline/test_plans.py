@@ -280,6 +280,7 @@ def test_another_run_renames_all_runs_of_a_plan_and_whoever_names_them():
     steps = plans.check("sample", given)[2]
     values = {step.name: step.values for step in steps}
     assert values["10_train_multiview"]["RUN"] == values["20_error_maps"]["RUN"] == "x-multiview"
+    assert values["20_error_maps"]["COMPARE"] == "x-retrieval"
     assert (values["11_train_retrieval"]["RUN"], values["11_train_retrieval"]["COMPARE"]) == (
         "x-retrieval",
         "x-multiview",

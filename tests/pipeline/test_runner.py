@@ -125,6 +125,11 @@ def test_a_step_that_looks_at_runs_follows_them(home):
     assert runner._files(step, record)["data/runs/one/metrics.json"] != "missing"
     step = plans.check(home / "look.yaml", {"RUNS": "other, one"})[2][0]
     assert list(runner._files(step, record))[1:] == ["data/runs/other/metrics.json", "data/runs/one/metrics.json"]
+    write_notebook(home / "20_look.ipynb", parameters('COMPARE: str = ""  # a run'), headline("runs", "COMPARE"))
+    step = plans.check(home / "look.yaml")[2][0]
+    assert list(runner._files(step, record)) == ["out.csv"]
+    step = plans.check(home / "look.yaml", {"COMPARE": "one"})[2][0]
+    assert list(runner._files(step, record))[1:] == ["data/runs/one/metrics.json"]
 
 
 def test_everything_is_checked_before_anything_runs(plan, home):

@@ -11,7 +11,6 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from kitlib.core import paths, storage
@@ -159,22 +158,20 @@ def submit(name: str, message: str, confirm: Callable[[str], bool], competition:
 
     Raises KitError for a file that `validate` refuses, and when it is not confirmed.
     """
-    from kitlib.evaluation import submission
+    from kitlib.evaluation import ledger, submission_files
 
     file = paths.submissions_dir() / f"{paths.file_name(name, 'submission name')}.csv"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in paths.submissions_dir().glob("*.csv"))) or "none yet"
         raise KitError(f"there is no submission {name!r}; there are: {known}")
-    ledger = file.with_suffix(".json")
-    about = storage.read_json(ledger) if ledger.is_file() else {}
-    if about.get("checksum", storage.digest(file)) != storage.digest(file):
-        raise KitError(f"{file.name}: expected the rows that {ledger.name} describes; got others: write it anew")
+    about = ledger.record(file)
+    ledger.check_rows(file, about)
     with contextlib.suppress(KitError):  # the data may be elsewhere
         from kitlib.data import readers
 
         template = readers.load(competition).template
         if template is not None:
-            submission.validate(file, template)
+            submission_files.validate(file, template)
     before = about.get("submitted", [])
     again = f", which was handed in {len(before)} times already" if before else ""
     if not confirm(f"Hand {file.name}{again} in to {competition}? It spends one of the day's submissions."):
@@ -191,9 +188,7 @@ def submit(name: str, message: str, confirm: Callable[[str], bool], competition:
     )
     if "success" not in said.lower():
         raise KitError(f"kaggle competitions submit: {' '.join(said.split())[-300:] or 'it said nothing'}")
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = {"when": when, "competition": competition, "message": text, "checksum": storage.digest(file)}
-    storage.write_json(ledger, about | {"submitted": [*before, entry]}, indent=1)
+    ledger.add_submitted(file, competition, text)
     return " ".join(said.split()[-12:])
 
 
