@@ -18,7 +18,7 @@ from typing import Any
 
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, one_line, shorten, shown
-from kitlib.evaluation import runs
+from kitlib.evaluation import ensemble, runs
 from kitlib.evaluation.runs import Run
 from kitlib.platforms import hub_card, hub_files
 
@@ -140,7 +140,8 @@ def local(name: str) -> str:
     if len(asked) == 1:
         return asked[0]
     blend = _local_name(repo, "").removesuffix("--")
-    record = {"members": dict.fromkeys(asked, 1 / len(asked)), "temperature": {}}
+    weights, ones = dict.fromkeys(asked, 1 / len(asked)), dict.fromkeys(asked, 1.0)
+    record = {"members": ensemble.Blend(weights, weights, ones, ones).as_dict()}
     storage.write_json(paths.submissions_dir() / f"{blend}.json", record)
     return blend
 

@@ -22,6 +22,7 @@ from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
 from kitlib.evaluation import fold_files, runs
 from kitlib.evaluation.guesses import Guesses
+from kitlib.models import locate
 from kitlib.platforms import hub, hub_card
 
 
@@ -99,8 +100,8 @@ def test_seeds_share_a_repository_and_answer_as_one(server):
 
     assert "| seed0 |" in (text := server.files["README.md"].decode()) and "| seed1 |" in text
     assert hub.local("hf:u/m") == "u--m"
-    record = json.loads((paths.submissions_dir() / "u--m.json").read_text())
-    assert record["members"] == {"u--m--seed0": 0.5, "u--m--seed1": 0.5}
+    blend = locate._blend("u--m")
+    assert blend.states == blend.points == {"u--m--seed0": 0.5, "u--m--seed1": 0.5} and blend.used == [*blend.states]
     assert hub.local("hf:u/m/seed1") == "u--m--seed1" and hub.local("other") == "other"
     with pytest.raises(KitError, match="expected one of its runs, seed0, seed1; got 'seed2'"):
         hub.local("hf:u/m/seed2")

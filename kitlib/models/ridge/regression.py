@@ -1,4 +1,4 @@
-"""Ridge regression in closed form, with the penalty chosen by leave-one-out error.
+"""Ridge regression in closed form, with penalties chosen by leave-one-out predictions.
 
 Features are standardised, each part (an encoder's last layer, the statistics of a stage) is scaled to length 1, and the
 parts together as well: the kernel is then the mean of the parts' cosine similarities, and a part with many features
@@ -7,12 +7,14 @@ counts no more than one with few.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-PENALTIES = np.geomspace(1e-4, 1e2, 19)  # of the mean eigenvalue of the features' Gram matrix
-JUDGED = 4096  # places, at most, whose leave-one-out error chooses the penalty
+PENALTIES = np.geomspace(1e-3, 1e2, 21)  # of the mean eigenvalue of the features' Gram matrix
+JUDGED = 4096  # places, at most, whose leave-one-out predictions choose the penalty
+
+Judge = Callable[[np.ndarray, np.ndarray], float]
 
 
 def scaled(features: np.ndarray, mean: np.ndarray, scale: np.ndarray, parts: Sequence[int]) -> np.ndarray:
@@ -26,15 +28,19 @@ def scaled(features: np.ndarray, mean: np.ndarray, scale: np.ndarray, parts: Seq
     return out
 
 
-def fit(features: np.ndarray, targets: np.ndarray, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights (D, T), intercept (T,) and penalties (G,) of a ridge regression of targets (N, T) on features (N, D).
+def fit(
+    features: np.ndarray, targets: Sequence[np.ndarray], judges: Sequence[Judge]
+) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    """Weights (D, T), intercept (T,) and penalties of a ridge regression of targets (N, T), side by side, on (N, D).
 
-    groups: how many targets share a penalty each, T in all: states need another one than geocells. It is the one of
-    `PENALTIES` with the least squared leave-one-out error. With fewer places than features the dual is solved, else the
-    primal: both decompose the smaller matrix once.
+    Each of the targets has a penalty of its own, the one of `PENALTIES` with the least error: its judge
+    gets leave-one-out predictions (J, T) and the rows (J,) that they belong to, and returns an error. It can be that of
+    the score; the squared error would shrink far too much. Errors are smoothed over three penalties, as few places make
+    them uneven. With fewer places than features the dual is solved, else the primal: both decompose the smaller matrix
+    once.
     """
-    centre, intercept = features.mean(axis=0), targets.mean(axis=0)
-    a, t = features - centre, targets - intercept
+    centre = features.mean(axis=0)
+    a = features - centre
     n, d = a.shape
     if n <= d:
         values, u = np.linalg.eigh(a @ a.T)  # (N,), (N, N)
@@ -43,21 +49,22 @@ def fit(features: np.ndarray, targets: np.ndarray, groups: Sequence[int]) -> tup
         values = values.clip(1e-12)
         u = a @ v / np.sqrt(values)
     values = values.clip(0)
-    judged = np.random.default_rng(0).permutation(n)[:JUDGED]
-    turned, own = u.T @ t, u[judged]  # (R, T), (J, R)
-    tried = PENALTIES * values.sum() / n
-    errors = np.empty((len(tried), t.shape[1]))
-    for row, penalty in zip(errors, tried, strict=True):
-        shrink = values / (values + penalty)
-        residual = t[judged] - own @ (shrink[:, None] * turned)
-        row[:] = ((residual / (1 - 1 / n - own**2 @ shrink).clip(1e-6)[:, None]) ** 2).mean(axis=0)
-    ends = np.cumsum(groups)
-    best = np.array(
-        [errors[:, end - width : end].sum(axis=1).argmin() for width, end in zip(groups, ends, strict=True)]
-    )
-    penalty = np.repeat(tried[best], groups)  # (T,)
-    if n <= d:
-        weights = a.T @ (u @ (turned / (values[:, None] + penalty)))
-    else:
-        weights = v @ (turned * np.sqrt(values)[:, None] / (values[:, None] + penalty))
-    return weights, intercept - centre @ weights, tried[best]
+    rows = np.random.default_rng(0).permutation(n)[:JUDGED]
+    tried, own = PENALTIES * values.sum() / n, u[rows]  # (J, R)
+    weights, intercepts, penalties = [], [], []
+    for target, judge in zip(targets, judges, strict=True):
+        mean = target.mean(axis=0)
+        t = target - mean
+        turned, errors = u.T @ t, []
+        for penalty in tried:
+            shrink = values / (values + penalty)
+            leverage = (1 / n + own**2 @ shrink).clip(max=1 - 1e-6)[:, None]
+            left_out = t[rows] - (t[rows] - own @ (shrink[:, None] * turned)) / (1 - leverage)
+            errors.append(judge(left_out + mean, rows))
+        smooth = np.convolve(np.pad(errors, 1, mode="edge"), np.full(3, 1 / 3), mode="valid")
+        penalty = float(tried[smooth.argmin()])
+        turned /= (values + penalty)[:, None]
+        weights.append(a.T @ (u @ turned) if n <= d else v @ (turned * np.sqrt(values)[:, None]))
+        intercepts.append(mean - centre @ weights[-1])
+        penalties.append(penalty)
+    return np.hstack(weights), np.hstack(intercepts), penalties

@@ -11,6 +11,7 @@ Each fold's checkpoints/fold_<k>/ holds ridge.safetensors: the scale of the feat
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from kitlib import geo
-from kitlib.evaluation import baselines, guesses
+from kitlib.evaluation import baselines, guesses, metrics
 from kitlib.evaluation.guesses import Guesses
 from kitlib.geo import geocells
 from kitlib.models.ridge import regression
@@ -54,8 +55,12 @@ class Session(EncoderSession[Config]):
         mean, spread = pooled.mean(axis=0), pooled.std(axis=0)
         scale = 1 / (spread + 1e-3 * spread.mean() + 1e-12)
         scaled = regression.scaled(pooled, mean, scale, self.parts)
-        groups = [target.shape[1] for target in targets]
-        fitted, intercept, penalties = regression.fit(scaled, np.hstack(targets), groups)
+        km = geo.distance_km(points[:, None], middles[None])
+        judges = [
+            functools.partial(_lost, state),
+            functools.partial(_km, km, geo.distance_km(middles[:, None], middles)),
+        ]
+        fitted, intercept, penalties = regression.fit(scaled, targets, judges)
         log.info("fold %d: %d places, %d features, penalties %.3g and %.3g", fold, *scaled.shape, *penalties)
         arrays = {"mean": mean, "scale": scale, "weights": fitted, "intercept": intercept, "cells": middles}
         arrays |= {"state_idx": places.states["state_idx"].to_numpy()[present], "count": count, "centres": centres}
@@ -105,6 +110,19 @@ def _soft(points: np.ndarray, centres: np.ndarray, true: np.ndarray, soft_km: fl
     beyond = (km - np.take_along_axis(km, true[:, None], 1)).clip(0)
     share = np.exp(-beyond / soft_km)
     return (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _lost(state: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> float:
+    """The mean part of the state score that predictions (J, S) for some rows with true states (N,) do not earn."""
+    own = np.take_along_axis(scores, state[rows, None], 1)
+    earned = np.array([*metrics.WEIGHTS, *[0.0] * scores.shape[1]])
+    return 1 - float(earned[(scores > own).sum(axis=1)].mean())
+
+
+def _km(km: np.ndarray, between: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> float:
+    """The mean km (N, C) to the cell of least expected distance by predictions (J, C), cells being `between` apart."""
+    chosen = (scores.clip(FLOOR) @ between).argmin(axis=1)
+    return float(km[rows, chosen].mean())
 
 
 def _guesses(
