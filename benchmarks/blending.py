@@ -8,6 +8,7 @@ is timed is what 30_ensemble does: fit, nested fit, other ways to blend, table o
 
 from __future__ import annotations
 
+import functools
 import resource
 import tempfile
 import time
@@ -72,22 +73,19 @@ def timed(what: str, make: Callable[[], Any]) -> Any:
 def main() -> None:
     """Time every part."""
     places = timed("places drawn", drawn_places)
-    oof, test = (
-        timed(f"members drawn, {split}", lambda split=split: {
-            f"member {k}": member(places, split, strength, k) for k, strength in enumerate(STRENGTHS)
-        })
-        for split in ("train", "test")
-    )  # fmt: skip
+    oof, test = ({}, {})
+    for k, strength in enumerate(STRENGTHS):
+        oof[f"member {k}"], test[f"member {k}"] = (member(places, split, strength, k) for split in ("train", "test"))
     began = time.perf_counter()
     fold = pd.Series(np.arange(N_TRAIN) % FOLDS, index=places.sample_id("train"))
     timed("members scored", lambda: metrics.score_members(oof, places))
     blend = timed("weights fitted", lambda: ensemble.fit(oof, places))
     nested, _ = timed("weights fitted on four folds, five times", lambda: ensemble.nested(oof, places, fold))
     for way, other in blenders.OTHERS.items():
-        timed(f"nested: {way}", lambda other=other: ensemble.nested(oof, places, fold, other))
+        timed(f"nested: {way}", functools.partial(ensemble.nested, oof, places, fold, other))
     for gone in blend.used:
         rest = {name: guess for name, guess in oof.items() if name != gone}
-        timed(f"nested without {gone}", lambda rest=rest: ensemble.nested(rest, places, fold))
+        timed(f"nested without {gone}", functools.partial(ensemble.nested, rest, places, fold))
     timed("ways to settle on a point", lambda: decisions.table(nested, places))
     timed("prior judged", lambda: prior.judge(places, prior.uniform(places), nested))
     mixed = timed("test places blended", lambda: blend(test))

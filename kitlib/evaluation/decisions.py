@@ -36,6 +36,5 @@ def table(guesses: Guesses, places: Places) -> pd.DataFrame:
     """The mean and median error in km, and the GPS part of the score, of each way for guesses of training places."""
     truth = places.rows("train").set_index("sample_id").loc[guesses.sample_id, ["latitude", "longitude"]].to_numpy()
     km = {way: geo.distance_km(truth, each) for way, each in points(guesses, places).items()}
-    columns = {"mean km": np.mean, "median km": np.median}
-    found = pd.DataFrame({name: {way: each(kms) for way, kms in km.items()} for name, each in columns.items()})
+    found = pd.DataFrame({way: {"mean km": kms.mean(), "median km": np.median(kms)} for way, kms in km.items()}).T
     return found.assign(GPS=(1 - found["mean km"] / metrics.ZERO_AT_KM).clip(lower=0)).sort_values("mean km")

@@ -159,7 +159,7 @@ def fit(members: Mapping[str, Guesses], places: Places, seeds: Sequence[Sequence
 def nested(
     members: Mapping[str, Guesses],
     places: Places,
-    fold: Mapping[Any, int],
+    fold: Mapping[Any, int] | pd.Series,
     blender: Callable[..., Any] = fit,
 ) -> tuple[Guesses, dict[int, Any]]:
     """The blended out-of-fold guesses, each fold's by a blend that was fitted on the other folds; and these blends.

@@ -197,7 +197,7 @@ def _seeded(
         own = str(mine.pop("SEEDS", values.get("SEEDS", "")))
         seeds = checks.whole_numbers("SEEDS", own) if "SEED" in book.parameters and "SEED" not in mine else []
         if not seeds:
-            named = {"RUNS": _all_seeds(str(values["RUNS"]), more)} if values.get("RUNS") else {}
+            named: dict[str, Value] = {"RUNS": _all_seeds(str(values["RUNS"]), more)} if values.get("RUNS") else {}
             steps.append((book, values | named, mine))
             continue
         run = str(values.get("RUN") or book.parameters["RUN"].default)

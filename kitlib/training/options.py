@@ -14,7 +14,7 @@ class EncoderOptions(Settings):
 
     encoder: str = "hf:geolocal/StreetCLIP"  # tiny, timm:NAME, timm:NAME@WEIGHTS or hf:REPO_OR_FOLDER
     image_size: int = 0  # px of the square that the encoder sees; 0: its own
-    mirror: bool = True  # learn from mirrored places too, and average over both when guessing
+    mirror: bool = True  # learn from mirrored places too, and average over both when guessing; no gain if frozen
     vary: float = 1.0  # how far light and zoom of pictures vary in training an encoder; 0: not at all
     gradient_checkpointing: bool = False  # a tenth of the activations' memory for 23 % more work
     seed: int = 0  # of weights, order, dropout, augmentation and choices

@@ -78,7 +78,9 @@ class EncoderSession(TorchSession[C], Inputs):
     def __init__(self, run: Run, places: Places, *args: Any, **options: Any) -> None:
         TorchSession.__init__(self, run, places, *args, **options)
         config: Any = self.config
-        Inputs.__init__(self, places, config.encoder, config.image_size, config.mirror, self.dtype)
+        Inputs.__init__(
+            self, places, config.encoder, config.image_size, config.mirror, _learns(asdict(config)), self.dtype
+        )
 
     @classmethod
     def check_model(cls, config: C) -> None:
@@ -86,9 +88,14 @@ class EncoderSession(TorchSession[C], Inputs):
         settings = asdict(config)  # type: ignore[call-overload]
         names = paths.joined(settings["encoder"])
         encoder, *_ = [encoders.load(name, settings["image_size"] or None) for name in names]
-        if settings.get("finetune_epochs") or settings.get("finetune"):
+        if _learns(settings):
             encoders.check_trainable(settings["encoder"])
             if settings.get("lora_rank"):
                 lora.targets(encoder, settings["lora_rank"])
             if settings["gradient_checkpointing"]:
                 encoder.enable_checkpointing()
+
+
+def _learns(settings: Mapping[str, Any]) -> bool:
+    """Whether the encoder learns too."""
+    return bool(settings.get("finetune_epochs") or settings.get("finetune"))

@@ -21,8 +21,9 @@ class Inputs:
     """The packed pictures of both splits, and their features, computed when first used.
 
     encoder: as for `encoders.load`, or several joined by +, whose features stand side by side. image_size: px, 0 being
-    each encoder's own. mirror: also features of mirrored places. dtype: the number type to compute in,
-    `device.best_dtype` when None.
+    each encoder's own. mirror: also features of mirrored places. learns: they are those of the encoder once it has
+    learned; as it is, it gives plain ones, since mirrored ones gain nothing before and take as long again. dtype: the
+    number type to compute in, `device.best_dtype` when None.
     """
 
     def __init__(
@@ -31,11 +32,13 @@ class Inputs:
         encoder: str,
         image_size: int = 0,
         mirror: bool = False,
+        learns: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.places, self.device = places, best_device()
         self.dtype = dtype or best_dtype(self.device)
         self._specs, self._size, self._mirror = paths.joined(encoder), image_size or None, mirror
+        self._learns = learns
         self.packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
 
     def encoder(self) -> Encoder:
@@ -47,7 +50,8 @@ class Inputs:
     def features(self) -> dict[str, torch.Tensor]:
         """Cached features (N, M, V, D) float16 of each split, M being plain and mirrored."""
         folder = self.places.derived / "embeddings"
-        by_encoder = [self.embed(encoder, folder) for encoder in self._encoders]
+        mirror = self._mirror and not self._learns
+        by_encoder = [self._embed(encoder, folder, mirror) for encoder in self._encoders]
         return {
             split: torch.cat([features[split] for features in by_encoder], -1) if len(by_encoder) > 1 else first
             for split, first in by_encoder[0].items()
@@ -64,8 +68,11 @@ class Inputs:
 
     def embed(self, encoder: Encoder, out_dir: Path) -> dict[str, torch.Tensor]:
         """The features by an encoder with other weights, cached in `out_dir`."""
+        return self._embed(encoder, out_dir, self._mirror)
+
+    def _embed(self, encoder: Encoder, out_dir: Path, mirror: bool) -> dict[str, torch.Tensor]:
         embedded = {
-            split: embeddings.embed(pack, encoder, out_dir, self._mirror, device=self.device, dtype=self.dtype)
+            split: embeddings.embed(pack, encoder, out_dir, mirror, device=self.device, dtype=self.dtype)
             for split, pack in self.packs.items()
         }
         sides = {s: [e.features] if e.mirrored is None else [e.features, e.mirrored] for s, e in embedded.items()}

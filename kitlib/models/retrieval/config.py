@@ -75,6 +75,7 @@ class EmbedderOptions(TrainingOptions):
 class Config(EmbedderOptions):
     """The settings that decide the result, saved in params.json. Defaults are for tens of thousands of places."""
 
+    mirror: bool = False  # as for an encoder that learns; features of a frozen one gain nothing, and take twice as long
     by: str = "mean"  # how knn compares views: their mean, each by its heading, or the best rotation
     gallery: str = "train"  # of gps also grid:KM (the states' land), world:KM, or a CSV with latitude and longitude
     gallery_size: int = 0  # training places in the gallery, chosen by gallery.choose; 0: all
