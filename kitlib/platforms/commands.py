@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kitlib.core import checks, processes
+from kitlib.core import checks, paths, processes
 from kitlib.core.cli import pairs, stoppable
 from kitlib.core.errors import KitError, shown
 
@@ -25,7 +25,9 @@ def add_to(app: typer.Typer) -> None:
 
 def embed(
     data: Annotated[str, typer.Argument(help="A folder, a .zip, or a name under data/raw.")],
-    encoder: Annotated[str, typer.Option(help="tiny, timm:NAME, timm:NAME@WEIGHTS or hf:REPO_OR_FOLDER.")],
+    encoder: Annotated[
+        str, typer.Option(help="As in a notebook; several are joined by +.")
+    ],
     image_size: Annotated[int, typer.Option(help="Pixels the encoder sees; 0 for its own size.", min=0)] = 0,
     mirror: Annotated[bool, typer.Option("--mirror", help="The mirrored places as well.")] = False,
     shard: Annotated[str, typer.Option(help="Only this part: 0/4 to 3/4, on any machine.")] = "",
@@ -43,19 +45,19 @@ def embed(
     from kitlib.vision import embeddings, encoders
 
     places = readers.load(data)
-    network = encoders.load(encoder, image_size or None)
     folder = places.derived / "embeddings"
-    for split in [split for split in SPLITS if len(places.rows(split))]:
-        packed = pack(places, split)
-        if not shard:
-            made = embeddings.embed(packed, network, folder, mirror)
-            text = f"{len(made.features)} places, {made.key}"
-        else:
-            number_of_all = number * processes.count() + processes.rank(), shards * processes.count()
-            missing = embeddings.embed_shard(packed, network, folder, *number_of_all, mirror=mirror)
-            text = f"shard {shard}, {f'{missing} parts are missing' if missing else 'all parts are there'}"
-        if processes.is_first_process():
-            typer.echo(f"{split}: {text}")
+    for network in [encoders.load(name, image_size or None) for name in paths.joined(encoder)]:
+        for split in [split for split in SPLITS if len(places.rows(split))]:
+            packed = pack(places, split)
+            if not shard:
+                made = embeddings.embed(packed, network, folder, mirror)
+                text = f"{len(made.features)} places, {made.key}"
+            else:
+                number_of_all = number * processes.count() + processes.rank(), shards * processes.count()
+                missing = embeddings.embed_shard(packed, network, folder, *number_of_all, mirror=mirror)
+                text = f"shard {shard}, {f'{missing} parts are missing' if missing else 'all parts are there'}"
+            if processes.is_first_process():
+                typer.echo(f"{network.name}, {split}: {text}")
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from kitlib.data import readers
 from kitlib.evaluation import fold_files, runs
 from kitlib.pipeline import plans
 from kitlib.pipeline.notebook import Notebook
+from kitlib.training import options
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +118,13 @@ def _maker(book: Notebook) -> tuple[str, dict[str, Any]]:
 
 
 def _embedding(data: str, config: Mapping[str, Any], shards: int) -> list[Job]:
-    words = ["embed", data, "--encoder", config["encoder"], "--image-size", str(config["image_size"])]
-    words += ["--mirror"] if config["mirror"] else []
-    parts = [f"{k}/{shards}" for k in range(shards)]
-    return [Job(f"{config['encoder']}, shard {part}", (*words, "--shard", part)) for part in parts]
+    more = ["--mirror"] if config["mirror"] and not options.learns(config) else []
+    return [
+        Job(f"{name}, shard {k}/{shards}", ("embed", data, "--encoder", name, "--image-size", str(config["image_size"]),
+                                            *more, "--shard", f"{k}/{shards}"))
+        for name in paths.joined(config["encoder"])
+        for k in range(shards)
+    ]  # fmt: skip
 
 
 def folds_of(run: Run) -> list[int]:

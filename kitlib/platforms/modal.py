@@ -23,6 +23,7 @@ from modal.types import FileEntryType
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
 from kitlib.platforms import jobs
+from kitlib.training import options
 
 HOME = "/vol"
 DAY = 24 * 3600
@@ -118,8 +119,9 @@ def estimate(plan: str, given: Mapping[str, str], gpu: str) -> str:
             continue
         size, mirror = config["image_size"] or VIT_L_SIZE, 1 + config["mirror"]
         pass_over = PICTURES * VIT_L_GFLOP * (size / VIT_L_SIZE) ** 2 / 1e6
-        if (key := (config["encoder"], size, mirror)) not in embedded:
-            petaflop += pass_over * mirror
+        frozen = 1 if options.learns(config) else mirror
+        if (key := (config["encoder"], size, frozen)) not in embedded:
+            petaflop += pass_over * frozen * len(paths.joined(config["encoder"]))
             embedded.add(key)
         epochs = config.get("finetune_epochs", config["epochs"] if config.get("finetune") else 0)
         blocks = config.get("finetune_blocks", -1)

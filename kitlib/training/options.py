@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kitlib.core.settings import LARGEST_PICTURE, Names, Settings
 
@@ -20,6 +21,11 @@ class EncoderOptions(Settings):
     seed: int = 0  # of weights, order, dropout, augmentation and choices
 
     LIMITS: ClassVar = {"image_size": LARGEST_PICTURE}
+
+
+def learns(settings: Mapping[str, Any]) -> bool:
+    """Whether an encoder with these settings of a family learns too."""
+    return bool(settings.get("finetune_epochs") or settings.get("finetune"))
 
 
 @dataclass(frozen=True)

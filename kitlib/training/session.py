@@ -17,6 +17,7 @@ from kitlib.data.places import Places
 from kitlib.evaluation import crossval, guesses
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
+from kitlib.training.options import learns
 from kitlib.vision import encoders, lora
 from kitlib.vision.device import best_device, best_dtype, dtype_of, precision_of
 from kitlib.vision.inputs import Inputs
@@ -79,7 +80,7 @@ class EncoderSession(TorchSession[C], Inputs):
         TorchSession.__init__(self, run, places, *args, **options)
         config: Any = self.config
         Inputs.__init__(
-            self, places, config.encoder, config.image_size, config.mirror, _learns(asdict(config)), self.dtype
+            self, places, config.encoder, config.image_size, config.mirror, learns(asdict(config)), self.dtype
         )
 
     @classmethod
@@ -88,14 +89,9 @@ class EncoderSession(TorchSession[C], Inputs):
         settings = asdict(config)  # type: ignore[call-overload]
         names = paths.joined(settings["encoder"])
         encoder, *_ = [encoders.load(name, settings["image_size"] or None) for name in names]
-        if _learns(settings):
+        if learns(settings):
             encoders.check_trainable(settings["encoder"])
             if settings.get("lora_rank"):
                 lora.targets(encoder, settings["lora_rank"])
             if settings["gradient_checkpointing"]:
                 encoder.enable_checkpointing()
-
-
-def _learns(settings: Mapping[str, Any]) -> bool:
-    """Whether the encoder learns too."""
-    return bool(settings.get("finetune_epochs") or settings.get("finetune"))
