@@ -19,7 +19,16 @@ METHODS = ("knn", "metric", "gps")
 BY = ("mean", "heading", "rotation")
 LOSSES = ("cosent", "infonce", "both")
 METHOD_SETTINGS = {"knn": ("by",), "metric": ("loss", "near_km"), "gps": ("gallery", "hidden", "sigmas", "geoclip")}
-KNN_SETTINGS = ("encoder", "image_size", "by", "mirror", "gallery_size", "smoothing", "seed")  # all that knn reads
+KNN_SETTINGS = (
+    "encoder",
+    "image_size",
+    "by",
+    "mirror",
+    "gallery_size",
+    "rerank",
+    "smoothing",
+    "seed",
+)  # all that knn reads
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class Config(EmbedderOptions):
     by: str = "mean"  # how knn compares views: their mean, each by its heading, or the best rotation
     gallery: str = "train"  # of gps also grid:KM (the states' land), world:KM, or a CSV with latitude and longitude
     gallery_size: int = 0  # training places in the gallery, chosen by gallery.choose; 0: all
+    rerank: bool = False  # score the most similar places again, by where they lie and how they agree
     smoothing: float = 0.02  # share of the state probabilities that goes by how common states are
     val_share: float = 0.2  # of training places, on which metric and gps choose k and temperature
 

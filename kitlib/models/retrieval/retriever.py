@@ -10,7 +10,7 @@ is known, so it has the states of the training places around it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,33 +22,43 @@ from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.evaluation import metrics
 from kitlib.evaluation.guesses import Guesses
-from kitlib.models.retrieval import embedders, gallery, search
+from kitlib.models.retrieval import embedders, gallery, reranking, search
 from kitlib.models.retrieval.embedders import Embedder, Matched
-from kitlib.models.retrieval.voting import KS, Entries, Vote, choose, state_frequencies, states_nearby
+from kitlib.models.retrieval.reranking import CANDIDATES, Reranker, crowding
+from kitlib.models.retrieval.voting import TEMPERATURES, Entries, Vote, choose, state_frequencies, states_nearby
 
 METRICS = ("geoscore", "mean_km", "within_200_km")  # of each gallery in `by_size`
+RERANKER = "reranker.npz"
 STRATEGIES = ("land", "uniformly", "at random")  # of `RetrieverBuilder.select_members`
 
 
 @dataclass(frozen=True, eq=False)
 class Retriever:
-    """Embeds a place, finds the most similar of M gallery entries, and lets them vote."""
+    """Embeds a place, finds the most similar of M gallery entries, and lets them vote.
+
+    A reranker, if there is one, replaces their similarity by scores of its own first.
+    """
 
     embedder: Embedder
     entries: Entries
     embeddings: np.ndarray  # (M, E)
     vote: Vote
+    reranker: Reranker | None = None
 
     def guess(self, sample_id: np.ndarray, features: torch.Tensor, device: torch.device | None = None) -> Guesses:
         """Guesses for places (N,) with features (N, M, V, D)."""
-        queries = self.embedder.queries(features)
-        matches = search.search(queries, self.embeddings, self.vote.k, device=device)
+        queries, k = self.embedder.queries(features), CANDIDATES if self.reranker else self.vote.k
+        matches = search.search(queries, self.embeddings, min(k, len(self.embeddings)), device=device)
+        if self.reranker:
+            matches = self.reranker.rerank(*matches, self.entries)
         return self.vote.guess(sample_id, *matches, self.entries)
 
     def save(self, folder: Path) -> None:
-        """Write embedder, gallery.npz and vote.json."""
+        """Write embedder, gallery.npz, vote.json, and reranker.npz if there is one."""
         self.embedder.save(folder)
         self.entries.save(folder / "gallery.npz", self.embeddings)
+        if self.reranker:
+            storage.write_npz(folder / RERANKER, vars(self.reranker))
         storage.write_json(folder / "vote.json", asdict(self.vote))
 
     @classmethod
@@ -57,7 +67,11 @@ class Retriever:
         values = storage.read_json(folder / "vote.json")
         with storage.reading(folder / "vote.json"):
             vote = Vote(**values)
-        return cls(embedders.load(folder, method, by), *Entries.load(folder / "gallery.npz"), vote)
+        reranker = None
+        if (folder / RERANKER).is_file():
+            with storage.reading(folder / RERANKER):
+                reranker = Reranker(**storage.read_npz(folder / RERANKER))
+        return cls(embedders.load(folder, method, by), *Entries.load(folder / "gallery.npz"), vote, reranker)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +82,8 @@ class RetrieverBuilder:
     exclusion_groups cover all places of the data set. rows: the fold's training places. calibration_rows: those of them
     on which k and temperature are chosen; a calibration query never matches an entry of its own group in any of
     exclusion_groups. embedder_is_trained: calibration queries were excluded from the embedder's training, and only the
-    places it was trained on serve as gallery during calibration.
+    places it was trained on serve as gallery during calibration. rerank: whether the calibration places also fit a
+    `Reranker`; k and temperature are then chosen on scores by weights that were fitted to other calibration places.
     """
 
     features: torch.Tensor
@@ -80,6 +95,7 @@ class RetrieverBuilder:
     exclusion_groups: Sequence[np.ndarray]
     embedder_is_trained: bool
     smoothing: float = 0.02
+    rerank: bool = False
     seed: int = 0
     device: torch.device | None = None
 
@@ -107,16 +123,26 @@ class RetrieverBuilder:
         similarity, index = search.search(
             embedder.queries(self.features[self.calibration_rows]),
             embeddings[mask],
-            min(max(KS), len(calibration_entries.points)),
+            min(CANDIDATES, len(calibration_entries.points)),
             query_group=[group[self.calibration_rows] for group in groups] or None,
             gallery_group=[group[members[mask]] for group in groups] or None,
             device=self.device,
         )
         true_state, true_point = self.state_idx[self.state[self.calibration_rows]], self.points[self.calibration_rows]
+        reranker, temperatures = None, TEMPERATURES
+        if self.rerank:
+            crowded = crowding(embeddings[mask], calibration_entries.points, self.device)
+            inner = self.exclusion_groups[-1][self.calibration_rows]
+            reranker, similarity, index = Reranker.fit(
+                similarity, index, calibration_entries, crowded, true_point, inner
+            )
+            reranker = replace(reranker, crowded=crowding(embeddings, entries.points, self.device))
+            temperatures = reranking.TEMPERATURES
         vote, scores = choose(
-            similarity, index, calibration_entries, true_state, true_point, smoothing=self.smoothing, seed=self.seed
-        )
-        return Retriever(embedder, entries, embeddings, vote), scores
+            similarity, index, calibration_entries, true_state, true_point,
+            temperatures=temperatures, smoothing=self.smoothing, seed=self.seed,
+        )  # fmt: skip
+        return Retriever(embedder, entries, embeddings, vote, reranker), scores
 
     def select_members(self, embedder: Embedder, size: int = 0, strategy: str = "land") -> np.ndarray:
         """The training places in the gallery: `size` of them, or all for 0.

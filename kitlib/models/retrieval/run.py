@@ -143,6 +143,7 @@ class Session(EncoderSession[Config]):
             exclusion_groups,
             embedder_is_trained=config.method != "knn",
             smoothing=config.smoothing,
+            rerank=config.rerank,
             seed=config.seed,
             device=self.device,
         )

@@ -65,6 +65,17 @@ def test_it_goes_to_a_folder_and_back(builder, frozen, tmp_path):
     assert np.array_equal(again.embeddings, made.embeddings.astype(np.float16))
 
 
+def test_a_reranker_is_kept_and_scores_the_candidates(builder, frozen, tmp_path):
+    made, tried = replace(builder, rerank=True).build(frozen)
+    made.save(tmp_path)
+    again, sample_id = Retriever.load(tmp_path, "knn", "mean"), np.arange(30).astype(str)
+    features = builder.features[held_out(builder)]
+    one, two = made.guess(sample_id, features), again.guess(sample_id, features)
+    assert np.allclose(one.point(), two.point(), atol=0.1) and len(tried) > 1
+    assert made.vote.temperature >= 0.25  # of logits, not of cosines
+    assert np.median(geo.distance_km(builder.points[held_out(builder)], one.point())) < 400
+
+
 def calibration_search(builder, frozen, monkeypatch) -> dict[str, Any]:
     """The arguments of the calibration search: numbers of queries and entries, and the exclusion groups."""
     arguments = {}

@@ -83,6 +83,14 @@ def test_a_trained_embedder_leaves_whole_groups_for_calibration(world):
     assert not set(builder.rows) & set(session.held_out_rows(0))
 
 
+def test_candidates_are_looked_at_again(world, knn):
+    run = retrieval.train(dataclasses.replace(KNN, rerank=True), world, "reranked", n_folds=3)
+    check(run, world)
+    assert not np.array_equal(run.guesses("oof").weights[:, 0], knn.guesses("oof").weights[:, 0])
+    again = retrieval.predict("reranked", world)
+    assert np.array_equal(again.state_probs, run.guesses("test").state_probs)
+
+
 @pytest.mark.parametrize("by", ["heading", "rotation"])
 def test_views_are_compared_in_other_ways(world, by):
     check(retrieval.train(dataclasses.replace(KNN, by=by), world, by, n_folds=3), world)
