@@ -23,12 +23,14 @@ from kitlib.core.errors import KitError
 from kitlib.evaluation import metrics
 from kitlib.evaluation.guesses import Guesses
 from kitlib.models.retrieval import embedders, gallery, reranking, search
+from kitlib.models.retrieval.bank import Bank
 from kitlib.models.retrieval.embedders import Embedder, Matched
 from kitlib.models.retrieval.reranking import CANDIDATES, Reranker, crowding
 from kitlib.models.retrieval.voting import TEMPERATURES, Entries, Vote, choose, state_frequencies, states_nearby
 
 METRICS = ("geoscore", "mean_km", "within_200_km")  # of each gallery in `by_size`
 RERANKER = "reranker.npz"
+ELSEWHERE = -1  # the row of an entry that is no place of the data set, and its group: none
 STRATEGIES = ("land", "uniformly", "at random")  # of `RetrieverBuilder.select_members`
 
 
@@ -84,6 +86,7 @@ class RetrieverBuilder:
     exclusion_groups. embedder_is_trained: calibration queries were excluded from the embedder's training, and only the
     places it was trained on serve as gallery during calibration. rerank: whether the calibration places also fit a
     `Reranker`; k and temperature are then chosen on scores by weights that were fitted to other calibration places.
+    bank: places of another data set that join every gallery of places.
     """
 
     features: torch.Tensor
@@ -96,6 +99,7 @@ class RetrieverBuilder:
     embedder_is_trained: bool
     smoothing: float = 0.02
     rerank: bool = False
+    bank: Bank | None = None
     seed: int = 0
     device: torch.device | None = None
 
@@ -110,6 +114,10 @@ class RetrieverBuilder:
         members = np.empty(0, np.int64) if points is not None else self.select_members(embedder, size, strategy)
         entries = self._entries(points, members, self.rows)
         embeddings = embedder.entries(self.features[members], entries.points)
+        if self.bank and points is None:
+            members = np.append(members, np.full(len(self.bank.points), ELSEWHERE))
+            entries = entries.joined(self.bank.points, self.bank.states)
+            embeddings = np.concatenate([embeddings, embedder.entries(self.bank.features, self.bank.points)])
         mask: slice | np.ndarray = slice(None)  # of the entries that serve during calibration
         calibration_entries = entries
         if self.embedder_is_trained and points is not None:
@@ -125,7 +133,7 @@ class RetrieverBuilder:
             embeddings[mask],
             min(CANDIDATES, len(calibration_entries.points)),
             query_group=[group[self.calibration_rows] for group in groups] or None,
-            gallery_group=[group[members[mask]] for group in groups] or None,
+            gallery_group=[np.where(members < 0, ELSEWHERE, group[members])[mask] for group in groups] or None,
             device=self.device,
         )
         true_state, true_point = self.state_idx[self.state[self.calibration_rows]], self.points[self.calibration_rows]
