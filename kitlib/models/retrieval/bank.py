@@ -1,7 +1,8 @@
 """Places of another data set that stand in the gallery beside the training places: more of the land is then covered.
 
 A place of the data set that is guessed must not find itself, so that near-duplicates are left out: places next to a
-training place, with a picture of any place of the data set, or that look the same as one.
+training place, with a picture of any place of the data set, or that look the same as one. So are places whose state is
+neither named like one of the data set nor told by a training place in reach.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ NEXT_KM = 0.05  # to a training place, as for near-duplicates within a data set 
 SAME = 0.95  # cosine of standardised features; different places of shared/real stay below 0.8, copies are near 1
 
 
+REACH_KM = 300.0  # to the nearest training place, which tells the state of a place with another name
+
+
 @dataclass(frozen=True, eq=False)
 class Bank:
     """B places with features (B, M, V, D), points (B, 2) and state probabilities (B, S)."""
@@ -38,21 +42,21 @@ class Bank:
 
 
 def load(own: Inputs, other: Inputs, tuned: Encoder | None, folder: Path, labelled: np.ndarray) -> Bank:
-    """The training places of `other` without near-duplicates of the places of `own`.
+    """The training places of `other` with a state of `own`, without near-duplicates of its places.
 
     tuned: a fine-tuned encoder, whose features are cached in `folder`. labelled: the training places of `own` around
     which a place gets its state, unless its state has the name of one of theirs. Raises KitError if none is left.
     """
-    places, pack = own.places, other.packs["train"]
-    points = other.places.points("train")
-    twins = near_duplicates(own, other)
-    rows = np.flatnonzero(~pack.unusable_places & ~twins)
-    log.info("gallery: %d places of %s join, %d near-duplicates are left out",
-             len(rows), other.places.name, twins.sum())  # fmt: skip
+    places, points = own.places, other.places.points("train")
+    twins, states = near_duplicates(own, other), states_of(other.places, places, labelled)
+    strange = states.sum(axis=1) == 0
+    rows = np.flatnonzero(~other.packs["train"].unusable_places & ~twins & ~strange)
+    log.info("gallery: %d places of %s join; left out are %d near-duplicates and %d of unknown states",
+             len(rows), other.places.name, twins.sum(), strange.sum())  # fmt: skip
     if not len(rows):
-        raise KitError(f"gallery: expected places of {other.places.name} that are not in {places.name}; got none")
+        raise KitError(f"gallery: expected places of {other.places.name} in states of {places.name} that are not in "
+                       "it; got none")  # fmt: skip
     features = other.embed(tuned, folder)["train"] if tuned else other.features["train"]
-    states = states_of(other.places, places, labelled)
     return Bank(features[rows], points[rows], states[rows])
 
 
@@ -71,11 +75,13 @@ def near_duplicates(own: Inputs, other: Inputs) -> np.ndarray:
 def states_of(other: Places, places: Places, labelled: np.ndarray) -> np.ndarray:
     """State probabilities (B, S) of the training places of `other`, in the order of the states of `places`.
 
-    A state with the name of one of `places` is certain; else those of the `labelled` training places around count.
+    A state with the name of one of `places` is certain; else those of the `labelled` training places around count, and
+    all are 0 if there is none within `REACH_KM`.
     """
-    names, own = places.states["state"].tolist(), other.rows("train")["state"]
-    position, nearest = places.state_position("train"), places.points("train")
-    states = states_nearby(other.points("train"), nearest[labelled], position[labelled], len(names))
+    names, own, points = places.states["state"].tolist(), other.rows("train")["state"], other.points("train")
+    around, position = places.points("train")[labelled], places.state_position("train")[labelled]
+    states = states_nearby(points, around, position, len(names))
+    states[geo.nearest(points, around)[0][:, 0] > REACH_KM] = 0
     same = own.isin(names).to_numpy()
     states[same] = np.eye(len(names), dtype=np.float32)[[names.index(name) for name in own[same]]]
     return states
