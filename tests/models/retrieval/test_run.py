@@ -238,7 +238,7 @@ def test_a_folder_with_metadata_ends_with_metrics_too(world, tmp_path):
         ({"method": "magic"}, "expected one of knn, metric, gps"),
         ({"by": "smell"}, "expected one of mean, heading, rotation"),
         ({"method": "metric", "by": "heading"}, "expected mean with method"),
-        ({"gallery": "grid:50"}, "expected train with method"),
+        ({"gallery": "grid:50"}, "expected train or places:DATA with method"),
         ({"sigmas": "2,x"}, "expected numbers above 0"),
         ({"smoothing": 0.0}, "more than 0"),
         ({"finetune_epochs": 1}, "expected 0 with method"),
