@@ -9,9 +9,11 @@ is known, so it has the states of the training places around it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +28,9 @@ from kitlib.models.retrieval import embedders, gallery, reranking, search
 from kitlib.models.retrieval.bank import Bank
 from kitlib.models.retrieval.embedders import Embedder, Matched
 from kitlib.models.retrieval.reranking import CANDIDATES, Reranker, crowding
-from kitlib.models.retrieval.voting import TEMPERATURES, Entries, Vote, choose, state_frequencies, states_nearby
+from kitlib.models.retrieval.voting import Entries, Vote, choose, state_frequencies, states_nearby
+
+log = logging.getLogger(__name__)
 
 METRICS = ("geoscore", "mean_km", "within_200_km")  # of each gallery in `by_size`
 RERANKER = "reranker.npz"
@@ -85,7 +89,7 @@ class RetrieverBuilder:
     on which k and temperature are chosen; a calibration query never matches an entry of its own group in any of
     exclusion_groups. embedder_is_trained: calibration queries were excluded from the embedder's training, and only the
     places it was trained on serve as gallery during calibration. rerank: whether the calibration places also fit a
-    `Reranker`; k and temperature are then chosen on scores by weights that were fitted to other calibration places.
+    `Reranker`, which is kept if it scores higher there than similarity alone, each place by weights fitted to others.
     bank: places of another data set that join every gallery of places.
     """
 
@@ -136,20 +140,21 @@ class RetrieverBuilder:
             gallery_group=[np.where(members < 0, ELSEWHERE, group[members])[mask] for group in groups] or None,
             device=self.device,
         )
-        true_state, true_point = self.state_idx[self.state[self.calibration_rows]], self.points[self.calibration_rows]
-        reranker, temperatures = None, TEMPERATURES
+        truth = self.state_idx[self.state[self.calibration_rows]], self.points[self.calibration_rows]
+        options: dict[str, Any] = {"smoothing": self.smoothing, "seed": self.seed}
+        vote, scores = choose(similarity, index, calibration_entries, *truth, **options)
+        reranker = None
         if self.rerank:
             crowded = crowding(embeddings[mask], calibration_entries.points, self.device)
             inner = self.exclusion_groups[-1][self.calibration_rows]
-            reranker, similarity, index = Reranker.fit(
-                similarity, index, calibration_entries, crowded, true_point, inner
-            )
-            reranker = replace(reranker, crowded=crowding(embeddings, entries.points, self.device))
-            temperatures = reranking.TEMPERATURES
-        vote, scores = choose(
-            similarity, index, calibration_entries, true_state, true_point,
-            temperatures=temperatures, smoothing=self.smoothing, seed=self.seed,
-        )  # fmt: skip
+            fitted, *found = Reranker.fit(similarity, index, calibration_entries, crowded, truth[1], inner)
+            options["temperatures"] = reranking.TEMPERATURES
+            vote_again, scores_again = choose(*found, calibration_entries, *truth, **options)
+            before, after = (float(table["final"].max()) for table in (scores, scores_again))
+            log.info("a second look scores %.4f on calibration places, similarity alone %.4f", after, before)
+            if after > before:
+                reranker = replace(fitted, crowded=crowding(embeddings, entries.points, self.device))
+                vote, scores = vote_again, scores_again
         return Retriever(embedder, entries, embeddings, vote, reranker), scores
 
     def select_members(self, embedder: Embedder, size: int = 0, strategy: str = "land") -> np.ndarray:
