@@ -28,7 +28,7 @@ from kitlib.models.retrieval import embedders, gallery, reranking, search
 from kitlib.models.retrieval.bank import Bank
 from kitlib.models.retrieval.embedders import Embedder, Matched
 from kitlib.models.retrieval.reranking import CANDIDATES, Reranker, crowding
-from kitlib.models.retrieval.voting import Entries, Vote, choose, state_frequencies, states_nearby
+from kitlib.models.retrieval.voting import MAX_QUERIES, Entries, Vote, choose, state_frequencies, states_nearby
 
 log = logging.getLogger(__name__)
 
@@ -131,25 +131,28 @@ class RetrieverBuilder:
             if not mask.any():
                 raise KitError(f"gallery: expected places outside the calibration split; got none of {len(members)}")
             calibration_entries = entries.take(mask)
+        queries = self.calibration_rows
+        if self.rerank and len(queries) > MAX_QUERIES:  # their candidates' features would fill the memory
+            queries = np.sort(np.random.default_rng(self.seed).choice(queries, MAX_QUERIES, replace=False))
         groups = [] if points is not None else self.exclusion_groups
         similarity, index = search.search(
-            embedder.queries(self.features[self.calibration_rows]),
+            embedder.queries(self.features[queries]),
             embeddings[mask],
             min(CANDIDATES, len(calibration_entries.points)),
-            query_group=[group[self.calibration_rows] for group in groups] or None,
+            query_group=[group[queries] for group in groups] or None,
             gallery_group=[np.where(members < 0, ELSEWHERE, group[members])[mask] for group in groups] or None,
             device=self.device,
         )
-        truth = self.state_idx[self.state[self.calibration_rows]], self.points[self.calibration_rows]
+        truth = self.state_idx[self.state[queries]], self.points[queries]
         options: dict[str, Any] = {"smoothing": self.smoothing, "seed": self.seed}
         vote, scores = choose(similarity, index, calibration_entries, *truth, **options)
         reranker = None
         if self.rerank:
             crowded = crowding(embeddings[mask], calibration_entries.points, self.device)
-            inner = self.exclusion_groups[-1][self.calibration_rows]
-            fitted, *found = Reranker.fit(similarity, index, calibration_entries, crowded, truth[1], inner)
+            inner = self.exclusion_groups[-1][queries]
+            fitted, again, index = Reranker.fit(similarity, index, calibration_entries, crowded, truth[1], inner)
             options["temperatures"] = reranking.TEMPERATURES
-            vote_again, scores_again = choose(*found, calibration_entries, *truth, **options)
+            vote_again, scores_again = choose(again, index, calibration_entries, *truth, **options)
             before, after = (float(table["final"].max()) for table in (scores, scores_again))
             log.info("a second look scores %.4f on calibration places, similarity alone %.4f", after, before)
             if after > before:
