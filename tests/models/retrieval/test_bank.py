@@ -95,3 +95,12 @@ def test_a_data_set_that_is_none_is_refused_before_a_run_begins(world, gallery):
 def test_shared_settings_name_it_for_every_method():
     configs = Config.for_methods(["knn", "metric", "gps"], {"GALLERY": "places:us"})
     assert {config.bank for config in configs.values()} == {"us"}
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_encoder_embeds_them_too(world, gallery):
+    options = {"method": "metric", "dim": 16, "epochs": 1, "batch": 16, "finetune_epochs": 1, "finetune_rate": 1e-3}
+    config = Config(**KNN, **options, finetune_batch=16, finetune_blocks=-1, gallery=gallery)
+    run = retrieval.train(config, world, "tuned", n_folds=3, only_folds=[0])
+    assert len(list((fold_files.folder(run, 0) / "embeddings").glob("*/features.npy"))) == 4  # both splits of both
+    assert run.guesses("oof").answered.all()
