@@ -238,14 +238,21 @@ def portable(name: str, value: str) -> str:
     """The value of a setting without folders of this machine, for a file that the kit writes.
 
     An existing path in it becomes relative to home, or its bare name outside home; `located` gives the full path back.
-    A hub's name, a place's id and any other text stay as they are.
+    Of several encoders whose files have the same name, it keeps the last folder's. A hub's name, a place's id and any
+    other text stay as they are.
     """
-    if len(several := joined(value)) > 1:
-        return "+".join(portable(name, each) for each in several)
+    several = joined(value)
+    names = [split(each.removesuffix(STAGES))[1].rpartition("/")[2] for each in several]
+    alike = {each: names.count(own) > 1 for each, own in zip(several, names, strict=True)}
+    return "+".join(_portable(name, each, 1 + alike[each]) for each in several)
+
+
+def _portable(name: str, value: str, parts: int) -> str:
+    """As `portable`, of one encoder or another text; `parts` of a path outside home are kept."""
     plain = value.removesuffix(STAGES)
     before, path = split(plain)
     if "/" in path or before:
-        short = _remember(name, path)
+        short = _remember(name, path, parts)
         if short is not None:
             return before + short + value[len(plain) :]
     # such as the paths in YAML
@@ -286,7 +293,7 @@ def split(value: str) -> tuple[str, str]:
     return value[:end], value[end:]
 
 
-def _remember(name: str, path: str) -> str | None:
+def _remember(name: str, path: str, parts: int = 1) -> str | None:
     """The portable form of an existing path, whose full form is kept in the environment; None for another text."""
     try:
         full = next((p for root in (Path.cwd(), home()) if (p := root / Path(path).expanduser()).exists()), None)
@@ -295,7 +302,7 @@ def _remember(name: str, path: str) -> str | None:
     if full is None:
         return None
     full = full.parent.resolve() / full.name  # a link keeps its name
-    short = full.relative_to(home()).as_posix() if full.is_relative_to(home()) else full.name
+    short = full.relative_to(home()).as_posix() if full.is_relative_to(home()) else "/".join(full.parts[-parts:])
     key = f"{name} {short}"
     others = {other: path for other, path in given().items() if other != key}
     os.environ[GIVEN] = json.dumps(dict([*others.items(), (key, str(full))][-100:]))  # a variable has limits

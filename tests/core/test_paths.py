@@ -120,6 +120,17 @@ def test_a_setting_is_written_without_folders_and_found_again(home, tmp_path_fac
     assert paths.portable("more", f"{{geoclip: {plain}, k: 1/2}}") == "{geoclip: a.pth, k: 1/2}"
 
 
+def test_encoders_whose_files_have_the_same_name_stay_apart(home, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    for folder in ("a", "b"):
+        (outside / folder).mkdir()
+        (outside / folder / "model.safetensors").touch()
+    given = f"timm:x@{outside}/a/model.safetensors#stages+timm:y?k=1@{outside}/b/model.safetensors"
+    short = "timm:x@a/model.safetensors#stages+timm:y?k=1@b/model.safetensors"
+    assert paths.portable("encoder", given) == short
+    assert paths.located("encoder", short) == given and paths.portable("encoder", short) == short
+
+
 def test_a_home_that_is_a_file_is_refused_and_one_that_is_not_there_yet_is_not(monkeypatch, tmp_path):
     monkeypatch.setenv("KITLIB_HOME", str(tmp_path / "new"))
     paths.check_environment()

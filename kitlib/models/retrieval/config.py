@@ -19,7 +19,16 @@ METHODS = ("knn", "metric", "gps")
 BY = ("mean", "heading", "rotation")
 LOSSES = ("cosent", "infonce", "both")
 METHOD_SETTINGS = {"knn": ("by",), "metric": ("loss", "near_km"), "gps": ("gallery", "hidden", "sigmas", "geoclip")}
-KNN_SETTINGS = ("encoder", "image_size", "by", "mirror", "gallery_size", "smoothing", "seed")  # all that knn reads
+KNN_SETTINGS = (
+    "encoder",
+    "image_size",
+    "by",
+    "mirror",
+    "gallery_size",
+    "rerank",
+    "smoothing",
+    "seed",
+)  # all that knn reads
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,11 @@ class Config(EmbedderOptions):
 
     mirror: bool = False  # as for an encoder that learns; features of a frozen one gain nothing, and take twice as long
     by: str = "mean"  # how knn compares views: their mean, each by its heading, or the best rotation
-    gallery: str = "train"  # of gps also grid:KM (the states' land), world:KM, or a CSV with latitude and longitude
+    gallery: str = (
+        "train"  # or places:DATA, joined by another data set; of gps also grid:KM, world:KM or a CSV of points
+    )
     gallery_size: int = 0  # training places in the gallery, chosen by gallery.choose; 0: all
+    rerank: bool = False  # score the most similar places again, by where they lie and how they agree
     smoothing: float = 0.02  # share of the state probabilities that goes by how common states are
     val_share: float = 0.2  # of training places, on which metric and gps choose k and temperature
 
@@ -93,10 +105,10 @@ class Config(EmbedderOptions):
         super().__post_init__()
         if self.by != "mean" and self.method != "knn":
             raise KitError(f"by: expected mean with method {self.method!r}, only knn compares views; got {self.by!r}")
-        if self.gallery != "train" and (self.method != "gps" or self.gallery_size):
+        if not (self.gallery == "train" or self.bank) and (self.method != "gps" or self.gallery_size):
             raise KitError(
-                f"gallery: expected train with method {self.method!r} and gallery_size {self.gallery_size} (only "
-                f"gps takes a grid or a file, as a whole); got {self.gallery!r}"
+                f"gallery: expected train or {galleries.PLACES}DATA with method {self.method!r} and gallery_size "
+                f"{self.gallery_size} (only gps takes a grid or a file, as a whole); got {self.gallery!r}"
             )
         if self.method == "knn" and self.finetune_epochs:
             raise KitError(f"finetune_epochs: expected 0 with method 'knn'; got {self.finetune_epochs}")
@@ -130,6 +142,8 @@ class Config(EmbedderOptions):
                 ignored |= set(everything) - set(KNN_SETTINGS)
             if given.get("gallery", "train") != "train" and method == "gps":
                 ignored.add("gallery_size")
+            if str(given.get("gallery", "")).startswith(galleries.PLACES):
+                ignored.discard("gallery")
             unused &= ignored
             settings = {name: value for name, value in given.items() if name not in ignored}
             configs[method] = cls.from_dict(settings | {"method": method}, preset)
@@ -137,6 +151,11 @@ class Config(EmbedderOptions):
             raise KitError(f"{', '.join(sorted(unused))}: expected the default, {', '.join(methods)} do not read it")
         return configs
 
+    @property
+    def bank(self) -> str:
+        """The data set whose places join the training places in the gallery, "" for none."""
+        return self.gallery.removeprefix(galleries.PLACES) if self.gallery.startswith(galleries.PLACES) else ""
+
     def points(self) -> np.ndarray | None:
-        """The gallery's points (M, 2), None for the training places. Raises KitError for an unreadable gallery."""
-        return None if self.gallery == "train" else galleries.named(self.gallery)
+        """The gallery's points (M, 2), None for places. Raises KitError for an unreadable gallery."""
+        return None if self.gallery == "train" or self.bank else galleries.named(self.gallery)

@@ -20,6 +20,7 @@ from kitlib.evaluation import metrics
 from kitlib.geo import grid
 from kitlib.geo.grid import land_grid, world_grid
 
+PLACES = "places:"  # before the name of a data set
 COARSEST_KM = 1000.0  # between the points of a grid
 LATITUDE, LONGITUDE = ("latitude", "lat"), ("longitude", "lon", "lng", "long")  # in order of preference
 
@@ -115,8 +116,8 @@ def spacing_km(name: str) -> float | None:
     """
     kind, _, km = name.partition(":")
     least = {"grid": grid.GRID_KM, "world": grid.WORLD_KM}.get(kind)
-    if not name:
-        raise KitError("gallery: expected train, grid:KM, world:KM or a CSV; got an empty text")
+    if not name.removeprefix(PLACES):
+        raise KitError(f"gallery: expected train, {PLACES}DATA, grid:KM, world:KM or a CSV; got {shown(name)}")
     if least is None:
         return None
     try:

@@ -39,6 +39,7 @@ from kitlib.vision.fusion import Standardised
 KM_EDGES = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0, 2560.0, 5120.0)  # between 11 buckets
 GAP = 2  # buckets from a pair to a clearly farther one
 REACH = 3.0  # in near_km, where a target's weight is 5 % of the highest; places within it are near
+MOST_ROWS = 4096  # places that give the principal directions where features are more than that
 
 
 class Projection(Standardised):
@@ -73,9 +74,10 @@ class Projection(Standardised):
     def fit_scale(self, features: torch.Tensor) -> None:
         """Take mean, spread and principal directions from the training places' pooled features (..., D)."""
         super().fit_scale(features)
-        standard = self.standardise(features.float().reshape(-1, features.shape[-1]))
-        directions = torch.linalg.eigh((standard.T @ standard).double()).eigenvectors.T.flip(0)  # largest first
-        self.start.copy_(directions[: len(self.start)])
+        features = features.reshape(-1, features.shape[-1])
+        if features.shape[1] > MOST_ROWS < len(features):
+            features = features[torch.linspace(0, len(features) - 1, MOST_ROWS).long()]
+        self.start.copy_(principal_directions(self.standardise(features.float()), len(self.start)))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, dim) float32 of pooled features (B, D)."""
@@ -84,6 +86,23 @@ class Projection(Standardised):
         if self.hidden is not None:
             out = out + self.out(F.gelu(self.hidden(standard)))
         return F.normalize(out.float(), dim=1)
+
+
+def principal_directions(centred: torch.Tensor, dim: int) -> torch.Tensor:
+    """Orthonormal directions (dim, D) float64, dim at most D, of centred features (N, D), largest variance first.
+
+    The smaller of the Gram matrices is decomposed, (N, N) or (D, D). Directions beyond the rank are arbitrary.
+
+    >>> principal_directions(torch.tensor([[0.0, 3.0, 0.0], [0.0, -3.0, 0.0]]), 1).abs().tolist()
+    [[0.0, 1.0, 0.0]]
+    """
+    n, d = centred.shape
+    if n >= d:
+        return torch.linalg.eigh((centred.T @ centred).double()).eigenvectors.flip(1)[:, :dim].T
+    among_rows = torch.linalg.eigh((centred @ centred.T).double()).eigenvectors.flip(1)[:, :dim]
+    columns = torch.eye(d, dim, dtype=torch.float64)  # QR completes what the rows do not span
+    columns[:, : among_rows.shape[1]] = (centred.T @ among_rows.float()).double()
+    return torch.linalg.qr(columns).Q.T
 
 
 def pool(features: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:

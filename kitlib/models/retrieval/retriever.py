@@ -9,9 +9,11 @@ is known, so it has the states of the training places around it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,33 +24,47 @@ from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.evaluation import metrics
 from kitlib.evaluation.guesses import Guesses
-from kitlib.models.retrieval import embedders, gallery, search
+from kitlib.models.retrieval import embedders, gallery, reranking, search
+from kitlib.models.retrieval.bank import Bank
 from kitlib.models.retrieval.embedders import Embedder, Matched
-from kitlib.models.retrieval.voting import KS, Entries, Vote, choose, state_frequencies, states_nearby
+from kitlib.models.retrieval.reranking import CANDIDATES, Reranker, crowding
+from kitlib.models.retrieval.voting import MAX_QUERIES, Entries, Vote, choose, state_frequencies, states_nearby
+
+log = logging.getLogger(__name__)
 
 METRICS = ("geoscore", "mean_km", "within_200_km")  # of each gallery in `by_size`
+RERANKER = "reranker.npz"
+ELSEWHERE = -1  # the row of an entry that is no place of the data set, and its group: none
 STRATEGIES = ("land", "uniformly", "at random")  # of `RetrieverBuilder.select_members`
 
 
 @dataclass(frozen=True, eq=False)
 class Retriever:
-    """Embeds a place, finds the most similar of M gallery entries, and lets them vote."""
+    """Embeds a place, finds the most similar of M gallery entries, and lets them vote.
+
+    A reranker, if there is one, replaces their similarity by scores of its own first.
+    """
 
     embedder: Embedder
     entries: Entries
     embeddings: np.ndarray  # (M, E)
     vote: Vote
+    reranker: Reranker | None = None
 
     def guess(self, sample_id: np.ndarray, features: torch.Tensor, device: torch.device | None = None) -> Guesses:
         """Guesses for places (N,) with features (N, M, V, D)."""
-        queries = self.embedder.queries(features)
-        matches = search.search(queries, self.embeddings, self.vote.k, device=device)
+        queries, k = self.embedder.queries(features), CANDIDATES if self.reranker else self.vote.k
+        matches = search.search(queries, self.embeddings, min(k, len(self.embeddings)), device=device)
+        if self.reranker:
+            matches = self.reranker.rerank(*matches, self.entries)
         return self.vote.guess(sample_id, *matches, self.entries)
 
     def save(self, folder: Path) -> None:
-        """Write embedder, gallery.npz and vote.json."""
+        """Write embedder, gallery.npz, vote.json, and reranker.npz if there is one."""
         self.embedder.save(folder)
         self.entries.save(folder / "gallery.npz", self.embeddings)
+        if self.reranker:
+            storage.write_npz(folder / RERANKER, vars(self.reranker))
         storage.write_json(folder / "vote.json", asdict(self.vote))
 
     @classmethod
@@ -57,7 +73,11 @@ class Retriever:
         values = storage.read_json(folder / "vote.json")
         with storage.reading(folder / "vote.json"):
             vote = Vote(**values)
-        return cls(embedders.load(folder, method, by), *Entries.load(folder / "gallery.npz"), vote)
+        reranker = None
+        if (folder / RERANKER).is_file():
+            with storage.reading(folder / RERANKER):
+                reranker = Reranker(**storage.read_npz(folder / RERANKER))
+        return cls(embedders.load(folder, method, by), *Entries.load(folder / "gallery.npz"), vote, reranker)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +88,9 @@ class RetrieverBuilder:
     exclusion_groups cover all places of the data set. rows: the fold's training places. calibration_rows: those of them
     on which k and temperature are chosen; a calibration query never matches an entry of its own group in any of
     exclusion_groups. embedder_is_trained: calibration queries were excluded from the embedder's training, and only the
-    places it was trained on serve as gallery during calibration.
+    places it was trained on serve as gallery during calibration. rerank: whether the calibration places also fit a
+    `Reranker`, which is kept if it scores higher there than similarity alone, each place by weights fitted to others.
+    bank: places of another data set that join every gallery of places.
     """
 
     features: torch.Tensor
@@ -80,6 +102,8 @@ class RetrieverBuilder:
     exclusion_groups: Sequence[np.ndarray]
     embedder_is_trained: bool
     smoothing: float = 0.02
+    rerank: bool = False
+    bank: Bank | None = None
     seed: int = 0
     device: torch.device | None = None
 
@@ -94,6 +118,10 @@ class RetrieverBuilder:
         members = np.empty(0, np.int64) if points is not None else self.select_members(embedder, size, strategy)
         entries = self._entries(points, members, self.rows)
         embeddings = embedder.entries(self.features[members], entries.points)
+        if self.bank and points is None:
+            members = np.append(members, np.full(len(self.bank.points), ELSEWHERE))
+            entries = entries.joined(self.bank.points, self.bank.states)
+            embeddings = np.concatenate([embeddings, embedder.entries(self.bank.features, self.bank.points)])
         mask: slice | np.ndarray = slice(None)  # of the entries that serve during calibration
         calibration_entries = entries
         if self.embedder_is_trained and points is not None:
@@ -103,20 +131,34 @@ class RetrieverBuilder:
             if not mask.any():
                 raise KitError(f"gallery: expected places outside the calibration split; got none of {len(members)}")
             calibration_entries = entries.take(mask)
+        queries = self.calibration_rows
+        if self.rerank and len(queries) > MAX_QUERIES:  # their candidates' features would fill the memory
+            queries = np.sort(np.random.default_rng(self.seed).choice(queries, MAX_QUERIES, replace=False))
         groups = [] if points is not None else self.exclusion_groups
         similarity, index = search.search(
-            embedder.queries(self.features[self.calibration_rows]),
+            embedder.queries(self.features[queries]),
             embeddings[mask],
-            min(max(KS), len(calibration_entries.points)),
-            query_group=[group[self.calibration_rows] for group in groups] or None,
-            gallery_group=[group[members[mask]] for group in groups] or None,
+            min(CANDIDATES, len(calibration_entries.points)),
+            query_group=[group[queries] for group in groups] or None,
+            gallery_group=[np.where(members < 0, ELSEWHERE, group[members])[mask] for group in groups] or None,
             device=self.device,
         )
-        true_state, true_point = self.state_idx[self.state[self.calibration_rows]], self.points[self.calibration_rows]
-        vote, scores = choose(
-            similarity, index, calibration_entries, true_state, true_point, smoothing=self.smoothing, seed=self.seed
-        )
-        return Retriever(embedder, entries, embeddings, vote), scores
+        truth = self.state_idx[self.state[queries]], self.points[queries]
+        options: dict[str, Any] = {"smoothing": self.smoothing, "seed": self.seed}
+        vote, scores = choose(similarity, index, calibration_entries, *truth, **options)
+        reranker = None
+        if self.rerank:
+            crowded = crowding(embeddings[mask], calibration_entries.points, self.device)
+            inner = self.exclusion_groups[-1][queries]
+            fitted, again, index = Reranker.fit(similarity, index, calibration_entries, crowded, truth[1], inner)
+            options["temperatures"] = reranking.TEMPERATURES
+            vote_again, scores_again = choose(again, index, calibration_entries, *truth, **options)
+            before, after = (float(table["final"].max()) for table in (scores, scores_again))
+            log.info("a second look scores %.4f on calibration places, similarity alone %.4f", after, before)
+            if after > before:
+                reranker = replace(fitted, crowded=crowding(embeddings, entries.points, self.device))
+                vote, scores = vote_again, scores_again
+        return Retriever(embedder, entries, embeddings, vote, reranker), scores
 
     def select_members(self, embedder: Embedder, size: int = 0, strategy: str = "land") -> np.ndarray:
         """The training places in the gallery: `size` of them, or all for 0.

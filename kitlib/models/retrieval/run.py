@@ -27,17 +27,20 @@ import torch
 from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.core.processes import is_first_process
+from kitlib.data import readers
 from kitlib.data.places import Places
 from kitlib.evaluation import guesses
 from kitlib.evaluation.crossval import Unfinished
 from kitlib.evaluation.guesses import Guesses
-from kitlib.models.retrieval import embedders
+from kitlib.models.retrieval import bank, embedders
 from kitlib.models.retrieval.config import Config
 from kitlib.models.retrieval.embedders import Embedder, Frozen
 from kitlib.models.retrieval.geoclip import load_geoclip
 from kitlib.models.retrieval.retriever import Retriever, RetrieverBuilder
 from kitlib.training.session import EncoderSession
 from kitlib.vision import weights
+from kitlib.vision.encoders import Encoder
+from kitlib.vision.inputs import Inputs
 
 
 class Session(EncoderSession[Config]):
@@ -56,11 +59,18 @@ class Session(EncoderSession[Config]):
         recorded: Mapping[str, Any] | None,
         **options: Any,
     ) -> dict[str, str]:
-        """Refuse an unreadable gallery or weights file."""
+        """Refuse an unreadable gallery or weights file; the places of a gallery decide the result."""
         config.points()
         if config.geoclip:
             load_geoclip(config.geoclip)
-        return super().check(config, places, folds_column, todo, recorded)
+        checksums = super().check(config, places, folds_column, todo, recorded)
+        if config.bank:
+            other = readers.load(config.bank)
+            if config.by != "mean" and len(other.views) != len(places.views):
+                raise KitError(f"gallery: expected places with {len(places.views)} views, as by is {config.by}; "
+                               f"got {len(other.views)}")  # fmt: skip
+            checksums["gallery places"] = other.checksum
+        return checksums
 
     @property
     def spawns(self) -> bool:
@@ -85,6 +95,11 @@ class Session(EncoderSession[Config]):
             if encoder:
                 weights.save_encoder(encoder, folder / "encoder.safetensors")
                 builder = replace(builder, features=self.fold_features(fold)["train"])
+        if config.bank:
+            other = Inputs(readers.load(config.bank), config.encoder, config.image_size, config.mirror, self.dtype)
+            tuned = self.fold_encoder(fold) if config.finetune_epochs else None
+            joining = bank.load(self, other, tuned, folder / "embeddings", builder.rows)
+            builder = replace(builder, bank=joining)
         retriever, scores = builder.build(embedder, config.points(), config.gallery_size)
         retriever.save(folder)
         with storage.atomic_write(folder / "choice.csv") as beside:
@@ -109,9 +124,13 @@ class Session(EncoderSession[Config]):
         """`features` by the fold's own encoder if it was fine-tuned, computed once and cached."""
         if not self.config.finetune_epochs:
             return self.features
+        return self.embed(self.fold_encoder(fold), self.folder(fold) / "embeddings")
+
+    def fold_encoder(self, fold: int) -> Encoder:
+        """The encoder that a fold has fine-tuned."""
         encoder = self.encoder()
         weights.load_encoder(encoder, self.folder(fold) / "encoder.safetensors")
-        return self.embed(encoder, self.folder(fold) / "embeddings")
+        return encoder
 
     def held_out_rows(self, fold: int) -> np.ndarray:
         """Rows (H,) of the places that a fold holds out and that have a usable picture."""
@@ -143,6 +162,7 @@ class Session(EncoderSession[Config]):
             exclusion_groups,
             embedder_is_trained=config.method != "knn",
             smoothing=config.smoothing,
+            rerank=config.rerank,
             seed=config.seed,
             device=self.device,
         )

@@ -46,6 +46,11 @@ class Entries:
         """The entries at row numbers or under a mask (M,)."""
         return replace(self, points=self.points[rows], states=self.states[rows])
 
+    def joined(self, points: np.ndarray, states: np.ndarray) -> Entries:
+        """These entries, followed by others at points (B, 2) with states (B, S)."""
+        points, states = np.concatenate([self.points, points]), np.concatenate([self.states, states])
+        return replace(self, points=points, states=states)
+
     def fallback(self, sample_id: np.ndarray) -> Guesses:
         """Guesses for places (N,) without a usable picture: the states' frequencies and one constant point."""
         return baselines.constant(sample_id, self.state_idx, self.common, self.middle)

@@ -115,6 +115,27 @@ def test_a_smaller_start_keeps_what_varies_most():
     assert torch.allclose(small @ small.T, large @ large.T, atol=1e-3)
 
 
+def test_fewer_places_than_features_have_the_directions_of_the_large_decomposition():
+    torch.manual_seed(0)
+    features = torch.randn(12, D) * torch.linspace(1, 3, D)
+    centred = features - features.mean(0)
+    found = metric_learning.principal_directions(centred, D)
+    wanted = torch.linalg.eigh((centred.T @ centred).double()).eigenvectors.flip(1).T
+    for dim in (1, 4, 11):  # 11 is the rank: the rest are arbitrary
+        assert torch.allclose(torch.linalg.svdvals(found[:dim] @ wanted[:dim].T), torch.ones(dim).double(), atol=1e-5)
+    assert torch.allclose(found @ found.T, torch.eye(D).double(), atol=1e-6)
+
+
+def test_of_many_places_with_many_features_some_give_the_directions(monkeypatch):
+    torch.manual_seed(0)
+    two = torch.randn(3000, 2) @ torch.randn(2, D)
+    monkeypatch.setattr(metric_learning, "MOST_ROWS", D - 10)
+    projection = Projection(D, 2)
+    projection.fit_scale(two)
+    standard = projection.standardise(two)
+    assert torch.allclose(standard @ projection.start.T @ projection.start, standard, atol=1e-3)
+
+
 def test_constant_features_and_half_precision_stay_finite():
     features = torch.randn(20, D).half()
     features[:, 3] = 7

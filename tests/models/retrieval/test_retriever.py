@@ -14,6 +14,7 @@ from kitlib import geo
 from kitlib.core.errors import KitError
 from kitlib.models.retrieval import retriever
 from kitlib.models.retrieval.embedders import Frozen
+from kitlib.models.retrieval.reranking import Reranker
 from kitlib.models.retrieval.retriever import Retriever, RetrieverBuilder
 
 N, ROWS = 120, np.arange(90)
@@ -63,6 +64,27 @@ def test_it_goes_to_a_folder_and_back(builder, frozen, tmp_path):
     again = Retriever.load(tmp_path, "knn", "mean")
     assert again.vote == made.vote
     assert np.array_equal(again.embeddings, made.embeddings.astype(np.float16))
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["nearest first", "farthest first"])
+def test_a_second_look_is_taken_where_it_helps(builder, frozen, monkeypatch, tmp_path, sign):
+    noise = torch.randn(N, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+    poor = replace(builder, features=builder.features + 0.5 * noise, rerank=True)
+    fitted = Reranker.fit
+
+    def by_truth(similarity, index, entries, crowded, points, group):
+        reranker, _, index = fitted(similarity, index, entries, crowded, points, group)
+        km = geo.distance_km(points[:, None], entries.points[index]) * sign
+        order = np.argsort(km, axis=1)
+        return reranker, -np.take_along_axis(km, order, 1) / 100, np.take_along_axis(index, order, 1)
+
+    monkeypatch.setattr(Reranker, "fit", by_truth)
+    made, _ = poor.build(frozen)
+    assert (made.reranker is not None) == (sign == 1)
+    made.save(tmp_path)
+    again, sample_id = Retriever.load(tmp_path, "knn", "mean"), np.arange(30).astype(str)
+    one, two = (each.guess(sample_id, poor.features[held_out(poor)]) for each in (made, again))
+    assert (again.reranker is not None) == (sign == 1) and np.allclose(one.weights, two.weights, atol=0.02)
 
 
 def calibration_search(builder, frozen, monkeypatch) -> dict[str, Any]:

@@ -83,6 +83,13 @@ def test_a_trained_embedder_leaves_whole_groups_for_calibration(world):
     assert not set(builder.rows) & set(session.held_out_rows(0))
 
 
+def test_candidates_are_looked_at_again(world):
+    run = retrieval.train(dataclasses.replace(KNN, rerank=True), world, "reranked", n_folds=3)
+    check(run, world)
+    again = retrieval.predict("reranked", world)
+    assert np.array_equal(again.state_probs, run.guesses("test").state_probs)
+
+
 @pytest.mark.parametrize("by", ["heading", "rotation"])
 def test_views_are_compared_in_other_ways(world, by):
     check(retrieval.train(dataclasses.replace(KNN, by=by), world, by, n_folds=3), world)
@@ -230,7 +237,7 @@ def test_a_folder_with_metadata_ends_with_metrics_too(world, tmp_path):
         ({"method": "magic"}, "expected one of knn, metric, gps"),
         ({"by": "smell"}, "expected one of mean, heading, rotation"),
         ({"method": "metric", "by": "heading"}, "expected mean with method"),
-        ({"gallery": "grid:50"}, "expected train with method"),
+        ({"gallery": "grid:50"}, "expected train or places:DATA with method"),
         ({"sigmas": "2,x"}, "expected numbers above 0"),
         ({"smoothing": 0.0}, "more than 0"),
         ({"finetune_epochs": 1}, "expected 0 with method"),
