@@ -25,9 +25,7 @@ def add_to(app: typer.Typer) -> None:
 
 def embed(
     data: Annotated[str, typer.Argument(help="A folder, a .zip, or a name under data/raw.")],
-    encoder: Annotated[
-        str, typer.Option(help="As in a notebook; several are joined by +.")
-    ],
+    encoder: Annotated[str, typer.Option(help="As in a notebook; several are joined by +.")],
     image_size: Annotated[int, typer.Option(help="Pixels the encoder sees; 0 for its own size.", min=0)] = 0,
     mirror: Annotated[bool, typer.Option("--mirror", help="The mirrored places as well.")] = False,
     shard: Annotated[str, typer.Option(help="Only this part: 0/4 to 3/4, on any machine.")] = "",

@@ -66,16 +66,19 @@ def expand(plan: str, given: Mapping[str, str] | None = None, shards: int = 1) -
     """
     stages: list[list[Job]] = [[]]
     stage_of: dict[str, int] = {}
+    mirrored: dict[tuple[str, str, int], bool] = {}  # data, encoder, image size
     for run in runs_of(plan, given):
         config = asdict(run.config)
-        if config.get("encoder"):
-            stages[0] += [job for job in _embedding(run.values["DATA"], config, shards) if job not in stages[0]]
+        for encoder in paths.joined(config["encoder"]) if config.get("encoder") else []:
+            key = str(run.values["DATA"]), encoder, config["image_size"]
+            mirrored[key] = mirrored.get(key, False) or (config["mirror"] and not options.learns(config))
         stage = 1 + max((stage_of.get(str(config.get(name)), 0) for name in ("router", "start_from")), default=0)
         stage_of[run.name] = stage
         stages += [[] for _ in range(stage + 1 - len(stages))]
         stages[stage] += _training(run, config)
     if not stage_of:
         raise KitError(f"plan {plan}: expected steps that train; got none")
+    stages[0] = [_embedding(*key, mirror, f"{k}/{shards}") for key, mirror in mirrored.items() for k in range(shards)]
     return stages if any(stages[1:]) else []
 
 
@@ -117,14 +120,9 @@ def _maker(book: Notebook) -> tuple[str, dict[str, Any]]:
     raise KitError(f"{book.name}: expected a call of Config.from_parameters; got none")
 
 
-def _embedding(data: str, config: Mapping[str, Any], shards: int) -> list[Job]:
-    more = ["--mirror"] if config["mirror"] and not options.learns(config) else []
-    return [
-        Job(f"{name}, shard {k}/{shards}", ("embed", data, "--encoder", name, "--image-size", str(config["image_size"]),
-                                            *more, "--shard", f"{k}/{shards}"))
-        for name in paths.joined(config["encoder"])
-        for k in range(shards)
-    ]  # fmt: skip
+def _embedding(data: str, encoder: str, image_size: int, mirror: bool, shard: str) -> Job:
+    words = ["embed", data, "--encoder", encoder, "--image-size", str(image_size), *(["--mirror"] if mirror else [])]
+    return Job(f"{encoder}, shard {shard}", (*words, "--shard", shard))
 
 
 def folds_of(run: Run) -> list[int]:

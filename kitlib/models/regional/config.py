@@ -53,4 +53,4 @@ class Config(RegressorOptions):
     CHOICES: ClassVar = {"scaler": KINDS}
     PARSERS: ClassVar = {"regions": n_clusters_of, "router": lambda text: paths.file_name(text, "router")}
     POSITIVE: ClassVar[Names] = ("min_places", "routes", "min_samples")
-    PRESETS: ClassVar = {"sample": {"encoder": "tiny", "finetune": False, "scaler": "standard"}}
+    PRESETS: ClassVar = {"sample": {"encoder": "tiny", "mirror": False, "finetune": False, "scaler": "standard"}}
