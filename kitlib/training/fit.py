@@ -28,6 +28,7 @@ from kitlib.core import processes, storage
 from kitlib.core.errors import Damaged, Interrupted, KitError
 from kitlib.data.loader import Batches
 from kitlib.training import checkpoints
+from kitlib.training.averaging import Averaging
 from kitlib.training.resume_callback import ResumeCallback, Stopped
 from kitlib.training.wandb_logger import Tracker
 from kitlib.vision.device import best_device, best_dtype, precision_of
@@ -112,6 +113,7 @@ def fit(
     logger: Any = None,
     monitor: str = "",
     patience: int = 0,
+    average: float = 0.0,
 ) -> Fitted:
     """Train `module`, or continue training it from the checkpoints in `folder`; a finished fit just loads its weights.
 
@@ -132,6 +134,9 @@ def fit(
     are the module's state_dict after validation: what on_validation_epoch_end changes in the module's parameters and
     buffers is part of them, and of every checkpoint.
 
+    average: the fit ends with the mean of the weights over this last share of its steps (`averaging`), not with the
+    last ones; with a monitor there are no last ones.
+
     history: epoch (passes made), step, lr (the largest of the groups), seconds, loss and what training logged (means
     over the rows since the line before), and at an epoch's end what validation logged.
     Raises KitError if the folder began with other settings, none of its checkpoints can be read, a loss or weight is
@@ -147,6 +152,8 @@ def fit(
         raise KitError(f"monitor: expected a metric of validation, none of {', '.join(OWN_NAMES)}; got {monitor!r}")
     if patience < 0 or (patience and not monitor):
         raise KitError(f"patience: expected a whole number from 0, and a monitor; got {patience}, monitor {monitor!r}")
+    if monitor and average:
+        raise KitError(f"average: expected 0 with a monitor, whose best weights are taken; got {average}")
     folder, device = Path(folder), best_device()
     precision = precision_of(best_dtype(device)) if precision == "auto" else precision
     precision = LIGHTNING.get(precision, precision)
@@ -154,6 +161,7 @@ def fit(
     settings |= {"batch_size": batches.batch_size}
     settings |= {"epochs": epochs, "accumulate": accumulate, "gradient_clip": gradient_clip, "seed": seed}
     settings |= {"order_seed": batches.seed, "precision": precision, "devices": devices}
+    settings |= {"average": average} if average else {}
     if monitor and val_batches:  # only then does validation decide the result
         settings |= {"monitor": monitor, "patience": patience, "val_rows": storage.digest(val_batches.rows)}
     record = checkpoints.begin(folder, settings)
@@ -165,6 +173,7 @@ def fit(
 
     deadline = math.inf if max_hours is None else time.monotonic() + max_hours * 3600
     callback = ResumeCallback(folder, batches, checkpoint_steps, seed, deadline, monitor, patience)
+    averaging = Averaging(average)
     for library in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -178,7 +187,7 @@ def fit(
             max_epochs=epochs,
             accumulate_grad_batches=accumulate,
             gradient_clip_val=gradient_clip,
-            callbacks=[callback],
+            callbacks=[averaging, callback] if average else [callback],  # the latter writes checkpoints
             plugins=[checkpoints.AtomicCheckpointIO()],
             logger=logger or False,
             log_every_n_steps=min(50, total_steps(len(batches.rows), batches.batch_size, accumulate, 1, devices)),
@@ -214,6 +223,8 @@ def fit(
         trainer.strategy.barrier()  # the first process may still be writing them
         module.load_state_dict(checkpoints.best_weights(folder), strict=module.strict_loading)
         trainer.strategy.barrier()  # all have read it before it goes
+    if finished and average:
+        averaging.apply(module)
     if finished and trainer.is_global_zero:
         checkpoints.finish(folder, record | {"finished": end}, module.state_dict())
         log.info("%s done: %s", callback.label, callback.latest())

@@ -20,9 +20,11 @@ class GeolocatorOptions(TrainingOptions):
 
     soft_labels: str = "place"  # distances of the state targets: from the place, between states (matrix), or none
     temperature_km: float = 75.0  # km at which a target's weight falls to 1/e, of states and of cells
+    average: float = 0.0  # share of the last steps whose mean weights are kept; 0: the last weights
 
     CHOICES: ClassVar = {"soft_labels": SOFT_LABELS}
     POSITIVE: ClassVar[Names] = ("temperature_km",)
+    SHARES: ClassVar[Names] = ("average",)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ class Session(EncoderSession[Config]):
                 max_hours=self.hours_left,
                 precision=precision_of(self.dtype),
                 seed=config.seed,
+                average=config.average,
             )
             if not fitted.finished:
                 raise Unfinished
