@@ -14,7 +14,6 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import modal
@@ -22,15 +21,11 @@ from modal.types import FileEntryType
 
 from kitlib.core import paths, storage
 from kitlib.core.errors import KitError
-from kitlib.platforms import jobs
-from kitlib.training import options
+from kitlib.platforms import effort, jobs
 
 HOME = "/vol"
 DAY = 24 * 3600
 LOOK_SECONDS = 10.0  # between two looks for new files to commit
-MIN_HOURS = 0.25  # of a plan besides the encoder: tables, figures, the start of a container
-FOLD_HOURS = 0.1  # heads, gallery and guesses of a fold
-PICTURES, VIT_L_GFLOP, VIT_L_SIZE, BLOCKS = 329_900, 382.0, 336, 24  # the competition; StreetCLIP's encoder
 
 # ------ the work, in any folder
 
@@ -107,31 +102,10 @@ def estimate(plan: str, given: Mapping[str, str], gpu: str) -> str:
     table = storage.read_json(paths.package_dir() / "platforms" / "modal_prices.json")
     if name not in table["gpus"]:
         return f"no estimate: the table of prices has {', '.join(table['gpus'])}, not {name}"
-    petaflop, folds, unknown, embedded = 0.0, 0, [], set()
-    for run in jobs.runs_of(plan, given, preset_only=True):
-        config = asdict(run.config)
-        n_folds = len(jobs.folds_of(run))
-        folds += n_folds
-        if run.family == "vlm":
-            unknown.append(run.name)
-            continue
-        if config["encoder"] == "tiny":
-            continue
-        size, mirror = config["image_size"] or VIT_L_SIZE, 1 + config["mirror"]
-        pass_over = PICTURES * VIT_L_GFLOP * (size / VIT_L_SIZE) ** 2 / 1e6
-        frozen = 1 if options.learns(config) else mirror
-        if (key := (config["encoder"], size, frozen)) not in embedded:
-            petaflop += pass_over * frozen * len(paths.joined(config["encoder"]))
-            embedded.add(key)
-        epochs = config.get("finetune_epochs", config["epochs"] if config.get("finetune") else 0)
-        blocks = config.get("finetune_blocks", -1)
-        share = 1 if blocks < 0 else min(1.0, blocks / BLOCKS)
-        petaflop += n_folds * pass_over * bool(epochs) * (0.8 * epochs * (1 + 2 * share) + 0.4 * mirror)
     gpus, row = int(number or 1), table["gpus"][name]
-    hours = petaflop * 1000 / row["tflops"] / 3600 / gpus + MIN_HOURS + FOLD_HOURS * folds
+    hours, unknown = effort.hours(plan, given, row["tflops"] * gpus)
     text = f"about {hours:.1f} hours and {hours * gpus * row['dollars_an_hour']:.0f} dollars on {gpu}"
-    text += f": an estimate for the competition's {PICTURES:,} pictures through a ViT-L, prices of {table['date']}"
-    return text + (f"; without {', '.join(unknown)}, whose time depends on the replies" if unknown else "")
+    return f"{text}: {effort.BASIS}, prices of {table['date']}{unknown}"
 
 
 # ------ the same in Modal's containers

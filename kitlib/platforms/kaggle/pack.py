@@ -17,6 +17,7 @@ from kitlib.core import paths, storage
 from kitlib.core.errors import KitError, shown
 from kitlib.pipeline.notebook import Value
 from kitlib.pipeline.plans import Plan, Ready, check
+from kitlib.platforms import effort
 from kitlib.platforms.kaggle import notebooks, weights, wheels
 from kitlib.platforms.kaggle.notebooks import Sources
 
@@ -47,6 +48,7 @@ def pack(plan: str, given: Mapping[str, str], options: Options, out: Path | None
     _check_names(options)
     file, content, steps = check(plan, dict(given))
     needed = weights.needed(steps)
+    hours, unknown = effort.hours(plan, given, T4S * effort.T4_TFLOPS)
     steps = [_for_kaggle(step, options) for step in steps]
     if options.one and (own := [step.name for step in steps if step.notebook.path.parent != paths.notebooks_dir()]):
         raise KitError(f"--one: expected notebooks of the kit, which its wheel holds; got {', '.join(own)}")
@@ -55,7 +57,8 @@ def pack(plan: str, given: Mapping[str, str], options: Options, out: Path | None
         raise KitError(f"--out: expected a new folder, or one of an earlier pack; got {shown(folder.name)}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as new:
-        _write(Path(new) / "pack", file.stem, content, steps, needed, options)
+        estimate = f"about {hours:.1f} hours: {effort.BASIS}{unknown}"
+        _write(Path(new) / "pack", file.stem, content, steps, needed, options, estimate)
         if folder.exists():
             shutil.rmtree(folder)
         (Path(new) / "pack").rename(folder)
@@ -77,7 +80,8 @@ def summary(folder: Path) -> str:
     lines = [f"dataset {record['dataset']}: {len(list((folder / 'dataset').glob('*.whl')))} wheels"]
     lines += [f"weights {one['source']}: {one['licence']}" for one in record["weights"]]
     lines += [f"notebook {kernel['id']}" for kernel in record["kernels"]]
-    return "\n".join([*lines, f"{size:,.0f} MB, all of it private"])
+    lines += [f"{size:,.0f} MB, all of it private", f"on two T4s {record.get('estimate', 'not estimated')}"]
+    return "\n".join(lines)
 
 
 def _check_names(options: Options) -> None:
@@ -119,7 +123,9 @@ def _data(value: str, options: Options) -> str:
                    f"--dataset OWNER/{paths.slug(Path(value).stem) or 'SLUG'}; got {shown(value)}")  # fmt: skip
 
 
-def _write(folder: Path, plan: str, content: Plan, steps: list[Ready], needed: list[str], options: Options) -> None:
+def _write(
+    folder: Path, plan: str, content: Plan, steps: list[Ready], needed: list[str], options: Options, estimate: str
+) -> None:
     """Write the dataset, the weights, a folder a notebook, and the record."""
     owner = options.owner
     resumed, part = _part(options.resume, [plan] if options.one else [step.name for step in steps])
@@ -158,7 +164,7 @@ def _write(folder: Path, plan: str, content: Plan, steps: list[Ready], needed: l
         for one in attached
         if one.folder
     ]
-    about |= {"dataset": f"{owner}/{dataset}", "weights": places, "kernels": kernels}
+    about |= {"dataset": f"{owner}/{dataset}", "weights": places, "kernels": kernels, "estimate": estimate}
     storage.write_json(folder / RECORD, about)
 
 

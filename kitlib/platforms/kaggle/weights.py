@@ -46,14 +46,18 @@ def needed(steps: Iterable[Ready], drawn: str = "sample") -> list[str]:
             preset = values.get("DATA") == drawn and name not in step.values and name.lower() not in more
             chosen = str(more.get(name.lower(), values[name]))
             if not preset:
-                names.append(chosen or ("tiny" if values.get("DATA") == drawn else STREETCLIP))
+                chosen = chosen or ("tiny" if values.get("DATA") == drawn else STREETCLIP)
+                names += [each.removesuffix(paths.STAGES) for each in paths.joined(chosen)]
     return [name for name in dict.fromkeys(names) if name.startswith(("hf:", "timm:"))]
 
 
 def portable(name: str) -> str:
     """An encoder or model as the notebooks on Kaggle name it: a file or folder of this machine by its bare name."""
-    before, path = paths.split(name)
-    return before + Path(path).name if _local(path) else name
+    if len(several := paths.joined(name)) > 1:
+        return "+".join(portable(each) for each in several)
+    plain = name.removesuffix(paths.STAGES)
+    before, path = paths.split(plain)
+    return (before + Path(path).name if _local(path) else plain) + name[len(plain) :]
 
 
 def attach(name: str, owner: str, given: Mapping[str, str], licence_name: str, folder: Path) -> Attached:
