@@ -37,7 +37,8 @@ PRIOR = "prior.npz"  # points and states of a fold's training places
 def task_of(config: Config, places: Places) -> Task:
     """The task of a run with these places."""
     # A stream may have names of other countries, which are no states of these places.
-    labels = {} if config.stream else {config.label: Labels(places.states["state"])}
+    fields = [config.label, *(["states"] if config.ranked else [])]
+    labels = {} if config.stream else dict.fromkeys(fields, Labels(places.states["state"]))
     return config.task("Region" if places.template is None else "State", labels)
 
 
@@ -179,7 +180,8 @@ class Session(TorchSession[Config]):
 
     def cases(self, split: str, rows: np.ndarray) -> Cases:
         """Places of a split as cases for a prompt."""
-        return dataset.places_cases(self.places, self.packs[split], rows, self.config.max_side, self.config.label)
+        config = self.config
+        return dataset.places_cases(self.places, self.packs[split], rows, config.max_side, config.label, config.ranked)
 
     def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
         """The guesses of a fold's trained model for the places in `rows` (all when None)."""

@@ -44,7 +44,7 @@ def plain_lines(text: str, is_key: Callable[[str], object]) -> tuple[str, str, l
 
     is_key: whether the cell of a table is a key.
     """
-    text, points = _addresses(TAGS.sub("\n", text).replace('\\"', '"'))
+    text, points = _addresses(TAGS.sub("\n", text).replace('\\"', '"').replace(" > ", ", "))
     boxed = ""
     if "\\" in text:
         for pattern, plain in LATEX:

@@ -13,7 +13,9 @@ The grammar, from the strongest to the weakest:
    a word such as "coordinates" before numbers with fractions. "Exit 12, 14" and "speed limit 55, 65" are none.
 4. Numbers have signs or hemispheres (N, "north latitude", 北纬, "latitud norte"), points or commas, degrees, minutes
    and seconds, and perhaps "about" before or a tolerance (±) behind them (`coordinates`).
-5. A name of a closed vocabulary is a whole name in one of its usual forms (`vocabulary`), perhaps with "probably"
+5. `States: Ohio, Indiana, ...` ranks names, the likeliest first; names outside the vocabulary and repetitions are left
+   out, and those after the fifth.
+6. A name of a closed vocabulary is a whole name in one of its usual forms (`vocabulary`), perhaps with "probably"
    before it and a reason behind it, in brackets, behind a dash or a comma.
 
 A field that is missing, out of range, or given twice in two ways is None: a list of places is not an answer, and
@@ -32,6 +34,7 @@ from kitlib.models.vlm.conversation.coordinates import Point
 from kitlib.models.vlm.conversation.vocabulary import LONGEST, Labels, normalised
 
 NAMES = ("city", "region", "country")
+RANKS = 5  # states of a ranked reply that count, as in the competition
 MAX_LENGTH = 2000  # characters of a reply without its reasoning; a longer one is not parsed
 SAME_KM = 2.0  # between two points that are one: decimals, and the same in minutes behind them
 
@@ -47,6 +50,7 @@ KEY = re.compile(
         (?: (?P<city> city | town )
           | (?P<region> (?:region|state|province) (?: [ ]*[/ ][ ]* (?:region|state|province))? )
           | (?P<country> country | nation )
+          | (?P<states> states )
           | (?P<point> coordinates? | coords? | points? | gps | location | position )
         ) \b {MORE} [ \t]* [:=]
       | (?: (?P<lat> lat(?:itude)? ) | (?P<lon> lon(?:gitude)? | lng | long (?=[ \t]*(?:[:=.(]|-\d|\d+[.])) )
@@ -80,13 +84,15 @@ BESIDES = re.compile(r"\b(?:points?|coordinates?|gps|and|lonlat)\b", re.IGNORECA
 class Reply:
     """A parsed reply, or the truth about a place: point [lat, lon] in degrees, and names; None is unknown.
 
-    region: the state, province or whatever the data set calls it.
+    region: the state, province or whatever the data set calls it. states: ranked ones, the likeliest first; of a truth
+    the true one first.
     """
 
     point: tuple[float, float] | None = None
     city: str | None = None
     region: str | None = None
     country: str | None = None
+    states: tuple[str, ...] | None = None
 
 
 def visible(reply: str) -> str:
@@ -102,11 +108,11 @@ def visible(reply: str) -> str:
 def read(reply: str, labels: Mapping[str, Labels] | None = None, bare: str | None = None) -> Reply:
     """Parse a reply.
 
-    labels: vocabularies by field ("city", "region", "country"); such a field is one of its labels or None, any other
-    has the reply's own wording. bare: a field with a vocabulary that a line without a key may name.
+    labels: vocabularies by field ("city", "region", "country", "states"); such a field has labels or is None, any
+    other has the reply's own wording. bare: a field with a vocabulary that a line without a key may name.
 
     >>> read("**State:** Ohio\\n40°N, 83°W")
-    Reply(point=(40.0, -83.0), city=None, region='Ohio', country=None)
+    Reply(point=(40.0, -83.0), city=None, region='Ohio', country=None, states=None)
     >>> read("40, -83 or 41, -90").point is None
     True
     >>> read("The limits are 55, 65.\\nLatitude: 40 (near exit 12)\\nLongitude: -83").point
@@ -141,7 +147,7 @@ def _parse(
         names[name] = _name([_without_points(value) for value in values[name]], labels.get(name))
     if bare is not None and names[bare] is None and not any(map(normalised, values[bare])):
         names[bare] = _one({label for line in lines if (label := labels[bare].find_name(line.strip(" \t-+,;:")))})
-    return Reply(_same(points), **names)
+    return Reply(_same(points), **names, states=_ranked(values["states"], labels.get("states")))
 
 
 def _lines(text: str) -> tuple[dict[str, list[str]], str, list[str]]:
@@ -149,7 +155,7 @@ def _lines(text: str) -> tuple[dict[str, list[str]], str, list[str]]:
 
     The keys of coordinates without a colon ("latitude is 40") count where there are none with one.
     """
-    values: dict[str, list[str]] = {field: [] for field in (*NAMES, "lat", "lon", "point", layout.LON_LAT)}
+    values: dict[str, list[str]] = {field: [] for field in (*NAMES, "states", "lat", "lon", "point", layout.LON_LAT)}
     loose: dict[str, list[str]] = {"lat": [], "lon": [], layout.LON_LAT: []}
     prose: list[str] = []
     without: list[str] = []
@@ -265,3 +271,12 @@ def _name(texts: list[str], labels: Labels | None) -> str | None:
     names = {normalised(text): " ".join(text.split()).strip(" .") for text in texts}
     only = next(iter(names.values())) if len(names) == 1 and "" not in names else None
     return only if only and len(only) <= LONGEST else None
+
+
+def _ranked(texts: list[str], labels: Labels | None) -> tuple[str, ...] | None:
+    """The names of a list in their order, each once; None without any."""
+    items = [re.sub(r"^[\s\d.()\[\]-]+", "", item).strip(" .])") for item in re.split(r"[,;>\n]", "\n".join(texts))]
+    if labels is not None:
+        items = [label for item in items if (label := _name([item], labels))]
+    ranked = list(dict.fromkeys(item for item in items if normalised(item) and len(item) <= LONGEST))
+    return tuple(ranked[:RANKS]) or None

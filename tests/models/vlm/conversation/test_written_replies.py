@@ -204,6 +204,29 @@ def test_a_country_in_its_usual_forms(country, text):
     assert read(f"Country: {text}", labels).country == (country or None)
 
 
+RANKED = ("Texas", "Oklahoma", "Kansas")
+
+
+@pytest.mark.parametrize(
+    ("reply", "states"),
+    [
+        ("States: Texas, Oklahoma, Kansas\nCoordinates: 35.25, -101.5", RANKED),
+        ("**States:** TX > OK > KS\n35.25, -101.5", RANKED),
+        ("States:\n1. Texas\n2. Oklahoma (45 %)\n3. Kansas\nCoordinates: 35.25, -101.5", RANKED),
+        ('{"states": ["Texas", "Oklahoma", "Kansas"], "coordinates": [35.25, -101.5]}', RANKED),
+        ("States: Texas, Texas, Atlantis, Oklahoma, Kansas\n35.25, -101.5", RANKED),
+        (
+            "States: Texas, Ohio, Maine, Idaho, Oregon, Kansas\n35.25, -101.5",
+            ("Texas", "Ohio", "Maine", "Idaho", "Oregon"),
+        ),
+        ("States: Texas or Oklahoma\n35.25, -101.5", None),
+        ("States: unknown\n35.25, -101.5", None),
+    ],
+)
+def test_ranked_states_are_read_in_their_order(reply, states):
+    assert read(reply, {"states": STATES}) == Reply(HERE, states=states)
+
+
 def test_a_vocabulary_of_codes_takes_the_names():
     codes = Labels(["OH", "TX", "DC"])
     assert [codes.find(text) for text in ("Ohio", "Texas, USA", "TX", "Washington", "Washington, DC")] == [
