@@ -184,10 +184,10 @@ def streamed(
                     continue
                 if not (-90 <= point[0] <= 90 and -180 <= point[1] <= 180):
                     continue
-                named = {name: _named(row[c], columns.class_names.get(c)) for name, c in names.items() if c}
+                named: dict[str, Any] = {}
+                named |= {name: _named(row[c], columns.class_names.get(c)) for name, c in names.items() if c}
                 usable += 1
-                truth = replace(Reply(point), **named)
-                yield extend({"sample_id": f"{epoch}-{number}", "images": shown, "truth": truth})
+                yield extend({"sample_id": f"{epoch}-{number}", "images": shown, "truth": Reply(point, **named)})
             if not usable:
                 raise KitError(f"data set {Path(source).name} ({split}) has no row with coordinates and pictures")
 
