@@ -97,7 +97,7 @@ def learn(config: vlm_config.Config, more: dict[str, Any], data: Places, name: s
     """One seed: the evaluations of reinforcement learning after fine-tuning; an existing run is read, not repeated."""
     began = time.perf_counter()
     tuned = vlm.train(config, data, f"{name}-sft")
-    rewarded = dataclasses.replace(config, start_from=f"{name}-sft", **REWARDED, **more)
+    rewarded = dataclasses.replace(config, start_from=f"{name}-sft", **(REWARDED | more))
     run = vlm.train(rewarded, data, f"{name}-grpo" + f"-{rewarded.credit}" * (config.environment != "single"))
     trained = time.perf_counter() - began
     both = {"before": reply_scores(tuned, data), "after": reply_scores(run, data)}

@@ -16,8 +16,8 @@ from kitlib.models.vlm.conversation.tasks import Task, TaskOptions
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
 QWEN = "hf:Qwen/Qwen2.5-VL-3B-Instruct"
-EXPECTED = "expected tiny, tiny:qwen3, hf:REPO_OR_FOLDER or tinker:NAME"
-TINY = ("qwen2.5", "qwen3")  # the kinds of tiny_model.py
+EXPECTED = "expected tiny, tiny:qwen3, tiny:qwen3.5, hf:REPO_OR_FOLDER or tinker:NAME"
+TINY = ("qwen2.5", "qwen3", "qwen3.5")  # the kinds of tiny_model.py
 METHODS = ("sft", "grpo")
 RATES = {"sft": 1e-4, "grpo": 1e-5}
 
@@ -33,7 +33,7 @@ def check_name(name: str) -> None:
 class Config(TaskOptions):
     """All settings that decide the result; they are saved with the run in params.json."""
 
-    model: str = QWEN  # hf:NAME, tinker:NAME, tiny or tiny:qwen3; see loading.py
+    model: str = QWEN  # hf:NAME, tinker:NAME, tiny, tiny:qwen3 or tiny:qwen3.5; see loading.py
     method: str = "sft"  # sft: learns target replies; grpo: learns from the rewards of its replies
     start_from: str = ""  # run with the same model to continue from; "": the model as published
     max_side: int = 448  # px of a picture's longest side; 0: as it is
