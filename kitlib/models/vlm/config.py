@@ -15,7 +15,7 @@ from kitlib.models.vlm.conversation.rewards import Weights
 from kitlib.models.vlm.conversation.tasks import Task, TaskOptions
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
-QWEN = "hf:Qwen/Qwen2.5-VL-3B-Instruct"
+QWEN = "hf:Qwen/Qwen3-VL-4B-Instruct"  # Apache-2.0; Qwen2.5-VL-3B is for research only
 EXPECTED = "expected tiny, tiny:qwen3, tiny:qwen3.5, hf:REPO_OR_FOLDER or tinker:NAME"
 TINY = ("qwen2.5", "qwen3", "qwen3.5")  # the kinds of tiny_model.py
 METHODS = ("sft", "grpo")

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from kitlib.models.vlm import loading
-from kitlib.models.vlm.conversation.dialogue import Tokens
+from kitlib.models.vlm.conversation.dialogue import Tokens, thinking_options
 from kitlib.models.vlm.conversation.prompts import Message
 from kitlib.vision.device import autocast
 
@@ -54,8 +54,8 @@ class Sampler:
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
-            enable_thinking=self.thinking,
             processor_kwargs={"return_tensors": "pt", "padding": True, "padding_side": "left"},
+            **thinking_options(self.processor, self.thinking),
         )
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
@@ -106,6 +106,11 @@ class PrefilledPrompts:
     rope_deltas: torch.Tensor
     cache: Any
     prompt_of: torch.Tensor
+
+    @property
+    def thinking(self) -> bool:
+        """As `PromptBatch.thinking`."""
+        return self.sampler.thinking
 
     @property
     def tokens(self) -> list[Tokens]:

@@ -274,7 +274,8 @@ class Session(TorchSession[Config]):
     def _sampler(self, model: Any, processor: Any) -> Sampler:
         config = self.config
         length, temperature, top_p = config.reply_tokens, config.guess_temperature, config.guess_top_p
-        return Sampler(model, processor, length, temperature, top_p, self.dtype)
+        thinking = config.reasoning and config.method == "grpo"  # fine-tuning teaches replies without a thought
+        return Sampler(model, processor, length, temperature, top_p, self.dtype, thinking)
 
     @property
     def _at_once(self) -> int:

@@ -2,8 +2,8 @@
 
 It cannot even write before `vlm.train` with method "sft" teaches it, as it teaches a real model. Its vocabulary has the
 words of the kit's questions and, like Qwen's, one token per digit, so that parsing, suppression, masking and merging
-work as with the real model. It comes in three generations: Qwen2.5-VL, Qwen3-VL and Qwen3.5, whose language model has
-linear attention in every second layer (the published one in three of four) and whose template opens or closes a thought.
+work as with the real model. It comes in three generations: Qwen2.5-VL, Qwen3-VL and Qwen3.5. The last has linear
+attention in every second layer (the published one in three of four), and its template opens or closes a thought.
 """
 
 from __future__ import annotations
@@ -33,16 +33,23 @@ TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-THINKING = (  # behind it in Qwen3.5, which thinks unless it is told not to
-    "{% if add_generation_prompt %}<think>\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}\n</think>\n\n{% endif %}{% endif %}"
+# Qwen3.5 thinks unless it is told not to, and its last reply has a thought, if only an empty one.
+NO_THOUGHT = "{{ '<think>\\n\\n</think>\\n\\n' }}"
+THINKING = TEMPLATE.replace(
+    "{{ message.role }}\n",
+    "{{ message.role }}\n{% if loop.last and message.role == 'assistant' %}" + NO_THOUGHT + "{% endif %}",
 )
+THINKING += (
+    "{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}" + NO_THOUGHT
+    + "{% elif add_generation_prompt %}{{ '<think>\\n' }}{% endif %}"
+)  # fmt: skip
 
 
 def build(kind: str = "qwen2.5", seed: int = 0, hidden: int = 128, layers: int = 2) -> tuple[Any, Any]:
     """A model of about half a million weights and its processor; the same seed makes the same weights.
 
-    kind: qwen2.5, qwen3 or qwen3.5. hidden: width of the language model, a multiple of 16. Raises KitError for another kind.
+    kind: qwen2.5, qwen3 or qwen3.5. hidden: width of the language model, a multiple of 32. Raises KitError for another
+    kind.
     """
     if kind not in KINDS:
         raise KitError(f"tiny model: expected {', '.join(KINDS)}; got {kind!r}")
@@ -106,7 +113,7 @@ def _processor(kind: str) -> Any:
         size={"shortest_edge": (2 * patch) ** 2, "longest_edge": PATCHES * patch**2 + 1},
     )
     if kind != "qwen2.5":
-        template = TEMPLATE + THINKING if kind == "qwen3.5" else TEMPLATE
+        template = THINKING if kind == "qwen3.5" else TEMPLATE
         videos: Any = hf.Qwen3VLVideoProcessor()
         return hf.Qwen3VLProcessor(images, tokenizer, videos, chat_template=template)
     videos = hf.Qwen2VLVideoProcessor()
@@ -147,7 +154,7 @@ def _model(kind: str, tokenizer: Any, seed: int, hidden: int, layers: int) -> An
         text["layer_types"] = text["layer_types"][:layers]
         text |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": hidden // 32}
         text |= {"linear_num_value_heads": hidden // 16}
-        more = {"num_position_embeddings": 64}
+        more: dict[str, Any] = {"num_position_embeddings": 64}
         config: Any = hf.Qwen3_5Config(text_config=text, vision_config=vision | more, tie_word_embeddings=False, **ids)
         build: Any = hf.Qwen3_5ForConditionalGeneration
     elif kind == "qwen3":

@@ -26,6 +26,7 @@ from trl import GRPOConfig, SFTConfig, SFTTrainer
 from kitlib.core import storage
 from kitlib.core.errors import Damaged, KitError
 from kitlib.models.vlm import dataset, loading
+from kitlib.models.vlm.conversation.dialogue import thinking_options
 from kitlib.models.vlm.conversation.prompts import assistant
 from kitlib.models.vlm.conversation.recorder import Recorder, Row
 from kitlib.models.vlm.conversation.tasks import Task
@@ -196,7 +197,9 @@ def sft(
     def extend(row: Row) -> Row:
         seed = np.random.SeedSequence([settings["seed"], *row["sample_id"].encode()]).generate_state(1)[0]
         messages, reply = task.example(source.views, row["truth"], int(seed))
-        return {"prompt": messages, "completion": [assistant(reply)], "images": row["images"]}
+        example = {"prompt": messages, "completion": [assistant(reply)], "images": row["images"]}
+        options = thinking_options(processor, False)
+        return example | ({"chat_template_kwargs": options} if options else {})
 
     # No max_length: it would cut the tokens of pictures off.
     arguments = SFTConfig(**_arguments(settings, folder, devices), max_length=None)
@@ -220,6 +223,7 @@ def grpo(
         num_generations=settings["group"],
         max_completion_length=settings["reply_tokens"],
         temperature=settings["temperature"],
+        chat_template_kwargs=thinking_options(processor, settings["reasoning"]),
         generation_kwargs=generation or {"suppress_tokens": suppressed},
         beta=settings["kl"],
         scale_rewards=settings["scale"],
