@@ -120,6 +120,7 @@ class Session(TorchSession[Config]):
         if config.stream:
             views = dataset.stream_views(config.stream, config.stream_split)
             source = trl.TrainingSource(None, config.stream, views)
+        trl.check_length(self.run.settings, self.task, source, processor)
         recorder = self.recorder(fold)
         args = (self.run.settings, model, processor, self.task, source, inner, self.devices)
         trainer = trl.sft(*args) if config.method == "sft" else trl.grpo(*args, recorder)

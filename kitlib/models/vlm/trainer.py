@@ -187,6 +187,16 @@ class TrainingSource:
         )
 
 
+def check_length(settings: Mapping[str, Any], task: Task, source: TrainingSource, processor: Any) -> None:
+    """Raise KitError if a target reply is longer than replies may be: it would be taught whole, and always cut."""
+    truths = [] if source.cases is None else source.cases.truths[:100]
+    replies = [task.example(source.views, truth, seed)[1] for seed, truth in enumerate(truths)]
+    lengths = [len(processor.tokenizer.encode(reply, add_special_tokens=False)) for reply in replies]
+    if (longest := max(lengths, default=0)) > (allowed := settings["reply_tokens"]):
+        reply = replies[lengths.index(longest)]
+        raise KitError(f"reply_tokens: expected at least {longest} for replies such as {reply!r}; got {allowed}")
+
+
 def sft(
     settings: Mapping[str, Any], model: Any, processor: Any, task: Task, source: TrainingSource, folder: Path,
     devices: int,

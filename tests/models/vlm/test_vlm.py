@@ -53,7 +53,7 @@ SFT = Config(
     device_batch=16,
     rate=3e-3,
     radii_km="3000,500",
-    reply_tokens=20,
+    reply_tokens=24,
     samples=2,
     eval_steps=0,
     eval_places=6,
@@ -437,6 +437,13 @@ def test_ranked_replies_are_taught_and_earn_the_score(data):
     assert len(run.guesses("oof")) == 12
 
 
+def test_replies_that_would_always_be_cut_are_refused(data):
+    with pytest.raises(
+        KitError, match=r"reply_tokens: expected at least \d+ for replies such as '(State|Region): .*; got 8"
+    ):
+        vlm.train(dataclasses.replace(SFT, reply_tokens=8), data, "cut")
+
+
 def test_an_adapter_is_merged_by_command(data, tmp_path, monkeypatch, capsys):
     config = dataclasses.replace(SFT, model="tiny:qwen3", lora_rank=2, steps=2)
     run, out = vlm.train(config, data, "adapted"), tmp_path / "merged"
@@ -540,8 +547,8 @@ def test_a_stream_is_learned_from_instead_of_the_places(data, tmp_path):
         ({"kl": 0.1}, "kl: expected 0 with lora_rank 0"),
         ({"radii_km": "far"}, "radii_km: expected numbers above 0"),
         ({"lengths": "2.7"}, "lengths: expected increasing values"),
-        ({"fields": "x"}, "fields: expected some of city, region, country, point"),
-        ({"fields": ""}, "fields: expected some of city, region, country, point"),
+        ({"fields": "x"}, "fields: expected some of city, region, country, states, point"),
+        ({"fields": ""}, "fields: expected some of city, region, country, states, point"),
         ({"start_from": "../x"}, "start_from: expected 1 to 100 letters"),
         ({"samples": 10**6}, "samples: expected at most 1024"),
         (
