@@ -10,7 +10,8 @@ The grammar, from the strongest to the weakest:
    the names are. "lon, lat" and GeoJSON put longitude first.
 3. Without labelled coordinates a bare pair is the answer in the last box of LaTeX; else in a map's address, alone on
    its line, and in the last sentence that names a coordinate: by letters, signs or decimals (`Run.is_precise`), or by
-   a word such as "coordinates" before numbers with fractions. "Exit 12, 14" and "speed limit 55, 65" are none.
+   "coordinates", "located at" or the like before numbers with fractions. "Exit 12, 14" and "speed limit 55, 65" are
+   none.
 4. Numbers have signs or hemispheres (N, "north latitude", 北纬, "latitud norte"), points or commas, degrees, minutes
    and seconds, and perhaps "about" before or a tolerance (±) behind them (`coordinates`).
 5. `States: Ohio, Indiana, ...` ranks names, the likeliest first; names outside the vocabulary and repetitions are left
@@ -65,12 +66,12 @@ ALONE_KEY = re.compile(
 )
 FINAL = re.compile(r"\b(?:final|best) (?:answer|guess|estimate|prediction)\b(?! (?:could|may|might))", re.IGNORECASE)
 SENTENCE = re.compile(r"(?<=[^\d\s][.!?])[ \t]+|(?<=\d[.!?])[ \t]+(?=[A-Z])|\n")
-CUE = re.compile(
-    r"\b(?:coordinates?|coords?|latitude|longitude|lat|lon|gps|points?|location|position|located|taken)\b",
-    re.IGNORECASE,
-)
+CUE = re.compile(r"\b(?:coordinates?|coords?|latitude|longitude|lat|lon|gps)\b", re.IGNORECASE)
 CUE_BEFORE = re.compile(
-    r"\b(?:coordinates?|coords?|gps|points?)(?: (?:is|are|of|at|be|would|likely|probably))*[ :=(]*$", re.IGNORECASE
+    r"\b(?:coordinates?|coords?|gps|point)(?: (?:is|are|of|at|be|would|likely|probably))*[ :=(]*$", re.IGNORECASE
+)
+PLACE_BEFORE = re.compile(
+    r"\b(?:located|taken|situated|lies|place|spot|location|guess)(?: (?:at|near|in|is|would|be))+[ :(]*$", re.IGNORECASE
 )
 REMARK_BEFORE = re.compile(
     r"\b(?:exits?|routes?|us|i|hwy|highways?|interstates?|roads?|limits?|speeds?|miles?|marker|signs?|plates?)\W*$",
@@ -169,14 +170,13 @@ def _lines(text: str) -> tuple[dict[str, list[str]], str, list[str]]:
             without.append(line)
             if open_key:
                 values[open_key].append(re.sub(r"^\s*[-+]\s+", "", line).strip(" \t,;"))
+                open_key = open_key if open_key in (*NAMES, "states") else ""  # a list of names is no name
         elif not keys and open_key and values[open_key]:
             open_key = ""
         starts = [key.start() for key in keys] + [len(line)]
         for key, end in zip(keys, starts[1:], strict=True):
-            field, value = (
-                layout.LON_LAT if layout.LON_LAT in key[0] else str(key.lastgroup),
-                line[key.end() : end].strip(" \t,;"),
-            )
+            field = layout.LON_LAT if layout.LON_LAT in key[0] else str(key.lastgroup)
+            value = line[key.end() : end].strip(" \t,;")
             has_colon = key[0][-1] in ":="
             open_key = field if has_colon and not value else ""
             if value:
@@ -242,7 +242,8 @@ def _is_named(sentence: str, run: coordinates.Run) -> bool:
     before = sentence[: run.start]
     if CUE_BEFORE.search(before) or run.is_precise:
         return True
-    return run.has_fractions and not REMARK_BEFORE.search(before) and CUE.search(before) is not None
+    is_meant = PLACE_BEFORE.search(before) or (CUE.search(before) and not REMARK_BEFORE.search(before))
+    return run.has_fractions and bool(is_meant)
 
 
 def _same(points: list[Point | None]) -> Point | None:
