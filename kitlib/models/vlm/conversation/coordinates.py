@@ -141,8 +141,7 @@ def plain(text: str) -> str:
         for pattern, word in CHINESE:
             text = pattern.sub(word, text)
         text = re.sub(r",(?=  ?[NSEW] )", ",", text)
-    text = re.sub(r"\b(?<!\w)latitud\b", "latitude", text, flags=re.IGNORECASE)
-    text = re.sub(r"\blongitud\b", "longitude", text, flags=re.IGNORECASE)
+    text = re.sub(r"\b(lat|long)itud\b", r"\1itude", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<![a-z])(?:deg(?:rees?)?|grados?)\b\.?", "°", text, flags=re.IGNORECASE)
     text = MINUTES.sub(_decimal, text)
     text = TOLERANCE.sub(" ", text)

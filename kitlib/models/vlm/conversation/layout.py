@@ -57,7 +57,7 @@ def plain_lines(text: str, is_key: Callable[[str], object]) -> tuple[str, str, l
     text = coordinates.plain(text)
     if "|" in text:
         text = "\n".join(_tables(text.splitlines(), is_key))
-    return _undressed(text), _undressed(coordinates.plain(boxed)), points
+    return _undressed(text), boxed and _undressed(coordinates.plain(boxed)), points
 
 
 def _undressed(text: str) -> str:

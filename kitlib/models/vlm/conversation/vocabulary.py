@@ -12,7 +12,7 @@ import csv
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ REASON = re.compile(
 OR = re.compile(r"[^\w]*(?:or|and|maybe|perhaps|possibly)\b", re.IGNORECASE)
 
 
+@lru_cache(4096)  # a training reads the same few names over and over
 def normalised(name: str) -> str:
     """A name without case, accents, full stops and apostrophes, with single spaces.
 

@@ -290,9 +290,9 @@ def test_a_point_written_in_any_form_reads_as_the_same_point(form, lat, lon):
     assert read(FORMS[form].format(**parts)).point == pytest.approx((lat, lon), abs=1e-5)
 
 
-def test_a_second_reads_a_thousand_replies_and_more():
+def test_a_second_of_a_processor_reads_thousands_of_replies():
     labels = {"region": STATES}
-    began = time.perf_counter()
-    for reply, *_ in WRITTEN * 3:
+    began = time.process_time()
+    for reply, *_ in WRITTEN * 5:
         read(reply, labels, "region")
-    assert (time.perf_counter() - began) / (3 * len(WRITTEN)) < 1 / 300  # a busy machine's share of thousands
+    assert 5 * len(WRITTEN) / (time.process_time() - began) > 1000
