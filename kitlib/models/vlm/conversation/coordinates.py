@@ -34,10 +34,12 @@ CHINESE = (
     (re.compile("[、和]"), ", "),
 )
 LETTER_OF = {
-    name: letter for letter, names in {
-        "N": "n north norte", "S": "s south sur sul", "E": "e east este leste", "W": "w west oeste",
-    }.items() for name in names.split()
-}  # fmt: skip
+    **dict.fromkeys("n north norte nord".split(), "N"),
+    **dict.fromkeys("s south sur sul sud".split(), "S"),
+    **dict.fromkeys("e east este leste".split(), "E"),
+    **dict.fromkeys("w west oeste ouest ovest".split(), "W"),
+}
+WORDS = "north|south|east|west|norte|sur|sul|este|leste|oeste|nord|sud|ouest|ovest"
 SIDE = r"(?: north | south | east | west | norte | sur | sul | este | leste | oeste | (?-i:[NSEW]) )"
 AXIS = r"(?: latitude | longitude | lat | long? )\b\.?"
 SIDE_OF_AXIS = re.compile(rf"(?<![\w'\u2019]) ({SIDE})(?:ern)? [ \t]+ ({AXIS}) ([ \t]*[:=])?", FLAGS)
@@ -64,6 +66,10 @@ HEDGE = re.compile(
     | aproximadamente | aprox\b\.? | alrededor[ ]de | cerca[ ]de | unos ) | [~\u2248] )
     \s* (?= [-+]? \d | [NSEW]\b[ ]?\d )""",
     FLAGS,
+)
+ON_TWO_LINES = re.compile(
+    r"^([ \t]*\d+(?:\.\d+)?[ \t]*°?[ \t]*[NS])[ \t]*,?\n(?=[ \t]*\d+(?:\.\d+)?[ \t]*°?[ \t]*[EW][ \t]*$)",
+    re.MULTILINE,
 )
 NOT_ON_EARTH = "999"
 UNIT = r"(?: [ \t]* ° )?"
@@ -145,18 +151,14 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<![a-z])(?:deg(?:rees?)?|grados?)\b\.?", "°", text, flags=re.IGNORECASE)
     text = MINUTES.sub(_decimal, text)
     text = TOLERANCE.sub(" ", text)
-    text = re.sub(r"(?<=[\d°])[ \t]*(?:de[ \t]+)?O(?![\w.])", " W", text)  # oeste
+    text = re.sub(r"(?<=[\d°])[ \t]*(?:de[ \t]+)?O(?!\w|\.\w)", " W", text)  # oeste
     text = re.sub(r"(?<=°)[ \t]+(?:of|de)[ \t]+(?=l)", " ", text)
-    text = re.sub(r"(?<=[\d°])[ \t]*\([ \t]*([NSEW])[ \t]*\)", r" \1", text)
+    text = re.sub(rf"(?<=[\d°])[ \t]*\([ \t]*({WORDS}|[NSEW])[ \t]*\)", _letter, text, flags=re.IGNORECASE)
     text = SIDE_OF_AXIS.sub(lambda match: _side(match, match[1], match[2]), text)
     text = AXIS_AND_SIDE.sub(lambda match: _side(match, match[2], match[1]), text)
-    text = re.sub(
-        r"(?<=[\d°])[ \t]+(?:(?:to|in)[ ]the[ ]+)?(north|south|east|west|norte|sur|sul|este|leste|oeste)\b",
-        _letter,
-        text,
-        flags=re.IGNORECASE,
-    )
+    text = re.sub(rf"(?<=[\d°])[ \t]+(?:(?:to|in) the +)?({WORDS})\b", _letter, text, flags=re.IGNORECASE)
     text = AXES_BEHIND.sub(r"Latitude: \1\nLongitude: \2\n", text)
+    text = ON_TWO_LINES.sub(r"\1, ", text)
     text = HEDGE.sub("", text)
     return re.sub(r"(?<=[:=,;])([ \t]*)-[ \t]+(?=\d)", r"\1-", text)  # "Longitude: - 83" means -83
 
