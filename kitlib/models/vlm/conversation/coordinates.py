@@ -34,10 +34,10 @@ CHINESE = (
     (re.compile("[、和]"), ", "),
 )
 LETTER_OF = {
-    **dict.fromkeys("n north norte nord".split(), "N"),
-    **dict.fromkeys("s south sur sul sud".split(), "S"),
-    **dict.fromkeys("e east este leste".split(), "E"),
-    **dict.fromkeys("w west oeste ouest ovest".split(), "W"),
+    **dict.fromkeys(["n", "north", "norte", "nord"], "N"),
+    **dict.fromkeys(["s", "south", "sur", "sul", "sud"], "S"),
+    **dict.fromkeys(["e", "east", "este", "leste"], "E"),
+    **dict.fromkeys(["w", "west", "oeste", "ouest", "ovest"], "W"),
 }
 WORDS = "north|south|east|west|norte|sur|sul|este|leste|oeste|nord|sud|ouest|ovest"
 SIDE = r"(?: north | south | east | west | norte | sur | sul | este | leste | oeste | (?-i:[NSEW]) )"
