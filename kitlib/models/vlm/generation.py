@@ -127,9 +127,14 @@ class PrefilledPrompts:
                 replies[i] = reply
         return replies, None
 
+    @property
+    def _takes_padding(self) -> bool:
+        """Whether the cache holds keys and values alone; those of early releases of transformers 5 do, unasked."""
+        return getattr(self.cache, "is_croppable", True)
+
     def _batches(self, continuations: Sequence[Tokens]) -> list[list[int]]:
         """The rows that can be continued at once: all of them, or those of one length each."""
-        if self.cache.is_croppable:
+        if self._takes_padding:
             return [list(range(len(continuations)))]
         lengths = np.array([len(row) for row in continuations])
         return [np.flatnonzero(lengths == length).tolist() for length in np.unique(lengths)]
@@ -171,7 +176,7 @@ class PrefilledPrompts:
         mask = torch.cat([self.mask[prompt, :-1], tail_mask], dim=1)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0) + self.rope_deltas[prompt]
         cache = copy.copy(self.cache)
-        if self.cache.is_croppable:
+        if self._takes_padding:
             cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         else:  # recurrent states are written in place
             cache.layers = copy.deepcopy(self.cache.layers)
