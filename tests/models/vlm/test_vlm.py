@@ -441,7 +441,7 @@ def test_replies_that_would_always_be_cut_are_refused(data):
     with pytest.raises(
         KitError, match=r"reply_tokens: expected at least \d+ for replies such as '(State|Region): .*; got 8"
     ):
-        vlm.train(dataclasses.replace(SFT, reply_tokens=8), data, "cut")
+        vlm.train(dataclasses.replace(SFT, reply_tokens=8), data, "too-short")
 
 
 def test_an_adapter_is_merged_by_command(data, tmp_path, monkeypatch, capsys):
