@@ -8,6 +8,7 @@ curves are evaluations on fewer places, so that they do not take longer than the
 
     OMP_NUM_THREADS=1 python benchmarks/vlm.py                             # all of it
     OMP_NUM_THREADS=1 python benchmarks/vlm.py --data toy --seeds 0        # one seed of the toy set
+    OMP_NUM_THREADS=1 python benchmarks/vlm.py --data sample --environment ranked  # five states, paid as scored
     python benchmarks/vlm.py --home FOLDER --figure curves.png             # keeps runs there, reads existing ones
 
 Each mean is printed beside that of one constant reply: the commonest region and the middle of the training places.
@@ -64,11 +65,20 @@ TOY = vlm_config.Config(
 )
 # Four views a place, and a harder one: states and a few hundred kilometres.
 SAMPLE = dataclasses.replace(TOY, max_side=96, radii_km="500,200", tau_last_km=500.0)
+# A reply as the competition's row, five states and a point, which earns the competition's score.
+RANKED: dict[str, Any] = {"fields": "states,point", "reply_tokens": 48, "reward_distance": 0.0, "reward_score": 1.0}
 # Steps of fine-tuning, whose examples are one turn each.
-STEPS = {("toy", "single"): 300, ("toy", "telescoping"): 600, ("sample", "single"): 500, ("sample", "telescoping"): 600}
+STEPS = {
+    ("sample", "ranked"): 300,
+    ("toy", "single"): 300,
+    ("toy", "telescoping"): 600,
+    ("sample", "single"): 500,
+    ("sample", "telescoping"): 600,
+}
 # Of GRPO, whose steps are all turns.
 GRPO: dict[tuple[str, str], dict[str, Any]] = {
     ("toy", "single"): {"steps": 150, "rate": 5e-4},
+    ("sample", "ranked"): {"steps": 60, "rate": 2e-4, "guess_temperature": 0.7, "guess_top_p": 0.95},
     ("toy", "telescoping"): {"steps": 100, "rate": 2e-4},
     ("sample", "single"): {"steps": 200, "rate": 2e-4},
     ("sample", "telescoping"): {"steps": 300, "rate": 2e-4, "credit": "talk"},
@@ -87,15 +97,17 @@ def learn(config: vlm_config.Config, more: dict[str, Any], data: Places, name: s
     """One seed: the evaluations of reinforcement learning after fine-tuning; an existing run is read, not repeated."""
     began = time.perf_counter()
     tuned = vlm.train(config, data, f"{name}-sft")
-    rewarded = dataclasses.replace(config, start_from=f"{name}-sft", **REWARDED, **more)
+    rewarded = dataclasses.replace(config, start_from=f"{name}-sft", **(REWARDED | more))
     run = vlm.train(rewarded, data, f"{name}-grpo" + f"-{rewarded.credit}" * (config.environment != "single"))
     trained = time.perf_counter() - began
     both = {"before": reply_scores(tuned, data), "after": reply_scores(run, data)}
     scores = {f"{kind}_{when}": values[kind] for when, values in both.items() for kind in values}
+    scores |= {"score_before": tuned.metrics["oof"]["final"], "score_after": run.metrics["oof"]["final"]}
     print(
         f"  {name}: {scores['parsed_before']:.1%} parse after fine-tuning;"
         f" reward {scores['reward_before']:.3f} to {scores['reward_after']:.3f},"
-        f" cool {scores['cool_before']:.3f} to {scores['cool_after']:.3f} (trained for {trained:.0f} s)",
+        f" cool {scores['cool_before']:.3f} to {scores['cool_after']:.3f},"
+        f" score {scores['score_before']:.4f} to {scores['score_after']:.4f} (trained for {trained:.0f} s)",
         flush=True,
     )
     return evaluations(run, "grpo").assign(seed=config.seed, **scores)
@@ -121,8 +133,9 @@ def constant(data: Places, run: str) -> float:
     """The mean reward of one reply to all held-out places: the commonest region, the middle of the training places."""
     session = Session.open(runs.open_run(run), data)
     prior, held_out = session.prior(0), session.fold_rows(0)[1]
-    region = prior.states.names[int(prior.state_shares.argmax())]
-    reply = session.task.form.write(Reply(tuple(prior.middle.tolist()), region=region))
+    commonest = [prior.states.names[i] for i in np.argsort(-prior.state_shares)[:5]]
+    middle = Reply(tuple(prior.middle.tolist()), region=commonest[0], states=tuple(commonest))
+    reply = session.task.form.write(middle)
     cases, rewards = session.cases("train", held_out), []
     for truth in cases.truths:
         env = session.task.open_final(cases.views, truth)
@@ -165,7 +178,8 @@ def main() -> None:
             steps, more = STEPS[name, environment], GRPO[name, environment]
             more = more | ({"credit": args.credit} if args.credit else {})
             print(f"{name}, {environment}: {steps} steps of fine-tuning; GRPO {more}")
-            config = dataclasses.replace(TOY if name == "toy" else SAMPLE, environment=environment, steps=steps)
+            changes = RANKED if environment == "ranked" else {"environment": environment}
+            config = dataclasses.replace(TOY if name == "toy" else SAMPLE, steps=steps, **changes)
             each = [
                 learn(dataclasses.replace(config, seed=int(seed)), more, data, f"{name}-{environment}-{seed}")
                 for seed in args.seeds.split(",")
@@ -183,10 +197,13 @@ def summarise(each: list[pd.DataFrame], baseline: float) -> None:
     scores = pd.DataFrame([table.iloc[0] for table in each])
     gains = scores["reward_after"] - scores["reward_before"]
     spread = f" +- {gains.std():.3f}" if len(gains) > 1 else ""
+    scored = scores["score_after"] - scores["score_before"]
     mean = scores.mean(numeric_only=True)
     print(
         f"  reward {mean.reward_before:.3f} to {mean.reward_after:.3f}, gain {gains.mean():+.3f}{spread},"
-        f" cool {mean.cool_before:.3f} to {mean.cool_after:.3f} (one constant reply {baseline:.3f});"
+        f" cool {mean.cool_before:.3f} to {mean.cool_after:.3f},"
+        f" out-of-fold score {mean.score_before:.4f} to {mean.score_after:.4f} ({scored.mean():+.4f}"
+        f"{f' +- {scored.std():.4f}' if len(scored) > 1 else ''}) (one constant reply {baseline:.3f});"
         f" {scores.parsed_before.min():.1%} to {scores.parsed_before.max():.1%} parse after fine-tuning",
         flush=True,
     )

@@ -19,7 +19,7 @@ def test_a_published_model_goes_through_the_plan(home, small_sample, tmp_path):
     for part in (model, processor):
         part.save_pretrained(tmp_path / "published")
     settings = {"DATA": small_sample, "MODEL": f"hf:{tmp_path / 'published'}", "MAX_SIDE": 56, "STEPS": 2, "BATCH": 8}
-    settings |= {"REPLY_TOKENS": 8, "SAMPLES": 2, "EVAL_STEPS": 0, "EVAL_PLACES": 4, "FOLDS": 2}
+    settings |= {"REPLY_TOKENS": 32, "SAMPLES": 2, "EVAL_STEPS": 0, "EVAL_PLACES": 4, "FOLDS": 2}
     runner.run_plan("qwen", {name: str(value) for name, value in settings.items()})
     sft, grpo = (runs.open_run(f"qwen-{method}") for method in ("sft", "grpo"))
     assert {sft.settings["rate"], grpo.settings["rate"]} == {1e-4, 1e-5}

@@ -20,7 +20,9 @@ def examples(config: Config, places: Places, n: int) -> pd.DataFrame:
     A task of several turns gives one turn per place, drawn at random.
     """
     task, rows = session.task_of(config, places), np.arange(min(n, len(places.rows("train"))))
-    cases = dataset.places_cases(places, pictures.pack(places, "train"), rows, config.max_side, config.label)
+    cases = dataset.places_cases(
+        places, pictures.pack(places, "train"), rows, config.max_side, config.label, config.ranked
+    )
     pairs = [task.example(places.views, truth, seed) for seed, truth in enumerate(cases.truths)]
     words = [
         [part["text"] for message in messages for part in message["content"] if "text" in part] for messages, _ in pairs

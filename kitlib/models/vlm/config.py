@@ -10,13 +10,14 @@ from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.core.settings import LARGEST_PICTURE, Names
 from kitlib.models.vlm.conversation.prompts import ReplyForm
+from kitlib.models.vlm.conversation.replies import NAMES
 from kitlib.models.vlm.conversation.rewards import Weights
 from kitlib.models.vlm.conversation.tasks import Task, TaskOptions
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
-QWEN = "hf:Qwen/Qwen2.5-VL-3B-Instruct"
-EXPECTED = "expected tiny, tiny:qwen3, hf:REPO_OR_FOLDER or tinker:NAME"
-TINY = ("qwen2.5", "qwen3")  # the kinds of tiny_model.py
+QWEN = "hf:Qwen/Qwen3-VL-4B-Instruct"  # Apache-2.0; Qwen2.5-VL-3B is for research only
+EXPECTED = "expected tiny, tiny:qwen3, tiny:qwen3.5, hf:REPO_OR_FOLDER or tinker:NAME"
+TINY = ("qwen2.5", "qwen3", "qwen3.5")  # the kinds of tiny_model.py
 METHODS = ("sft", "grpo")
 RATES = {"sft": 1e-4, "grpo": 1e-5}
 
@@ -32,11 +33,11 @@ def check_name(name: str) -> None:
 class Config(TaskOptions):
     """All settings that decide the result; they are saved with the run in params.json."""
 
-    model: str = QWEN  # hf:NAME, tinker:NAME, tiny or tiny:qwen3; see loading.py
+    model: str = QWEN  # hf:NAME, tinker:NAME, tiny, tiny:qwen3 or tiny:qwen3.5; see loading.py
     method: str = "sft"  # sft: learns target replies; grpo: learns from the rewards of its replies
     start_from: str = ""  # run with the same model to continue from; "": the model as published
     max_side: int = 448  # px of a picture's longest side; 0: as it is
-    fields: str = "region,point"  # lines of a reply: some of city, region, country, point, commas between
+    fields: str = "region,point"  # lines of a reply: some of city, region, country, states (ranked), point
     digits: int = 4  # decimals of the degrees that sft teaches; 4 are 11 m
     label: str = "region"  # the line that names the data's states: region or country
     list_states: bool = False  # whether the question lists all states
@@ -66,6 +67,7 @@ class Config(TaskOptions):
     reward_city: float = 0.0  # the right city
     reward_region: float = 0.5  # the right region
     reward_country: float = 0.0  # the right country
+    reward_score: float = 0.0  # the competition's score of the reply; with fields "states,point" all of it
     samples: int = 8  # replies that make a guess
     guess_temperature: float = 0.7  # of these replies
     guess_top_p: float = 0.95  # of these replies: only the likeliest tokens of this total probability are sampled
@@ -138,11 +140,16 @@ class Config(TaskOptions):
     def _weights(self) -> Weights:
         """The weights of the rewards for the fields of a reply."""
         fields = _split(self.fields)
-        weights = {name: getattr(self, f"reward_{name}") for name in ("distance", "geoscore", "form")}
-        weights |= {name: getattr(self, f"reward_{name}") for name in fields if name != "point"}
+        weights = {name: getattr(self, f"reward_{name}") for name in ("distance", "geoscore", "form", "score")}
+        weights |= {name: getattr(self, f"reward_{name}") for name in fields if name in NAMES}
         if "point" not in fields:
             weights |= {"distance": 0.0, "geoscore": 0.0}
         return Weights(**weights)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether a reply ranks states."""
+        return "states" in _split(self.fields)
 
     def task(self, region: str, labels: dict[str, Labels]) -> Task:
         """The task of these settings; region: the data's word for a region. Raises KitError for an invalid form."""
@@ -151,7 +158,7 @@ class Config(TaskOptions):
             labels,
             self._weights(),
             TaskOptions.from_run(vars(self)),
-            [self.label] if self.list_states and self.label in labels else [],
+            [name for name in ("states", self.label) if name in labels][:1] if self.list_states else [],
         )
 
 

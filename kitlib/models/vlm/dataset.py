@@ -11,7 +11,7 @@ shard by shard and shuffled in a buffer; it is never downloaded as a whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,14 @@ import pandas as pd
 import simplejpeg
 from PIL import Image
 
+from kitlib import geo
 from kitlib.core.errors import KitError
-from kitlib.data import huggingface, picture_checks
+from kitlib.data import geography, huggingface, picture_checks
 from kitlib.data.files import Files
 from kitlib.data.pictures import GREY, Pack
 from kitlib.data.places import Places
 from kitlib.models.vlm.conversation.recorder import Row
-from kitlib.models.vlm.conversation.replies import Reply
+from kitlib.models.vlm.conversation.replies import RANKS, Reply
 
 if TYPE_CHECKING:
     import datasets
@@ -56,13 +57,18 @@ class Cases:
         return {"sample_id": self.sample_id[i], "images": self.show(i), "truth": self.truths[i]}
 
 
-def places_cases(places: Places, pack: Pack, rows: np.ndarray, max_side: int, label: str = "region") -> Cases:
+def places_cases(
+    places: Places, pack: Pack, rows: np.ndarray, max_side: int, label: str = "region", ranked: bool = False
+) -> Cases:
     """The places in `rows` (N,) of the split of `pack`.
 
     max_side: limit in pixels of a picture's longest side, 0 for none. label: the field of the data's states, region or
-    country.
+    country. ranked: whether truths rank the states, too.
     """
     truths = truths_of(places, pack.split, label)
+    if ranked:
+        near = nearest_states(places)
+        truths = [replace(truth, states=near.get(getattr(truth, label) or "")) for truth in truths]
 
     def show(i: int) -> list[Image.Image]:
         return pictures_of(pack, int(rows[i]), max_side)
@@ -85,6 +91,16 @@ def truths_of(places: Places, split: str, label: str = "region") -> list[Reply]:
         Reply(tuple(point.tolist()) if is_known else None, **{str(k): v or None for k, v in row.items()})
         for point, is_known, row in zip(points, known, names.to_dict("records"), strict=True)
     ]
+
+
+def nearest_states(places: Places) -> dict[str, tuple[str, ...]]:
+    """Each state with training places, followed by the four nearest others by the distances of their centroids."""
+    if not len(places.rows("train")):
+        return {}
+    table = geography.states_table(places)
+    names = table["state"].to_numpy()
+    order = geo.distance_matrix_km(table[["latitude", "longitude"]].to_numpy()).argsort(axis=1, kind="stable")
+    return {name: tuple(names[row[:RANKS]].tolist()) for name, row in zip(names, order, strict=True)}
 
 
 def _described(places: Places, sample_id: pd.Series) -> dict[str, pd.Series]:
@@ -168,9 +184,10 @@ def streamed(
                     continue
                 if not (-90 <= point[0] <= 90 and -180 <= point[1] <= 180):
                     continue
-                fields = {name: _named(row[c], columns.class_names.get(c)) for name, c in names.items() if c}
+                named: dict[str, Any] = {}
+                named |= {name: _named(row[c], columns.class_names.get(c)) for name, c in names.items() if c}
                 usable += 1
-                yield extend({"sample_id": f"{epoch}-{number}", "images": shown, "truth": Reply(point, **fields)})
+                yield extend({"sample_id": f"{epoch}-{number}", "images": shown, "truth": Reply(point, **named)})
             if not usable:
                 raise KitError(f"data set {Path(source).name} ({split}) has no row with coordinates and pictures")
 

@@ -6,7 +6,9 @@
     prompts.log_likelihood(replies)                    # the likelihood of given replies, from the same prefix
 
 Four pictures are hundreds of tokens and a reply is a few dozen. Reading the prompt again for each dialogue and turn
-would be nearly all of the work.
+would be nearly all of the work. A cache of keys and values alone also continues rows of different lengths at once, with
+padding between prompt and row. A recurrent state (the linear attention of Qwen3.5) would take the padding in: where the
+cache says that it cannot be cropped, rows are continued length by length.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from kitlib.models.vlm import loading
-from kitlib.models.vlm.conversation.dialogue import Tokens
+from kitlib.models.vlm.conversation.dialogue import Tokens, thinking_options
 from kitlib.models.vlm.conversation.prompts import Message
 from kitlib.vision.device import autocast
 
@@ -33,7 +35,8 @@ ROWS_AT_ONCE = 64  # replies in one batch of `log_likelihood`
 class Sampler:
     """A model with its sampling options; temperature 0 takes the likeliest token each time.
 
-    max_tokens: of a reply. dtype: the number type of matrix products.
+    max_tokens: of a reply. dtype: the number type of matrix products. thinking: whether models that can think before
+    they reply are asked to.
     """
 
     model: Any
@@ -42,6 +45,7 @@ class Sampler:
     temperature: float = 1.0
     top_p: float = 1.0
     dtype: torch.dtype = torch.float32
+    thinking: bool = False
 
     def inputs(self, prompts: Sequence[list[Message]]) -> dict[str, torch.Tensor]:
         """The model's inputs for P prompts with their pictures, on its device, padded on the left."""
@@ -51,16 +55,18 @@ class Sampler:
             tokenize=True,
             return_dict=True,
             processor_kwargs={"return_tensors": "pt", "padding": True, "padding_side": "left"},
+            **thinking_options(self.processor, self.thinking),
         )
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def prefill(self, prompts: Sequence[list[Message]], copies: int = 1) -> PrefilledPrompts:
         """Read P prompts, each for `copies` consecutive dialogues."""
         inputs = self.inputs(prompts)
-        with sampling_mode(self.model), autocast(self.model.device, self.dtype):
-            cache = self.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
-        cache.crop(-1)  # the last token is fed again, to get the logits of the token after it
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        # All but the last token, which is fed later, to get the logits of the token after it.
+        read = {name: value[:, :-1] if value.shape == ids.shape else value for name, value in inputs.items()}
+        with sampling_mode(self.model), autocast(self.model.device, self.dtype):
+            cache = self.model(**read, use_cache=True, logits_to_keep=1).past_key_values
         prompt_of = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
         return PrefilledPrompts(self, ids, mask, loading.position_module(self.model).rope_deltas, cache, prompt_of)
 
@@ -102,6 +108,11 @@ class PrefilledPrompts:
     prompt_of: torch.Tensor
 
     @property
+    def thinking(self) -> bool:
+        """As `PromptBatch.thinking`."""
+        return self.sampler.thinking
+
+    @property
     def tokens(self) -> list[Tokens]:
         """The prompt of each dialogue."""
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(self.ids, self.mask, strict=True)]
@@ -109,14 +120,35 @@ class PrefilledPrompts:
 
     def generate(self, continuations: list[Tokens]) -> tuple[list[Tokens], None]:
         """The next reply of each dialogue, after its continuation of the prompt."""
-        return self.sampler.generate(**self._inputs(self.prompt_of, continuations)), None
+        replies: list[Tokens] = [[] for _ in continuations]
+        for rows in self._batches(continuations):
+            inputs = self._inputs(self.prompt_of[rows], [continuations[i] for i in rows])
+            for i, reply in zip(rows, self.sampler.generate(**inputs), strict=True):
+                replies[i] = reply
+        return replies, None
+
+    @property
+    def _takes_padding(self) -> bool:
+        """Whether the cache holds keys and values alone; those of early releases of transformers 5 do, unasked."""
+        return getattr(self.cache, "is_croppable", True)
+
+    def _batches(self, continuations: Sequence[Tokens]) -> list[list[int]]:
+        """The rows that can be continued at once: all of them, or those of one length each."""
+        if self._takes_padding:
+            return [list(range(len(continuations)))]
+        lengths = np.array([len(row) for row in continuations])
+        return [np.flatnonzero(lengths == length).tolist() for length in np.unique(lengths)]
 
     def log_likelihood(self, replies: Sequence[Tokens]) -> np.ndarray:
         """The log-likelihood (P, A) of each of A replies after each prompt."""
-        n = len(self.ids)
-        pairs = torch.cartesian_prod(torch.arange(n), torch.arange(len(replies))).to(self.ids.device)
-        scores = [self._pair_log_likelihood(chunk[:, 0], chunk[:, 1], replies) for chunk in pairs.split(ROWS_AT_ONCE)]
-        return torch.cat(scores).double().cpu().numpy().reshape(n, len(replies))
+        scores = np.empty((len(self.ids), len(replies)))
+        for some in self._batches(replies):
+            pairs = torch.cartesian_prod(torch.arange(len(self.ids)), torch.tensor(some)).to(self.ids.device)
+            for chunk in pairs.split(ROWS_AT_ONCE):
+                prompt, reply = chunk.T
+                values = self._pair_log_likelihood(prompt, reply, replies)
+                scores[prompt.cpu().numpy(), reply.cpu().numpy()] = values.double().cpu().numpy()
+        return scores
 
     def _pair_log_likelihood(
         self, prompt: torch.Tensor, reply: torch.Tensor, replies: Sequence[Tokens]
@@ -144,8 +176,11 @@ class PrefilledPrompts:
         mask = torch.cat([self.mask[prompt, :-1], tail_mask], dim=1)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0) + self.rope_deltas[prompt]
         cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        cache.batch_select_indices(prompt)
+        if self._takes_padding:
+            cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        else:  # recurrent states are written in place
+            cache.layers = copy.deepcopy(self.cache.layers)
+        cache.reorder_cache(prompt)
         return {
             "input_ids": torch.cat([self.ids[prompt, :-1], tail], dim=1),
             "attention_mask": mask,

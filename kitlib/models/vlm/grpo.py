@@ -29,9 +29,14 @@ from kitlib.models.vlm.conversation.tasks import Task
 class TrainerPrompts:
     """A `PromptBatch` that uses the trainer's own generation: the model itself, or vLLM."""
 
-    def __init__(self, trainer: GRPOTrainer, prompts: Sequence[list[Message]]) -> None:
+    def __init__(self, trainer: PlaceTrainer, prompts: Sequence[list[Message]]) -> None:
         self.trainer = trainer
         self.tokens, self.images, self.fields = trainer._tokenize_prompts(list(prompts))
+
+    @property
+    def thinking(self) -> bool:
+        """As `PromptBatch.thinking`."""
+        return self.trainer.task.options.reasoning
 
     def generate(self, continuations: list[Tokens]) -> tuple[list[Tokens], Any]:
         """As `PromptBatch.generate`."""

@@ -61,21 +61,25 @@ class Prior:
     def from_replies(self, sample_id: np.ndarray, replies: Sequence[Sequence[Reply]]) -> Guesses:
         """The guesses for N places from K replies each, weighted equally where they have a point.
 
-        A reply with a point but no state is in the state of the nearest training place. A place is answered when at
-        least one of its replies has a state and at least one has a point; else `middle` and `state_shares` fill in.
+        A reply that ranks states shares its vote among them as the score pays for ranks: 1.00, 0.60, 0.40, ... A reply
+        with a point but no state is in the state of the nearest training place. A place is answered when at least one
+        of its replies has a state and at least one has a point; else `middle` and `state_shares` fill in.
         """
         flat = [reply for row in replies for reply in row]
         shape = (len(replies), len(replies[0]) if replies else 1)
         points = np.array([reply.point or (np.nan, np.nan) for reply in flat], float).reshape(-1, 2)
-        position = self.states.positions(getattr(reply, self.label) for reply in flat)
-        unnamed = np.array([getattr(reply, self.label) is None for reply in flat], bool)
+        ranked = [reply.states or (getattr(reply, self.label),) for reply in flat]
+        position = self.states.positions(names[0] for names in ranked)
+        unnamed = np.array([names[0] is None for names in ranked], bool)
         if (stateless := unnamed & ~np.isnan(points[:, 0])).any():
             _, nearest = geo.nearest(points[stateless], self.points)
             position[stateless] = self.position[nearest[:, 0]]
         points, weights, located = weighted(points.reshape(*shape, 2), self.middle)
-        position = position.reshape(shape)
         votes = np.zeros((shape[0], len(self.states)))
-        np.add.at(votes, (np.nonzero(position >= 0)[0], position[position >= 0]), 1.0)
+        for i, names in enumerate(ranked):
+            given = self.states.positions(names) if len(names) > 1 else position[i : i + 1]
+            paid = np.array(metrics.WEIGHTS[: len(given)]) / sum(metrics.WEIGHTS[: len(given)])
+            np.add.at(votes[i // shape[1]], given[given >= 0], paid[given >= 0])
         named = votes.sum(axis=1, keepdims=True)
         share = np.divide(votes, named, out=np.zeros_like(votes), where=named > 0)
         mix = np.where(named > 0, self.smoothing, 1.0)
@@ -129,7 +133,7 @@ def generate(
         if names is None:
             continue
         form = envs[0].grader.form if isinstance(envs[0], Graded) else None
-        if form is None or form.fields[0] != label:
+        if form is None or form.fields[0] not in (label, "states"):
             form = ReplyForm((label,), task.form.region)
             prompts = sampler.prefill(_illustrated([ask(form, cases.views)] * len(rows), images))
         scores.append(prompts.log_likelihood(_first_lines(form, names, sampler.processor.tokenizer)))
@@ -141,8 +145,8 @@ def _illustrated(messages: Sequence[list[Message]], images: Sequence[Sequence[An
 
 
 def _first_lines(form: ReplyForm, names: Labels, tokenizer: Any) -> list[Tokens]:
-    """The tokens of a reply's first line with each name, its end included."""
-    end = "\n" if len(form.keys) > 1 else tokenizer.eos_token
+    """The tokens of a reply's first line with each name, its end included; of a ranking its first name alone."""
+    end = "," if form.fields[0] == "states" else "\n" if len(form.keys) > 1 else tokenizer.eos_token
     return [tokenizer.encode(f"{form.keys[0]}: {name}{end}", add_special_tokens=False) for name in names.names]
 
 

@@ -1,7 +1,7 @@
 """Load vision-language models by name, choose their trainable weights, and save or merge adapters.
 
-    tiny, tiny:qwen3            built by `tiny_model`, no download; for the sample competition and for tests
-    hf:REPO_OR_FOLDER           of the transformers library: Qwen/Qwen2.5-VL-3B-Instruct, Qwen/Qwen3-VL-4B-Instruct
+    tiny, tiny:qwen3, …         built by `tiny_model`, no download; for the sample competition and for tests
+    hf:REPO_OR_FOLDER           of the transformers library: Qwen/Qwen3-VL-4B-Instruct, Qwen/Qwen3.5-4B
     tinker:NAME                 on Tinker's machines (`tinker`): Qwen/Qwen3-VL-30B-A3B-Instruct
 
 LoRA (Hu et al. 2021, arXiv:2106.09685) trains the language model's projections; a fold's adapter/ holds its weights, to
@@ -35,12 +35,17 @@ from kitlib.vision import licences
 # trl and peft still call gradient checkpointing by the name that transformers has deprecated.
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)
 
-PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+log = logging.getLogger(__name__)
+
+ATTENTION = "q_proj|k_proj|v_proj|o_proj|in_proj_qkv|in_proj_z|in_proj_a|in_proj_b|out_proj"  # the latter: linear
+PROJECTIONS = f"{ATTENTION}|gate_proj|up_proj|down_proj"
 VISION = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
 
 def lora_targets(attention_only: bool = False) -> str:
     """A regular expression of LoRA's targets: the language model's projections, not its head or the vision tower.
+
+    Those of linear attention (Qwen3.5) count as attention's.
 
     >>> import re
     >>> bool(re.fullmatch(lora_targets(), "model.language_model.layers.0.self_attn.q_proj"))
@@ -48,8 +53,7 @@ def lora_targets(attention_only: bool = False) -> str:
     >>> [bool(re.fullmatch(lora_targets(), name)) for name in ("lm_head", "model.visual.blocks.0.attn.q_proj")]
     [False, False]
     """
-    names = "q_proj|k_proj|v_proj|o_proj" if attention_only else PROJECTIONS
-    return rf".*language_model\.(?:.*\.)?(?:{names})"
+    return rf".*language_model\.(?:.*\.)?(?:{ATTENTION if attention_only else PROJECTIONS})"
 
 
 def check(name: str, four_bit: bool = False, vllm: bool = False) -> None:
@@ -141,7 +145,7 @@ def _readable(name: str) -> Iterator[None]:
 def _check_architecture(name: str, model: nn.Module) -> None:
     if position_module(model) is None:
         kind = type(model).__name__
-        raise KitError(f"model: expected the architecture of Qwen2.5-VL or Qwen3-VL; hf:{name} is a {kind}")
+        raise KitError(f"model: expected the architecture of Qwen2.5-VL, Qwen3-VL or Qwen3.5; hf:{name} is a {kind}")
 
 
 def _disable_packing(model: nn.Module) -> None:
@@ -172,10 +176,20 @@ def adapt(model: Any, rank: int, attention_only: bool = False) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=lora_targets(attention_only), task_type="CAUSAL_LM")
+    reached, all_of_them = lora_reach(model, attention_only)
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise KitError(f"lora_rank {rank}: expected a model whose language_model has {PROJECTIONS}") from error
+    log.info("LoRA of rank %d on %d of the %d projections of the language model", rank, reached, all_of_them)
+    return adapted
+
+
+def lora_reach(model: nn.Module, attention_only: bool = False) -> tuple[int, int]:
+    """The number of LoRA's targets, and of all linear layers of the language model."""
+    linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and "language_model." in name]
+    targets = re.compile(lora_targets(attention_only))
+    return sum(targets.fullmatch(name) is not None for name in linear), len(linear)
 
 
 def save(model: Any, processor: Any, folder: Path) -> None:

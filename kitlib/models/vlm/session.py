@@ -37,7 +37,8 @@ PRIOR = "prior.npz"  # points and states of a fold's training places
 def task_of(config: Config, places: Places) -> Task:
     """The task of a run with these places."""
     # A stream may have names of other countries, which are no states of these places.
-    labels = {} if config.stream else {config.label: Labels(places.states["state"])}
+    fields = [config.label, *(["states"] if config.ranked else [])]
+    labels = {} if config.stream else dict.fromkeys(fields, Labels(places.states["state"]))
     return config.task("Region" if places.template is None else "State", labels)
 
 
@@ -119,6 +120,7 @@ class Session(TorchSession[Config]):
         if config.stream:
             views = dataset.stream_views(config.stream, config.stream_split)
             source = trl.TrainingSource(None, config.stream, views)
+        trl.check_length(self.run.settings, self.task, source, processor)
         recorder = self.recorder(fold)
         args = (self.run.settings, model, processor, self.task, source, inner, self.devices)
         trainer = trl.sft(*args) if config.method == "sft" else trl.grpo(*args, recorder)
@@ -179,7 +181,8 @@ class Session(TorchSession[Config]):
 
     def cases(self, split: str, rows: np.ndarray) -> Cases:
         """Places of a split as cases for a prompt."""
-        return dataset.places_cases(self.places, self.packs[split], rows, self.config.max_side, self.config.label)
+        config = self.config
+        return dataset.places_cases(self.places, self.packs[split], rows, config.max_side, config.label, config.ranked)
 
     def guess(self, fold: int, split: str, rows: np.ndarray | None = None) -> Guesses:
         """The guesses of a fold's trained model for the places in `rows` (all when None)."""
@@ -272,7 +275,8 @@ class Session(TorchSession[Config]):
     def _sampler(self, model: Any, processor: Any) -> Sampler:
         config = self.config
         length, temperature, top_p = config.reply_tokens, config.guess_temperature, config.guess_top_p
-        return Sampler(model, processor, length, temperature, top_p, self.dtype)
+        thinking = config.reasoning and config.method == "grpo"  # fine-tuning teaches replies without a thought
+        return Sampler(model, processor, length, temperature, top_p, self.dtype, thinking)
 
     @property
     def _at_once(self) -> int:

@@ -2,7 +2,8 @@
 
 It cannot even write before `vlm.train` with method "sft" teaches it, as it teaches a real model. Its vocabulary has the
 words of the kit's questions and, like Qwen's, one token per digit, so that parsing, suppression, masking and merging
-work as with the real model. It comes in both generations, Qwen2.5-VL and Qwen3-VL.
+work as with the real model. It comes in three generations: Qwen2.5-VL, Qwen3-VL and Qwen3.5. The last has linear
+attention in every second layer (the published one in three of four), and its template opens or closes a thought.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from kitlib.models.vlm.conversation import prompts
 NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 SPECIAL = [f"<|{name}|>" for name in NAMES]
 VOCABULARY = 1200
-PATCH = {"qwen2.5": 14, "qwen3": 16}
+PATCH = {"qwen2.5": 14, "qwen3": 16, "qwen3.5": 16}
 PATCHES = 16  # of a picture at most; four of them become one token
 SPREAD = 0.06  # of new weights: with the usual 0.02 a picture's colour hardly affects the first replies
 MROPE = [4, 2, 2]  # of a head's 8 pairs of numbers: for order, height, width
@@ -32,12 +33,23 @@ TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Qwen3.5 thinks unless it is told not to, and its last reply has a thought, if only an empty one.
+NO_THOUGHT = "{{ '<think>\\n\\n</think>\\n\\n' }}"
+THINKING = TEMPLATE.replace(
+    "{{ message.role }}\n",
+    "{{ message.role }}\n{% if loop.last and message.role == 'assistant' %}" + NO_THOUGHT + "{% endif %}",
+)
+THINKING += (
+    "{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}" + NO_THOUGHT
+    + "{% elif add_generation_prompt %}{{ '<think>\\n' }}{% endif %}"
+)  # fmt: skip
 
 
 def build(kind: str = "qwen2.5", seed: int = 0, hidden: int = 128, layers: int = 2) -> tuple[Any, Any]:
     """A model of about half a million weights and its processor; the same seed makes the same weights.
 
-    kind: qwen2.5 or qwen3. hidden: width of the language model, a multiple of 16. Raises KitError for another kind.
+    kind: qwen2.5, qwen3 or qwen3.5. hidden: width of the language model, a multiple of 32. Raises KitError for another
+    kind.
     """
     if kind not in KINDS:
         raise KitError(f"tiny model: expected {', '.join(KINDS)}; got {kind!r}")
@@ -100,9 +112,10 @@ def _processor(kind: str) -> Any:
         temporal_patch_size=2,
         size={"shortest_edge": (2 * patch) ** 2, "longest_edge": PATCHES * patch**2 + 1},
     )
-    if kind == "qwen3":
+    if kind != "qwen2.5":
+        template = THINKING if kind == "qwen3.5" else TEMPLATE
         videos: Any = hf.Qwen3VLVideoProcessor()
-        return hf.Qwen3VLProcessor(images, tokenizer, videos, chat_template=TEMPLATE)
+        return hf.Qwen3VLProcessor(images, tokenizer, videos, chat_template=template)
     videos = hf.Qwen2VLVideoProcessor()
     return hf.Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=TEMPLATE)
 
@@ -135,11 +148,20 @@ def _model(kind: str, tokenizer: Any, seed: int, hidden: int, layers: int) -> An
     vision |= {"out_hidden_size": hidden}
     vision |= {"patch_size": PATCH[kind], "initializer_range": SPREAD}
     ids = picture_tokens(tokenizer)
-    if kind == "qwen3":
+    if kind == "qwen3.5":
+        text |= {"head_dim": 16, "rope_parameters": rope | {"mrope_interleaved": True, "partial_rotary_factor": 1.0}}
+        text |= {"layer_types": ["linear_attention", "full_attention"] * ((layers + 1) // 2)}
+        text["layer_types"] = text["layer_types"][:layers]
+        text |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": hidden // 32}
+        text |= {"linear_num_value_heads": hidden // 16}
+        more: dict[str, Any] = {"num_position_embeddings": 64}
+        config: Any = hf.Qwen3_5Config(text_config=text, vision_config=vision | more, tie_word_embeddings=False, **ids)
+        build: Any = hf.Qwen3_5ForConditionalGeneration
+    elif kind == "qwen3":
         text |= {"head_dim": 16, "rope_parameters": rope | {"mrope_interleaved": True}}
         more = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
-        config: Any = hf.Qwen3VLConfig(text_config=text, vision_config=vision | more, tie_word_embeddings=False, **ids)
-        build: Any = hf.Qwen3VLForConditionalGeneration
+        config = hf.Qwen3VLConfig(text_config=text, vision_config=vision | more, tie_word_embeddings=False, **ids)
+        build = hf.Qwen3VLForConditionalGeneration
     else:
         more = {"window_size": 4 * PATCH[kind], "fullatt_block_indexes": [1]}
         config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision | more, tie_word_embeddings=False, **ids)

@@ -26,6 +26,7 @@ from trl import GRPOConfig, SFTConfig, SFTTrainer
 from kitlib.core import storage
 from kitlib.core.errors import Damaged, KitError
 from kitlib.models.vlm import dataset, loading
+from kitlib.models.vlm.conversation.dialogue import thinking_options
 from kitlib.models.vlm.conversation.prompts import assistant
 from kitlib.models.vlm.conversation.recorder import Recorder, Row
 from kitlib.models.vlm.conversation.tasks import Task
@@ -186,6 +187,16 @@ class TrainingSource:
         )
 
 
+def check_length(settings: Mapping[str, Any], task: Task, source: TrainingSource, processor: Any) -> None:
+    """Raise KitError if a target reply is longer than replies may be: it would be taught whole, and always cut."""
+    truths = [] if source.cases is None else source.cases.truths[:100]
+    replies = [task.example(source.views, truth, seed)[1] for seed, truth in enumerate(truths)]
+    lengths = [len(processor.tokenizer.encode(reply, add_special_tokens=False)) for reply in replies]
+    if (longest := max(lengths, default=0)) > (allowed := settings["reply_tokens"]):
+        reply = replies[lengths.index(longest)]
+        raise KitError(f"reply_tokens: expected at least {longest} for replies such as {reply!r}; got {allowed}")
+
+
 def sft(
     settings: Mapping[str, Any], model: Any, processor: Any, task: Task, source: TrainingSource, folder: Path,
     devices: int,
@@ -196,7 +207,9 @@ def sft(
     def extend(row: Row) -> Row:
         seed = np.random.SeedSequence([settings["seed"], *row["sample_id"].encode()]).generate_state(1)[0]
         messages, reply = task.example(source.views, row["truth"], int(seed))
-        return {"prompt": messages, "completion": [assistant(reply)], "images": row["images"]}
+        example = {"prompt": messages, "completion": [assistant(reply)], "images": row["images"]}
+        options = thinking_options(processor, False)
+        return example | ({"chat_template_kwargs": options} if options else {})
 
     # No max_length: it would cut the tokens of pictures off.
     arguments = SFTConfig(**_arguments(settings, folder, devices), max_length=None)
@@ -220,6 +233,7 @@ def grpo(
         num_generations=settings["group"],
         max_completion_length=settings["reply_tokens"],
         temperature=settings["temperature"],
+        chat_template_kwargs=thinking_options(processor, settings["reasoning"]),
         generation_kwargs=generation or {"suppress_tokens": suppressed},
         beta=settings["kl"],
         scale_rewards=settings["scale"],

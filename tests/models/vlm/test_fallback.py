@@ -39,6 +39,15 @@ def test_unanswered_places_get_a_stand_in_and_are_marked():
     assert result.top_states(1)[:, 0].tolist() == [15, 34, 34, 34]
 
 
+def test_ranked_replies_share_their_vote_as_the_score_pays():
+    labels = {"states": STATES}
+    replies = [["States: Ohio, Kansas\n40, -83", "States: Kansas\n38, -98"], ["40, -83", "States: Nowhere"]]
+    guess = PRIOR.from_replies(np.arange(2), [[read(reply, labels) for reply in row] for row in replies])
+    kansas = (0.6 / 1.6 + 1) / 2
+    assert np.allclose(guess.state_probs[0], 0.9 * np.array([kansas, 1 - kansas]) + 0.1 * np.array([0.25, 0.75]))
+    assert guess.top_states(1)[:, 0].tolist() == [15, 34] and guess.answered.all()
+
+
 def test_a_mean_over_guesses_counts_everyone():
     km = distance_km(guesses().point(), np.tile([38.0, -98.0], (4, 1)))
     assert np.isfinite(km).all() and km.mean() > km[guesses().answered].min()

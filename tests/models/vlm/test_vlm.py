@@ -25,11 +25,11 @@ from kitlib.core import paths, storage
 from kitlib.core.errors import Damaged, KitError
 from kitlib.data import pictures, readers
 from kitlib.evaluation import fold_files, metrics, runs
-from kitlib.models.vlm import dataset, guessing, loading, reply_cache, tiny_model, trainer
+from kitlib.models.vlm import analysis, dataset, guessing, loading, reply_cache, tiny_model, trainer
 from kitlib.models.vlm import run as vlm
 from kitlib.models.vlm.config import Config
 from kitlib.models.vlm.conversation import prompts, rollouts
-from kitlib.models.vlm.conversation.dialogue import converse, with_pictures
+from kitlib.models.vlm.conversation.dialogue import converse, thinking_options, with_pictures
 from kitlib.models.vlm.conversation.replies import Reply
 from kitlib.models.vlm.conversation.rewards import Weights, turn_advantages
 from kitlib.models.vlm.conversation.tasks import Task, TaskOptions
@@ -53,7 +53,7 @@ SFT = Config(
     device_batch=16,
     rate=3e-3,
     radii_km="3000,500",
-    reply_tokens=20,
+    reply_tokens=24,
     samples=2,
     eval_steps=0,
     eval_places=6,
@@ -112,7 +112,9 @@ def test_a_conversation_is_what_the_chat_template_makes_of_its_messages(tiny):
         assert len(dialogue.replies) == env.turns == 2 and 2 <= len(own) <= 12 and not suppressed & set(own)
         message = "Your reply did not say where. Look again and refine it, within 200 km, in the same lines."
         messages = [*env.messages(), prompts.assistant("@1"), prompts.user(message)]
-        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).split("@1")[1]
+        options = thinking_options(processor, False)
+        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        text = text.split("@1")[1]
         rest = [token for token, mine in zip(dialogue.continuation, dialogue.model_mask, strict=True) if not mine]
         assert tokenizer.decode(rest) in (text, text.removeprefix("<|im_end|>"))  # where the model said the end itself
         assert (
@@ -187,6 +189,25 @@ def test_lora_is_kept_merged_and_never_on_the_head_or_the_eyes(tmp_path, dtype):
     assert changed and all("language_model" in name for name in changed)
     with pytest.raises(KitError, match="exists"):
         loading.merge("tiny", tmp_path, merged)
+
+
+@pytest.mark.parametrize(("kind", "targets"), [("qwen2.5", 14), ("qwen3", 14), ("qwen3.5", 15)])
+def test_lora_reaches_every_projection_and_says_how_many(kind, targets, caplog):
+    model, _ = loading.load(f"tiny:{kind}", torch.float32)
+    assert loading.lora_reach(model) == (targets, targets)
+    assert loading.lora_reach(model, attention_only=True) == (targets - 6, targets)
+    with caplog.at_level("INFO"):
+        model = loading.adapt(model, 2)
+    assert f"LoRA of rank 2 on {targets} of the {targets} projections" in caplog.text
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == targets
+
+
+def test_a_model_that_can_think_does_so_only_when_asked():
+    model, processor = tiny_model.build("qwen3.5")
+    messages = with_pictures(task().open_final(VIEWS, TRUTH).messages(), shown(0))
+    for thinking, end in ((False, "assistant\n<think>\n\n</think>\n\n"), (True, "assistant\n<think>\n")):
+        ids = Sampler(model, processor, 4, thinking=thinking).inputs([messages])["input_ids"][0]
+        assert processor.tokenizer.decode(ids).endswith(end)
 
 
 def test_pictures_are_capped_and_truths_come_from_the_metadata(data, tmp_path):
@@ -388,6 +409,41 @@ def test_several_turns_with_lora_on_the_other_generation(data, environment):
     assert len(run.guesses("oof")) == 12
 
 
+@pytest.mark.parametrize("environment", ["single", "telescoping"])
+def test_linear_attention_is_taught_rewarded_and_guesses(data, environment):
+    taught = dataclasses.replace(SFT, model="tiny:qwen3.5", lora_rank=2, environment=environment, steps=2)
+    name = f"linear-{environment}"
+    vlm.train(taught, data, name)
+    rewarded = dataclasses.replace(
+        GRPO, model="tiny:qwen3.5", start_from=name, lora_rank=2, environment=environment, steps=2
+    )
+    run = vlm.train(rewarded, data, f"{name}-grpo")
+    assert len(run.guesses("oof")) == 12 and set(run.metrics["states_by"]["0"]["state_scores"]) == {
+        "samples",
+        "likelihood",
+    }
+
+
+def test_ranked_replies_are_taught_and_earn_the_score(data):
+    ranked = {"fields": "states,point", "reply_tokens": 48, "reward_distance": 0.0, "reward_score": 1.0}
+    vlm.train(dataclasses.replace(SFT, steps=2, **ranked), data, "ranked")
+    run = vlm.train(dataclasses.replace(GRPO, start_from="ranked", steps=2, **ranked), data, "ranked-grpo")
+    example = analysis.examples(dataclasses.replace(SFT, **ranked), data, 1)["reply"][0]
+    first, second = example.splitlines()
+    assert first.startswith("States: ") and second.startswith("Coordinates: ")
+    names = first.removeprefix("States: ").split(", ")
+    near = dataset.nearest_states(data)
+    assert tuple(names) == near[names[0]] and names[0] == data.rows("train")["state"].iloc[0]
+    assert len(run.guesses("oof")) == 12
+
+
+def test_replies_that_would_always_be_cut_are_refused(data):
+    with pytest.raises(
+        KitError, match=r"reply_tokens: expected at least \d+ for replies such as '(State|Region): .*; got 8"
+    ):
+        vlm.train(dataclasses.replace(SFT, reply_tokens=8), data, "too-short")
+
+
 def test_an_adapter_is_merged_by_command(data, tmp_path, monkeypatch, capsys):
     config = dataclasses.replace(SFT, model="tiny:qwen3", lora_rank=2, steps=2)
     run, out = vlm.train(config, data, "adapted"), tmp_path / "merged"
@@ -481,7 +537,7 @@ def test_a_stream_is_learned_from_instead_of_the_places(data, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"model": "gpt"}, "expected tiny, tiny:qwen3, hf:"),
+        ({"model": "gpt"}, "expected tiny, tiny:qwen3, tiny:qwen3.5, hf:"),
         ({"model": "tiny:llama"}, "got 'tiny:llama'"),
         ({"method": "grpo", "group": 5}, "expected a multiple of a group of at least 2"),
         ({"batch": 10}, "expected a multiple of device_batch 16; got 10"),
@@ -491,8 +547,8 @@ def test_a_stream_is_learned_from_instead_of_the_places(data, tmp_path):
         ({"kl": 0.1}, "kl: expected 0 with lora_rank 0"),
         ({"radii_km": "far"}, "radii_km: expected numbers above 0"),
         ({"lengths": "2.7"}, "lengths: expected increasing values"),
-        ({"fields": "x"}, "fields: expected some of city, region, country, point"),
-        ({"fields": ""}, "fields: expected some of city, region, country, point"),
+        ({"fields": "x"}, "fields: expected some of city, region, country, states, point"),
+        ({"fields": ""}, "fields: expected some of city, region, country, states, point"),
         ({"start_from": "../x"}, "start_from: expected 1 to 100 letters"),
         ({"samples": 10**6}, "samples: expected at most 1024"),
         (
@@ -552,7 +608,8 @@ def test_a_model_that_is_built_otherwise_is_refused(tmp_path):
     hf.LlavaForConditionalGeneration(hf.LlavaConfig(text_config=text, vision_config=eyes)).save_pretrained(tmp_path)
     tiny_model.build("qwen2.5")[1].save_pretrained(tmp_path)
     with pytest.raises(
-        KitError, match=r"expected the architecture of Qwen2.5-VL or Qwen3-VL; hf:.* is a LlavaForConditionalGeneration"
+        KitError,
+        match=r"expected the architecture of Qwen2.5-VL, Qwen3-VL or Qwen3.5; hf:.* is a LlavaForConditionalGeneration",
     ):
         loading.load(f"hf:{tmp_path}", torch.float32)
 
@@ -560,5 +617,5 @@ def test_a_model_that_is_built_otherwise_is_refused(tmp_path):
 def test_the_preset_for_drawn_places():
     sft, grpo = (Config.from_dict({"method": method}, "sample") for method in ("sft", "grpo"))
     assert (sft.model, sft.rate, sft.lora_rank, grpo.rate, grpo.tau_schedule) == ("tiny", 2e-3, 0, 2e-4, "fixed")
-    published = Config.from_dict({"method": "grpo", "model": "hf:Qwen/Qwen2.5-VL-3B-Instruct"}, "sample")
+    published = Config.from_dict({"method": "grpo", "model": "hf:Qwen/Qwen3-VL-4B-Instruct"}, "sample")
     assert (published.rate, published.lora_rank, published.digits) == (0.0, 16, 4)  # all weights at 2e-3 would ruin it

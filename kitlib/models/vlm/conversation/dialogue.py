@@ -29,6 +29,10 @@ class PromptBatch(Protocol):
     def tokens(self) -> list[Tokens]:
         """The tokens of each prompt, those of its pictures included."""
 
+    @property
+    def thinking(self) -> bool:
+        """Whether models that can think before they reply are asked to."""
+
     def generate(self, continuations: list[Tokens]) -> tuple[list[Tokens], Any]:
         """The next reply to each prompt with its continuation, as tokens, and their log-probabilities or None."""
 
@@ -87,24 +91,32 @@ def converse(envs: Sequence[Environment], prompts: PromptBatch, processor: Any) 
         replies, logprobs = prompts.generate([dialogue.continuation for dialogue in dialogues])
         for i, dialogue in enumerate(dialogues):
             if not dialogue.done:
-                _take_turn(dialogue, list(replies[i]), logprobs and logprobs[i], processor)
+                _take_turn(dialogue, list(replies[i]), logprobs and logprobs[i], processor, prompts.thinking)
     return dialogues
 
 
-def _take_turn(dialogue: Dialogue, reply: Tokens, logprobs: Sequence[float] | None, processor: Any) -> None:
+def _take_turn(
+    dialogue: Dialogue, reply: Tokens, logprobs: Sequence[float] | None, processor: Any, thinking: bool
+) -> None:
     dialogue.add_tokens(reply, True, logprobs)
     message = dialogue.add_reply(processor.tokenizer.decode(reply, skip_special_tokens=True))
     if message is not None:
-        separator = turn_separator_tokens(processor, message)
+        separator = turn_separator_tokens(processor, message, thinking)
         ended = bool(reply) and reply[-1] == separator[0]  # a reply that was cut short has no end of its own
         dialogue.add_tokens(separator[ended:], False)
 
 
-def turn_separator_tokens(processor: Any, message: Message) -> Tokens:
+def turn_separator_tokens(processor: Any, message: Message, thinking: bool = False) -> Tokens:
     """The tokens between two replies: the end of the turn, `message`, and the opening of the next reply."""
     messages = [user("?"), assistant(REPLY), message]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    options = thinking_options(processor, thinking)
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options)
     return processor.tokenizer.encode(text.split(REPLY, 1)[1], add_special_tokens=False)
+
+
+def thinking_options(processor: Any, thinking: bool) -> dict[str, bool]:
+    """The option that turns thinking on or off in a chat template; none for a template that does not know it."""
+    return {"enable_thinking": thinking} if "enable_thinking" in str(processor.chat_template) else {}
 
 
 def with_pictures(messages: Sequence[Message], images: Sequence[Any]) -> list[Message]:

@@ -17,8 +17,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from kitlib.core.errors import KitError
-from kitlib.models.vlm.conversation.prompts import FIELDS, Message, ReplyForm, ask, user
-from kitlib.models.vlm.conversation.replies import Reply
+from kitlib.models.vlm.conversation.prompts import Message, ReplyForm, ask, user
+from kitlib.models.vlm.conversation.replies import NAMES, Reply
 from kitlib.models.vlm.conversation.rewards import Grader
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
@@ -144,7 +144,7 @@ class Hierarchical(Graded):
     """
 
     def __init__(self, views: Sequence[str], truth: Reply, grader: Grader, *, levels: Sequence[str], **options: Any):
-        if not levels or not set(levels) <= set(FIELDS) or len(set(levels)) < len(levels):
+        if not levels or not set(levels) <= {*NAMES, "point"} or len(set(levels)) < len(levels):
             raise KitError(f"levels: expected some of country, region, city, point, each once; got {tuple(levels)}")
         super().__init__(views, truth, grader.only(levels[0]), **options)
         self.levels, self.turns, self.last = tuple(levels), len(levels), Reply()

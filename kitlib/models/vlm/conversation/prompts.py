@@ -15,14 +15,15 @@ from kitlib.models.vlm.conversation.replies import NAMES, Reply, visible
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
 Message = dict  # {"role": str, "content": [{"type": "image"} or {"type": "text", "text": str}]}
-FIELDS = (*NAMES, "point")
+FIELDS = (*NAMES, "states", "point")
 REASONING = "First think inside <think></think>, then write the lines below it."
 
 
 @dataclass(frozen=True)
 class ReplyForm:
-    """The fields of a reply, in the order city, region, country, point: one line a name and two for the point.
+    """The fields of a reply, in the order city, region, country, states, point: one line a name and two for the point.
 
+    states: the likeliest five on one line; the point then has one line too, as a row of the competition.
     region: the data set's word for a region. digits: decimals of the degrees; 4 are 11 m.
     """
 
@@ -46,7 +47,8 @@ class ReplyForm:
     @property
     def keys(self) -> list[str]:
         """The keys of the lines, in order."""
-        names = {"city": ["City"], "region": [self.region], "country": ["Country"], "point": ["Latitude", "Longitude"]}
+        names = {"city": ["City"], "region": [self.region], "country": ["Country"], "states": ["States"]}
+        names["point"] = ["Coordinates"] if "states" in self.fields else ["Latitude", "Longitude"]
         return [key for field in self.fields for key in names[field]]
 
     def known(self, truth: Reply) -> ReplyForm:
@@ -56,8 +58,13 @@ class ReplyForm:
 
     def question(self, allowed: Mapping[str, Labels] | None = None) -> str:
         """The question; it lists the vocabularies `allowed`, by field."""
-        degrees = {"Latitude": "degrees, south negative", "Longitude": "degrees, west negative"}
-        lines = [f"{key}: <{degrees.get(key, 'name')}>" for key in self.keys]
+        values = {
+            "Latitude": "degrees, south negative",
+            "Longitude": "degrees, west negative",
+            "States": "five names, the likeliest first",
+            "Coordinates": "latitude, longitude in degrees, south and west negative",
+        }
+        lines = [f"{key}: <{values.get(key, 'name')}>" for key in self.keys]
         plural = "these lines, each with one answer" if len(lines) > 1 else "this line, with one answer"
         parts = ["Where was this picture taken? Reply with " + plural + ", and nothing else:", *lines]
         for field, labels in (allowed or {}).items():
@@ -75,7 +82,11 @@ class ReplyForm:
             value = getattr(reply, field)
             if value is None:
                 raise KitError(f"{field}: expected a value, as the form asks for it; got None")
-            values += [f"{x:.{self.digits}f}" for x in value] if field == "point" else [value]
+            if field == "point":
+                numbers = [f"{x:.{self.digits}f}" for x in value]
+                values += [", ".join(numbers)] if "states" in self.fields else numbers
+            else:
+                values.append(value if isinstance(value, str) else ", ".join(value))
         return "\n".join(f"{key}: {value}" for key, value in zip(self.keys, values, strict=True))
 
     def fits(self, reply: str) -> bool:
@@ -85,7 +96,8 @@ class ReplyForm:
         (True, False)
         """
         degrees, name = r"-?\d{1,3}(?:\.\d+)?", r"[^\n:]*[^\n: ]"
-        lines = [f"{key}: {degrees if key in ('Latitude', 'Longitude') else name}" for key in self.keys]
+        values = {"Latitude": degrees, "Longitude": degrees, "Coordinates": f"{degrees}, {degrees}"}
+        lines = [f"{key}: {values.get(key, name)}" for key in self.keys]
         return re.fullmatch("\n".join(lines), visible(reply).strip()) is not None
 
     def _key(self, field: str) -> str:
@@ -93,6 +105,7 @@ class ReplyForm:
 
 
 COMPETITION = ReplyForm(("region", "point"), region="State")
+RANKED = ReplyForm(("states", "point"), region="State")
 WORLD = ReplyForm()
 
 

@@ -62,6 +62,7 @@ class Weights(Settings):
     city: float = 0.0
     region: float = 0.0  # the state in the competition
     country: float = 0.0
+    score: float = 0.0  # the competition's score of the reply: 0.70 * weighted top 5 of the states + 0.30 * GPS
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class Grader:
 
     def __post_init__(self) -> None:
         """Check that each vocabulary has a field, and each weighted term a line in the form. Raises KitError."""
-        if unknown := sorted(set(self.labels) - set(NAMES)):
-            raise KitError(f"labels: expected vocabularies for {', '.join(NAMES)}; got {', '.join(unknown)}")
+        if unknown := sorted(set(self.labels) - {*NAMES, "states"}):
+            raise KitError(f"labels: expected vocabularies for {', '.join(NAMES)}, states; got {', '.join(unknown)}")
         counting = [term.name for term in fields(self.weights) if getattr(self.weights, term.name) > 0]
         if lost := [name for name in counting if name not in self._gradable]:
             raise KitError(f"reward: expected terms of the form's {', '.join(self.form.fields)}; got {', '.join(lost)}")
@@ -102,7 +103,8 @@ class Grader:
     @property
     def _gradable(self) -> set[str]:
         distances = {"distance", "geoscore"} if "point" in self.form.fields else set()
-        return {*self.form.fields, "form"} | distances
+        ranked = {"score"} if {"states", "region", "country"} & set(self.form.fields) else set()
+        return {*self.form.fields, "form"} | distances | ranked
 
     def only(self, name: str) -> Grader:
         """The same grader for one field alone, which earns from 0 to 1."""
@@ -133,9 +135,24 @@ class Grader:
                 terms["distance"] = float(np.exp(-km / self.tau_km))
                 terms["geoscore"] = float(accuracy.geoscore(km) / accuracy.GEOSCORE_MOST)
         terms |= {name: self._match(name, getattr(parsed, name), getattr(truth, name)) for name in NAMES}
+        terms["score"] = self._score(parsed, truth, km)
         complete = all(getattr(parsed, name) is not None for name in self.form.fields)
         terms["form"] = float(complete and self.form.fits(reply))
         return Grade(parsed, km, terms)
+
+    def _score(self, parsed: Reply, truth: Reply, km: float | None) -> float | None:
+        """The competition's score of one reply, a single name being the first rank; None for an unknown state."""
+        field = next((name for name in ("states", "region", "country") if name in self.form.fields), "")
+        true = getattr(truth, field, None)
+        if true is None:
+            return None
+        given = getattr(parsed, field) or ()
+        earned = [
+            weight * (self._match(field, name, true if isinstance(true, str) else true[0]) or 0.0)
+            for weight, name in zip(accuracy.WEIGHTS, (given,) if isinstance(given, str) else given, strict=False)
+        ]
+        gps = 0.0 if km is None else max(0.0, 1.0 - km / accuracy.ZERO_AT_KM)
+        return accuracy.STATE_SHARE * max(earned, default=0.0) + accuracy.GPS_SHARE * gps
 
     def value(self, grade: Grade) -> float:
         """The weighted total of a grade; the place was checked."""

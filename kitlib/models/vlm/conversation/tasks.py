@@ -23,7 +23,7 @@ from kitlib.geo import geohash
 from kitlib.models.vlm.conversation.environments import Environment, Graded, Hierarchical, SingleTurn, Telescoping
 from kitlib.models.vlm.conversation.geohash_env import GeohashTurns, read_geohash
 from kitlib.models.vlm.conversation.prompts import FIELDS, Message, ReplyForm, assistant
-from kitlib.models.vlm.conversation.replies import Reply
+from kitlib.models.vlm.conversation.replies import NAMES, RANKS, Reply
 from kitlib.models.vlm.conversation.rewards import TAU_KM, Grader, Weights
 from kitlib.models.vlm.conversation.schedules import SCHEDULES, forcing_at, lengths_at, tau_at
 from kitlib.models.vlm.conversation.vocabulary import Labels
@@ -137,8 +137,10 @@ class Task:
 
     def placeholder(self) -> Reply:
         """A stand-in truth for places whose own is unknown; the prompts do not depend on it."""
-        names = {name: self.labels[name].names[0] if name in self.labels else "?" for name in FIELDS if name != "point"}
-        return Reply((0.0, 0.0), **names)
+        names = {name: self.labels[name].names[0] if name in self.labels else "?" for name in NAMES}
+        return Reply(
+            (0.0, 0.0), **names, states=self.labels["states"].names[:RANKS] if "states" in self.labels else ("?",)
+        )
 
     def example(self, views: Sequence[str], truth: Reply, seed: int) -> tuple[list[Message], str]:
         """A dialogue up to a turn drawn by `seed`, with plausible but imperfect replies so far, and the target reply.
@@ -147,7 +149,8 @@ class Task:
         """
         rng = np.random.default_rng(seed)
         known = self.form.known(truth)
-        graded = {name: 1.0 for name in known.fields if name != "point"} | {"distance": float("point" in known.fields)}
+        graded = {name: 1.0 for name in known.fields if name in NAMES} | {"distance": float("point" in known.fields)}
+        graded["score"] = float("states" in known.fields)
         task = replace(self, form=known, weights=Weights(**({"form": 0.0, "distance": 0.0} | graded)))
         env, radii_km = task.open_final(views, truth), self.options.turn_radii_km
         messages = env.messages()
@@ -194,7 +197,7 @@ def final_reply(replies: Sequence[Reply]) -> Reply:
     """The result of a dialogue: for each field the last value that a reply gives.
 
     >>> final_reply([Reply((1.0, 2.0)), Reply(region="Ohio"), Reply()])
-    Reply(point=(1.0, 2.0), city=None, region='Ohio', country=None)
+    Reply(point=(1.0, 2.0), city=None, region='Ohio', country=None, states=None)
     """
     result = Reply()
     for reply in replies:

@@ -47,7 +47,8 @@ def test_one_turn_is_the_graders_reward():
     assert prompt.count("<image>") == 4 and "Allowed for State: Kansas, Ohio." in prompt
     step = env.step("State: KANSAS\nLatitude: 38.5\nLongitude: -98.5")
     assert step.reward == pytest.approx(1.6) and step.done and step.message is None
-    assert step.metrics == {"parsed": 1.0, "km": 0.0, "distance": 1.0, "geoscore": 1.0, "region": 1.0, "form": 1.0}
+    assert step.metrics == {"parsed": 1.0, "km": 0.0, "distance": 1.0, "geoscore": 1.0, "region": 1.0, "form": 1.0,
+                            "score": 1.0}  # fmt: skip
     with pytest.raises(KitError, match="over after 1 replies"):
         env.step("38.5, -98.5")
 

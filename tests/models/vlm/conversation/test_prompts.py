@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitlib.core.errors import KitError
-from kitlib.models.vlm.conversation.prompts import COMPETITION, WORLD, ReplyForm, ask, assistant, chat
+from kitlib.models.vlm.conversation.prompts import COMPETITION, RANKED, WORLD, ReplyForm, ask, assistant, chat
 from kitlib.models.vlm.conversation.replies import Reply, read
 from kitlib.models.vlm.conversation.vocabulary import Labels
 
 VIEWS = ("north", "east", "south", "west")
 STATES = Labels(["Ohio", "New York"])
+HERE = (40.0, -83.0)
 
 
 def texts(messages):
@@ -80,6 +81,16 @@ def test_other_layouts_do_not_fit(reply):
     assert not COMPETITION.fits(reply)
 
 
+def test_a_ranked_form_is_a_row_of_the_competition():
+    truth = Reply((40.5, -83.25), states=("Ohio", "New York", "Iowa", "Utah", "Maine"))
+    reply = RANKED.write(truth)
+    assert reply == "States: Ohio, New York, Iowa, Utah, Maine\nCoordinates: 40.5000, -83.2500"
+    assert (
+        read(reply) == truth and RANKED.fits(reply) and not RANKED.fits(COMPETITION.write(Reply(HERE, region="Ohio")))
+    )
+    assert "States: <five names, the likeliest first>" in RANKED.question()
+
+
 def test_a_form_asks_for_what_is_known():
     truth = Reply((1.0, 2.0), country="Peru")
     assert WORLD.known(truth).keys == ["Country", "Latitude", "Longitude"]
@@ -92,7 +103,7 @@ def test_a_form_asks_for_what_is_known():
 
 def test_bad_forms_are_refused():
     for fields in ((), ("point", "city"), ("city", "city"), ("state",)):
-        with pytest.raises(KitError, match="expected some of city, region, country, point, each once"):
+        with pytest.raises(KitError, match="expected some of city, region, country, states, point, each once"):
             ReplyForm(fields)
     with pytest.raises(KitError, match="expected Region, State or Province; got 'Bezirk'"):
         ReplyForm(region="Bezirk")

@@ -132,8 +132,10 @@ REPLIES = [
     ("Latitude: 38.5\nLatitude: 40\nLongitude: -98.5", None, None, 0.0),
     ("Latitude: 38.5 to 40\nLongitude: -98.5", None, None, 0.0),
     ("Latitude: 38.5, 40\nLongitude: -98.5, -83", None, None, 0.0),
-    ("Latitude: 38.5\nLongitude: -98.5\n40, -83", None, None, 0.0),
     ('[{"lat": 38.5, "lon": -98.5}, {"lat": 40, "lon": -83}]', None, None, 0.0),
+    # labelled lines win over what is bare
+    ("Latitude: 38.5\nLongitude: -98.5\n40, -83", HERE, None, 1.0),
+    ("State: Kansas\nArkansas", None, "Kansas", 0.0),
     # the same place twice is one
     ("38.5, -98.5\nLatitude: 38.50\nLongitude: -98.5", HERE, None, 1.0),
     ("State: Kansas\nRegion: KANSAS\n38.5, -98.5", HERE, "Kansas", 1.0),
@@ -148,7 +150,7 @@ REPLIES = [
     ("State: Kansas or Arkansas", None, None, 0.0),
     ("State: Kansas (Arkansas)", None, None, 0.0),
     ("State: Kansas\nState: Arkansas", None, None, 0.0),
-    ("State: Kansas\nArkansas", None, None, 0.0),
+    ("Kansas\nArkansas", None, None, 0.0),
     ("State: Kansas Region: Arkansas", None, None, 0.0),
     ("Kansas\nArkansas\nOhio", None, None, 0.0),
     ("KansasArkansasVirginia", None, None, 0.0),

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitlib.core.errors import KitError
-from kitlib.models.vlm.conversation.prompts import COMPETITION, WORLD, ReplyForm
+from kitlib.evaluation import metrics
+from kitlib.models.vlm.conversation.prompts import COMPETITION, RANKED, WORLD, ReplyForm
 from kitlib.models.vlm.conversation.replies import Reply
 from kitlib.models.vlm.conversation.rewards import Grader, Weights, returns, turn_advantages
 from kitlib.models.vlm.conversation.schedules import SCHEDULES, tau_at
@@ -101,6 +102,39 @@ def test_terms_are_shares_and_names_match_without_a_vocabulary():
     assert far.terms["geoscore"] == pytest.approx(np.exp(-far.km / 1492.7))
 
 
+@pytest.mark.parametrize(
+    ("reply", "earned"),
+    [
+        ("States: Kansas, Ohio, Virginia\nCoordinates: 38.5, -98.5", 1.0),
+        ("States: Ohio, Kansas, Virginia\nCoordinates: 38.5, -98.5", 0.7 * 0.6 + 0.3),
+        ("States: Ohio, Virginia\nCoordinates: 38.5, -98.5", 0.3),
+        ("States: Kansas, Ohio", 0.7),
+        ("States: Ohio, Ohio, Kansas, Virginia\nCoordinates: 0, 90", 0.7 * 0.6),
+        ("State: Kansas\nCoordinates: 38.5, -98.5", 0.3),
+        ("", 0.0),
+    ],
+)
+def test_a_ranked_reply_earns_the_competitions_score(reply, earned):
+    states = Labels(["Kansas", "Ohio", "Virginia"])
+    grader = Grader(RANKED, {"states": states}, Weights(distance=0.0, form=0.0, score=1.0))
+    truth = Reply((38.5, -98.5), states=("Kansas", "Ohio", "Virginia"))
+    grade = grader.grade(reply, truth)
+    assert grader.value(grade) == pytest.approx(earned)
+    if grade.reply.point and grade.reply.states:
+        ranked = [list(states.positions(grade.reply.states))]
+        score = metrics.score_arrays([0], [truth.point], ranked, [grade.reply.point])
+        assert grader.value(grade) == pytest.approx(score.final)
+
+
+def test_a_single_answer_earns_the_score_of_its_first_rank():
+    grader = Grader(COMPETITION, weights=Weights(distance=0.0, form=0.0, score=1.0))
+    truth = Reply((38.5, -98.5), region="Kansas")
+    assert grader.value(grader.grade("State: Kansas\n38.5, -98.5", truth)) == pytest.approx(1.0)
+    assert grader.value(grader.grade("State: Ohio\n38.5, -98.5", truth)) == pytest.approx(0.3)
+    with pytest.raises(KitError, match="cannot be graded"):
+        grader.check(Reply((38.5, -98.5)))
+
+
 def test_a_schedule_changes_only_tau():
     far = HONEST.replace("38.5", "39.5")
     taus = [tau_at(step, 10, "geometric", 2000.0, 25.0) for step in range(10)]
@@ -148,7 +182,7 @@ def test_advantages_are_in_units_of_a_groups_or_the_batchs_deviation():
 def test_graders_that_cannot_work_are_refused():
     with pytest.raises(KitError, match="reward: expected terms of the form's point; got region"):
         Grader(ReplyForm(("point",)), weights=Weights(region=1.0))
-    with pytest.raises(KitError, match="labels: expected vocabularies for city, region, country; got state"):
+    with pytest.raises(KitError, match="labels: expected vocabularies for city, region, country, states; got state"):
         Grader(WORLD, {"state": STATES})
     with pytest.raises(KitError, match="region: expected a truth among the 3 names of its vocabulary; got 'Utah'"):
         GRADER.grade("", Reply(region="Utah"))
