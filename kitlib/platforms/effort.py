@@ -18,7 +18,8 @@ BASIS = f"an estimate for the competition's {PICTURES:,} pictures, every encoder
 
 def hours(plan: str, given: Mapping[str, str], tflops: float) -> tuple[float, str]:
     """The hours of a plan at a speed of all GPUs together, and "; without …" naming runs that it cannot estimate."""
-    petaflop, folds, unknown, embedded = 0.0, 0, [], set()
+    petaflop, folds, unknown = 0.0, 0, []
+    embedded: set[tuple[str, int, int]] = set()  # encoder, size, side
     for run in jobs.runs_of(plan, given, preset_only=True):
         config = asdict(run.config)
         n_folds = len(jobs.folds_of(run))

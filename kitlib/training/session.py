@@ -79,9 +79,8 @@ class EncoderSession(TorchSession[C], Inputs):
     def __init__(self, run: Run, places: Places, *args: Any, **options: Any) -> None:
         TorchSession.__init__(self, run, places, *args, **options)
         config: Any = self.config
-        Inputs.__init__(
-            self, places, config.encoder, config.image_size, config.mirror, learns(asdict(config)), self.dtype
-        )
+        own = config.encoder, config.image_size, config.mirror, self.dtype
+        Inputs.__init__(self, places, *own, learns=learns(asdict(config)))
 
     @classmethod
     def check_model(cls, config: C) -> None:

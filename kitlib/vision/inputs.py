@@ -32,8 +32,8 @@ class Inputs:
         encoder: str,
         image_size: int = 0,
         mirror: bool = False,
-        learns: bool = False,
         dtype: torch.dtype | None = None,
+        learns: bool = False,
     ) -> None:
         self.places, self.device = places, best_device()
         self.dtype = dtype or best_dtype(self.device)
