@@ -20,7 +20,7 @@ def test_the_sample_plan_ends_with_a_scored_submission(home, small_sample):
     submission, folder = home / "submissions/sample.csv", small_sample / "kaggle_dataset"
     competition.validate(submission, folder / "sample_submission.csv", folder / "state_mapping.csv")
     steps = json.loads((report.parent / "plan.json").read_text())["steps"]
-    assert [step["status"] for step in steps] == ["done"] * 8
+    assert [step["status"] for step in steps] == ["done"] * 9
     assert float(steps[-1]["headline"]["value"]) == pytest.approx(
         competition.score_files(truth, submission).final, abs=1e-4
     )
