@@ -50,7 +50,11 @@ def judge(places: Places, prior: pd.Series, oof: Guesses) -> pd.Series:
     objection = "it would cost score" if after < before else ""
     if p < LEAST_P:
         objection = "the training counts contradict it"
-    found = {"chance of the training counts": float(f"{p:.2g}"), "score without": before, "score with": after}
+    found = {
+        "chance of the training counts": f"{p:.1g}",
+        "score without": round(before, 4),
+        "score with": round(after, 4),
+    }
     return pd.Series(found | {"objection": objection}, dtype=object)
 
 
