@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Fast tests first, then the slow ones that may take longest, so that no process is left with one at the end."""
+
+    def order(item: pytest.Item) -> tuple[bool, float]:
+        limit = item.get_closest_marker("timeout")
+        return item.get_closest_marker("slow") is not None, -(limit.args[0] if limit else 0)
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session")

@@ -86,9 +86,7 @@ class Config(EmbedderOptions):
 
     mirror: bool = False  # as for an encoder that learns; features of a frozen one gain nothing, and take twice as long
     by: str = "mean"  # how knn compares views: their mean, each by its heading, or the best rotation
-    gallery: str = (
-        "train"  # or places:DATA, joined by another data set; of gps also grid:KM, world:KM or a CSV of points
-    )
+    gallery: str = "train"  # or places:DATA, joined by another data set; of gps also grid:KM, world:KM, a CSV
     gallery_size: int = 0  # training places in the gallery, chosen by gallery.choose; 0: all
     rerank: bool = False  # score the most similar places again, by where they lie and how they agree
     smoothing: float = 0.02  # share of the state probabilities that goes by how common states are
