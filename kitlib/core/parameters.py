@@ -26,7 +26,7 @@ def _tables(name: str, text: str) -> None:
 RULES: Mapping[str, Callable[[str, Any], Any]] = {  # what no type says; fields of a Config are checked by the Config
     "ALSO": names,
     "COMPARE": names,
-    "DEVICES": partial(number, low=1, high=1024),
+    "DEVICES": partial(number, low=0, high=1024),
     "FOLDS": partial(number, low=2, high=1000),
     "FOLDS_COLUMN": partial(one_of, allowed=("stratified", "spatial", "given")),
     "IMAGE_SIZE": partial(number, low=0, high=settings.LARGEST_PICTURE),

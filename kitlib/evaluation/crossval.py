@@ -169,7 +169,8 @@ class Session(ABC, Generic[C]):
         if unknown := sorted(set(options) - set(cls.OPTIONS)):
             raise KitError(f"{cls.family}: unknown option {', '.join(unknown)}; expected: {', '.join(cls.OPTIONS)}")
         paths.file_name(run_name, "run name")
-        checks.number("devices", devices, 1)
+        checks.number("devices", devices, 0)
+        devices = devices or cls.devices_here()
         checks.number("max_hours", max_hours or 0, 0, kind=float)
         if folds_column not in cls.FOLDS:
             raise KitError(f"folds_column: expected one of {', '.join(cls.FOLDS)}; got {folds_column!r}")
@@ -219,6 +220,11 @@ class Session(ABC, Generic[C]):
         with runs.lock(run_name, busy=False):
             session.finish()
         return run
+
+    @staticmethod
+    def devices_here() -> int:
+        """The devices that stand for 0."""
+        return 1
 
     @classmethod
     def discard_unless_saved(cls, run: Run, part: str = "") -> None:
@@ -359,6 +365,7 @@ def train(
     such as "0,1" (one is enough for a submission, and is scored on its own held-out places). devices: more than one
     starts `torch.distributed.run` for each fold. max_hours: stop after that time with everything saved; the same
     call then continues the run. start_only: write params.json and pack the pictures, for `train_fold` elsewhere.
+    devices: GPUs, or processes on a CPU; 0: all GPUs of this machine.
     options: those of the family's OPTIONS. Other processes may train other folds of the run at the same time.
     Raises KitError for an unknown fold or column, if the run was started with other settings or data, or while
     another process trains one of the folds; all that needs no pictures is checked before these are packed. A run

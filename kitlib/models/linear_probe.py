@@ -43,12 +43,12 @@ def embed(
 ) -> dict[str, Embeddings]:
     """Features of all places by split, from the cache where possible.
 
-    devices: GPUs that compute them together, in processes of their own, which load the encoder by name and image_size
-    as given to `load_encoder`. Raises KitError if one of the processes fails.
+    devices: GPUs that compute them together, 0 for all of this machine; each in a process of its own, which loads the
+    encoder by name and image_size as given to `load_encoder`. Raises KitError if one of the processes fails.
     """
-    from kitlib.vision import embeddings, encoders
+    from kitlib.vision import device, embeddings, encoders
 
-    if devices > 1:
+    if (devices := devices or device.count()) > 1:
         name = name or ("tiny" if places.is_drawn else encoders.STREETCLIP)
         words = ["embed", str(places.folder), "--encoder", name, "--image-size", str(image_size)]
         if code := processes.run_on_devices(devices, words):

@@ -140,7 +140,7 @@ def _training(run: Run, config: Mapping[str, Any]) -> list[Job]:
     for fold in [fold for fold in folds if not (known and fold_files.is_done(known, fold))]:
         words = ["train", run.name, "--family", run.family, "--data", values["DATA"], "--folds", str(fold)]
         words += ["--folds-column", values["FOLDS_COLUMN"], "--n-folds", str(values["FOLDS"])]
-        words += ["--devices", str(values["DEVICES"])]
+        words += ["--devices", str(values["DEVICES"] or 1)]
         words += ["--max-hours", str(values["MAX_HOURS"])] if values["MAX_HOURS"] else []
         settings = [f"{n}={str(v).lower() if isinstance(v, bool) else v}" for n, v in config.items() if n != "seed"]
         words += ["--seeds", str(config["seed"]), *(word for setting in settings for word in ("-p", setting))]

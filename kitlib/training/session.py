@@ -19,7 +19,7 @@ from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.training.options import learns
 from kitlib.vision import encoders, lora
-from kitlib.vision.device import best_device, best_dtype, dtype_of, precision_of
+from kitlib.vision.device import best_device, best_dtype, count, dtype_of, precision_of
 from kitlib.vision.inputs import Inputs
 
 C = TypeVar("C", bound=Settings)
@@ -36,6 +36,11 @@ class TorchSession(crossval.Session[C]):
         self.device = best_device()
         self.dtype = dtype_of(run.settings, self.device)
         self._together: Any = None  # the group of the processes that guess together
+
+    @staticmethod
+    def devices_here() -> int:
+        """All GPUs of this machine."""
+        return count()
 
     def guess_together(self, fold: int, split: str, rows: np.ndarray) -> Guesses:
         """As `guess`; each of several processes, on its own device, makes a share, and all return the whole."""

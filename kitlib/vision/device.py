@@ -27,6 +27,11 @@ def best_device() -> torch.device:
     return torch.device(name)
 
 
+def count() -> int:
+    """How many GPUs this process may use, 1 without any; none of them is initialised."""
+    return max(1, torch.cuda.device_count())
+
+
 def best_dtype(device: torch.device) -> torch.dtype:
     """The number type for matrix products on `device`: the one that KITLIB_PRECISION names, else the fastest.
 

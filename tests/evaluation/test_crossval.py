@@ -361,7 +361,7 @@ def test_a_file_is_recorded_by_name_and_content(places, tmp_path_factory, monkey
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"run_name": "../x"}, {"run_name": "x" * 300}, {"devices": 0}, {"max_hours": -1.0}, {"max_hours": float("nan")},
+    [{"run_name": "../x"}, {"run_name": "x" * 300}, {"devices": -1}, {"max_hours": -1.0}, {"max_hours": float("nan")},
      {"only_folds": "99"}, {"only_folds": "x"}, {"n_folds": 1}, {"folds_column": "x"}],
 )  # fmt: skip
 def test_a_bad_call_leaves_no_run(places, wrong):

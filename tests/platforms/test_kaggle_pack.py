@@ -79,7 +79,7 @@ def test_a_pack_holds_wheels_weights_and_notebooks(plan, local_wheels, streetcli
     assert first["kernel_sources"] == [] and second["kernel_sources"] == [first["id"]]
     book = read_notebook(folder / "kernels/01-10-train-multiview/notebook.ipynb")
     values = {name: parameter.default for name, parameter in book.parameters.items()}
-    assert values | {"RUN": "two-multiview", "DROPOUT": 0.25, "DEVICES": 2, "ONLY_FOLDS": "0"} == values
+    assert values | {"RUN": "two-multiview", "DROPOUT": 0.25, "ONLY_FOLDS": "0"} == values
     assert values["ENCODER"] == "hf:geolocal/StreetCLIP" and "pip" in book.code.split("\n\n")[0] + book.code
     text = "".join(p.read_text() for p in folder.rglob("*.json")) + "".join(
         p.read_text() for p in folder.rglob("*.ipynb")

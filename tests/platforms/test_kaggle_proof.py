@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 PYTHON = os.environ.get("KITLIB_KAGGLE_PYTHON", "")  # else this one
-HEADS = {"ENCODER": "tiny", "HEADS_EPOCHS": 1, "FINETUNE_EPOCHS": 0, "PLACES_PER_CELL": 8, "DEVICES": 1}
+HEADS = {"ENCODER": "tiny", "HEADS_EPOCHS": 1, "FINETUNE_EPOCHS": 0, "PLACES_PER_CELL": 8}
 PLAN = {
     "description": "A network and a submission.",
     "parameters": {"DATA": paths.COMPETITION, "FOLDS": 2},

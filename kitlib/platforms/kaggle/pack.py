@@ -95,14 +95,11 @@ def _check_names(options: Options) -> None:
 
 
 def _for_kaggle(step: Ready, options: Options) -> Ready:
-    """A step with the values that it has on Kaggle: data by its mount's name, weights by theirs, both GPUs.
+    """A step with the values that it has on Kaggle: data by its mount's name, weights by theirs.
 
     Raises KitError for a file or folder of this machine, and for data that is not attached.
     """
     values = dict(step.values)
-    parameters = step.notebook.parameters
-    if "DEVICES" in parameters and "DEVICES" not in values:
-        values["DEVICES"] = T4S
     for name, value in values.items():
         if name in ("ENCODER", "MODEL"):
             values[name] = weights.portable(str(value))
