@@ -28,12 +28,12 @@ from kitlib.evaluation.runs import Run
 
 log = logging.getLogger(__name__)
 
-STEPS = (0.4, 0.2, 0.1, 0.05)  # shares moved to or from a member
-EXPONENTS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)  # of the weights of a member's points
+STEPS = (0.4, 0.2, 0.1)  # shares moved to or from a member
+EXPONENTS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # of the weights of a member's points
 FLOOR = 1e-9  # of a probability, as the log loss of 0 is infinite
 PARTS = 5  # into which the places of a single fold are dealt out, to fit weights without one
-ROWS = 3000  # places that a search looks at
-TRIED_POINTS = 200  # places of which the best one stands for the geometric median in a search
+ROWS = 2000  # places that a search looks at
+BAGS = 8  # random halves of these, on which weights are searched and then averaged: less is fitted to single places
 MOST_POINTS = 24  # of a guess, the heaviest first, in a search
 
 
@@ -141,18 +141,15 @@ def fit(members: Mapping[str, Guesses], places: Places, seeds: Sequence[Sequence
     groups = [list(group) for group in seeds] or [[name] for name in names]
     heat = {name: temperature(member, places) for name, member in members.items()}
     honest = {name: calibrated(member, heat[name]) for name, member in members.items()}
-    candidates = _Candidates(places, ids)
-    power, table = {}, {}
-    for name, member in members.items():
-        power[name], table[name] = candidates.fit_exponent(member)
+    power = {name: exponent(member, places) for name, member in members.items()}
 
     def shared(weights: np.ndarray) -> dict[str, float]:
         return {name: float(w) / len(group) for w, group in zip(weights, groups, strict=True) for name in group}
 
     parts = [average([honest[name] for name in group]) for group in groups]
-    tables = np.stack([np.mean([table[name] for name in group], axis=0) for group in groups])
-    by_states = _search(_state_score(parts, places), len(groups))
-    by_points = _search(lambda weights: -candidates.mean_km(weights, tables), len(groups))
+    sharp = [average([sharpened(members[name], power[name]) for name in group]) for group in groups]
+    by_states = _search(_state_scores(parts, places), len(ids), len(groups))
+    by_points = _search(_point_scores(sharp, places), len(ids), len(groups))
     return Blend(shared(by_states), shared(by_points), heat, power)
 
 
@@ -204,7 +201,10 @@ def exponent(guesses: Guesses, places: Places) -> float:
 
     Below 1 the weights were too sure: the point moves from the likeliest place towards the middle of all.
     """
-    return _Candidates(places, guesses.sample_id).fit_exponent(guesses)[0]
+    truth = _truth(places, guesses.sample_id)
+    powers = EXPONENTS if guesses.points.shape[1] > 1 else (1.0,)
+    errors = {p: geo.distance_km(truth, sharpened(guesses, p).point()).mean() for p in powers}
+    return min(powers, key=lambda p: (errors[p], abs(p - 1)))
 
 
 def calibrated(guesses: Guesses, at_temperature: float) -> Guesses:
@@ -233,27 +233,49 @@ def _mixed(members: Mapping[str, Guesses], weights: Mapping[str, float]) -> Gues
     )
 
 
-def _search(score: Callable[[np.ndarray], float], n: int) -> np.ndarray:
+def _truth(places: Places, ids: np.ndarray) -> np.ndarray:
+    """The true points (N, 2) of training places."""
+    return places.rows("train").set_index("sample_id").loc[ids, ["latitude", "longitude"]].to_numpy(float)
+
+
+def _search(scores: Callable[[np.ndarray], np.ndarray], n_places: int, n: int) -> np.ndarray:
+    """The weights (n,) with the best mean of scores (N,), as a mean over searches on random halves of the places."""
+    if n == 1:
+        return np.ones(1)
+    known: dict[bytes, np.ndarray] = {}
+
+    def score(weights: np.ndarray, rows: np.ndarray) -> float:
+        key = weights.round(6).tobytes()
+        if key not in known:
+            known[key] = scores(weights)
+        return float(known[key][rows].mean())
+
+    rng = np.random.default_rng(0)
+    halves = [rng.permutation(n_places)[: (n_places + 1) // 2] for _ in range(BAGS)]
+    return np.mean([_climbed(functools.partial(score, rows=rows), n) for rows in halves], axis=0)
+
+
+def _climbed(score: Callable[[np.ndarray], float], n: int) -> np.ndarray:
     """The weights (n,) with the best score: from the best single member or equal shares, moving ever smaller shares."""
     corners = np.eye(n)
     starts = [np.full(n, 1 / n), *corners]
-    scores = [score(start) for start in starts]
-    best, weights = max(scores), starts[int(np.argmax(scores))]
+    found = [score(start) for start in starts]
+    best, weights = max(found), starts[int(np.argmax(found))]
     for step in STEPS:
-        improved = n > 1
+        improved = True
         while improved:
             to = [(1 - step) * weights + step * corner for corner in corners]
             away = [np.maximum(weights - step * corner, 0) for corner in corners]
             trials = [trial / trial.sum() for trial in to + away if trial.sum() > 0]
-            scores = [score(trial) for trial in trials]
-            improved = max(scores) > best + 1e-6
+            found = [score(trial) for trial in trials]
+            improved = max(found) > best + 1e-6
             if improved:
-                best, weights = max(scores), trials[int(np.argmax(scores))]
+                best, weights = max(found), trials[int(np.argmax(found))]
     return weights
 
 
-def _state_score(members: Sequence[Guesses], places: Places) -> Callable[[np.ndarray], float]:
-    """The state score of a mixture of members by its weights (M,)."""
+def _state_scores(members: Sequence[Guesses], places: Places) -> Callable[[np.ndarray], np.ndarray]:
+    """The state score (N,) of each place by a mixture of members, as a function of its weights (M,)."""
     states = functools.reduce(np.union1d, (member.state_idx for member in members))
     ids = members[0].sample_id
     truth = places.rows("train").set_index("sample_id")["state_idx"].loc[ids].to_numpy()
@@ -263,50 +285,44 @@ def _state_score(members: Sequence[Guesses], places: Places) -> Callable[[np.nda
     row, column = np.arange(len(known)), np.searchsorted(states, truth[known])
     probs, earns = probs[:, known], np.array([*metrics.WEIGHTS, *[0.0] * len(states)])
 
-    def score(weights: np.ndarray) -> float:
+    def scores(weights: np.ndarray) -> np.ndarray:
         mixed = np.tensordot(weights.astype(np.float32), probs, 1)
         own = mixed[row, column][:, None]
         rank = (mixed > own).sum(1) + ((mixed == own) & (np.arange(len(states)) < column[:, None])).sum(1)
-        return float(earns[rank].sum() / len(ids))
+        earned = np.zeros(len(ids))
+        earned[known] = earns[rank]
+        return earned
 
-    return score
+    return scores
 
 
-class _Candidates:
-    """Training places, of which the one of least expected distance stands for the geometric median in a search.
+def _point_scores(members: Sequence[Guesses], places: Places) -> Callable[[np.ndarray], np.ndarray]:
+    """Minus the error (N,) in km of each place by a mixture of members, as a function of its weights (M,).
 
-    The expected distances of a mixture are the mixture of its members', so that a trial costs a product.
+    The geometric median of a mixture lies between those of its members. The one with the least expected distance of
+    these, of that of equal weights, and of the middles between the two stands for it: a trial then costs a product.
     """
+    ids = members[0].sample_id
+    same_rows = [member.at(ids) for member in members]
+    middle = geo.unit_vectors(average(same_rows).point())
+    own = [geo.unit_vectors(member.point()) for member in same_rows]
+    vectors = np.stack([middle, *own, *(middle + each for each in own)], axis=1)  # (N, C, 3)
+    candidates = geo.from_unit_vectors(vectors)
+    tables = []
+    for member in same_rows:
+        order = np.argsort(-member.weights, axis=1)[:, :MOST_POINTS]
+        points = np.take_along_axis(member.points, order[..., None], 1)
+        share = np.take_along_axis(member.weights, order, 1)
+        share = share / share.sum(axis=1, keepdims=True) * member.answered[:, None]
+        km = geo.distance_km(points[:, :, None], candidates[:, None])  # (N, K, C)
+        tables.append(np.einsum("nk,nkc->nc", share, km).astype(np.float32))
+    expected, km = np.stack(tables), geo.distance_km(_truth(places, ids)[:, None], candidates)
 
-    def __init__(self, places: Places, ids: np.ndarray) -> None:
-        train = places.points("train")
-        rows = np.random.default_rng(0).permutation(len(train))[:TRIED_POINTS]
-        truth = places.rows("train").set_index("sample_id").loc[ids, ["latitude", "longitude"]].to_numpy(float)
-        self.ids, self.km = ids, geo.distance_km(truth[:, None], train[rows][None])  # (N, T)
-        self.vectors = geo.unit_vectors(train[rows]).astype(np.float32).T  # (3, T)
+    def scores(weights: np.ndarray) -> np.ndarray:
+        chosen = np.tensordot(weights.astype(np.float32), expected, 1).argmin(axis=1)
+        return -km[np.arange(len(chosen)), chosen]
 
-    def mean_km(self, weights: np.ndarray, tables: np.ndarray) -> float:
-        """The mean error of a mixture with weights (M,) of members with expected distances (M, N, T)."""
-        chosen = np.tensordot(weights.astype(np.float32), tables, 1).argmin(1)
-        return float(self.km[np.arange(len(chosen)), chosen].mean())
-
-    def fit_exponent(self, guesses: Guesses) -> tuple[float, np.ndarray]:
-        """The best of `EXPONENTS` for a member, and its expected distances (N, T) in km with it."""
-        guesses = guesses.at(self.ids)
-        order = np.argsort(-guesses.weights, axis=1)[:, :MOST_POINTS]
-        points = np.take_along_axis(guesses.points, order[..., None], 1)
-        weights = np.take_along_axis(guesses.weights, order, 1)
-        powers = EXPONENTS if weights.shape[1] > 1 else (1.0,)
-        share = np.stack([np.where(weights > 0, weights.astype(float) ** power, 0) for power in powers])  # (P, N, K)
-        share = share / share.sum(axis=2, keepdims=True) * guesses.answered[:, None]
-        tables = np.zeros((len(powers), *self.km.shape), np.float32)
-        for k in range(points.shape[1]):  # one point of all guesses at a time: (N, K, T) may not fit the memory
-            cosine = geo.unit_vectors(points[:, k]).astype(np.float32) @ self.vectors
-            km = 2 * geo.EARTH_RADIUS_KM * np.arcsin(np.sqrt((1 - cosine).clip(0, 2) / 2))
-            tables += share[:, :, k, None].astype(np.float32) * km
-        errors = [self.mean_km(np.ones(1), table[None]) for table in tables]
-        best = min(range(len(powers)), key=lambda i: (errors[i], abs(powers[i] - 1)))
-        return powers[best], tables[best]
+    return scores
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -96,7 +96,9 @@ class Config(EmbedderOptions):
     PARSERS: ClassVar = {"gallery": galleries.spacing_km}
     POSITIVE: ClassVar[Names] = ("smoothing", "val_share")
     SHARES: ClassVar[Names] = ("smoothing", "val_share")
-    PRESETS: ClassVar = {"sample": {"encoder": "tiny", "dim": 256, "hidden": 128, "epochs": 20, "rate": 4e-3}}
+    PRESETS: ClassVar = {
+        "sample": {"encoder": "tiny", "dim": 256, "hidden": 128, "epochs": 20, "rate": 4e-3, "mirror": True}
+    }
 
     def __post_init__(self) -> None:
         """Check each field and their combination. Raises KitError."""

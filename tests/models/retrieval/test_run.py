@@ -259,7 +259,7 @@ def test_a_method_takes_what_it_reads_of_shared_settings():
     assert made["metric"] == Config(encoder="tiny", method="metric", gallery_size=10, epochs=5, loss="both")
     assert made["gps"] == Config(encoder="tiny", method="gps", gallery="grid:50", epochs=5)
     assert Config.for_methods(["gps"], {}, "", "sample")["gps"] == Config(
-        encoder="tiny", method="gps", dim=256, hidden=128, epochs=20, rate=4e-3
+        encoder="tiny", method="gps", dim=256, hidden=128, epochs=20, rate=4e-3, mirror=True
     )
     with pytest.raises(KitError, match="unknown setting rates"):
         Config.for_methods(["gps"], {}, "{rates: 1}")
