@@ -247,7 +247,7 @@ class Session(ABC, Generic[C]):
         """
         devices = processes.count() if launched() else devices
         run = runs.open_run(run_name)
-        # the process that holds the lock has started a launched one
+        # for a launched process, the one that started it holds the lock
         with contextlib.nullcontext() if launched() else runs.lock(run_name, part=f"fold {fold}"):
             places, settings, recorded = origin.reload_places(run, data), run.settings, run.params["data"]
             if not launched():
