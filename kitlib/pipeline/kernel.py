@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ import papermill
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 from nbclient.exceptions import DeadKernelError
 from traitlets import default
 
@@ -42,6 +43,7 @@ NAME_USER_ERRORS = (
     "if (text := _errors.sentence(error)) is None else (_errors.KitError, _errors.KitError(text), trace), "
     "tb_offset=tb_offset))"
 )
+FORKED = EntryPoint("kitlib-forked", "kitlib.pipeline.warm:Forked", KernelProvisionerFactory.GROUP_NAME)
 
 
 @dataclass
@@ -68,6 +70,7 @@ class ThisPython(KernelSpecManager):
         quiet = "--IPKernelApp.log_level=50"  # warns at each start that its loopback port is not encrypted
         lines = [f"--IPKernelApp.exec_lines={line}" for line in (SHOW_PROGRESS, NAME_USER_ERRORS)]
         settings = get_kernel_dict(extra_arguments=[*lines, quiet])
+        settings["metadata"] = {"kernel_provisioner": {"provisioner_name": FORKED.name}}
         return KernelSpec(**settings, env=environment)
 
 
@@ -78,6 +81,7 @@ class Kernel(AsyncKernelManager):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        KernelProvisionerFactory.instance().provisioners[FORKED.name] = FORKED
         Kernel.latest = self
 
     @default("kernel_spec_manager")

@@ -80,21 +80,22 @@ def run_plan(
             log.info("%s · unchanged", title)
         if first < len(steps):
             _keep_report(folder)
-        for index in range(first, len(steps)):
-            log.info(" · ".join(filter(None, [titles[index], why[names[index]] if index == first else ""])))
-            storage.write_json(folder / "plan.json", state)  # outputs of this and later steps are no longer valid
-            record = _blank_record(steps[index])
-            state["steps"].append(record)
-            try:
-                _run_step(steps[index], folder, record)
-            except BaseException:
-                unreached = [_blank_record(later) for later in steps[index + 1 :]]
-                _write_report(folder, {**state, "steps": state["steps"] + unreached})
-                raise
-            record["made_from"] = made_from[record["name"]]
-            for done, step in zip(state["steps"], steps, strict=False):  # files of earlier steps may have changed
-                done["files"] = _files(step, done)
-            log.info("%s · done in %s", record["name"], record["time"])
+        with _warm(steps[first:]):
+            for index in range(first, len(steps)):
+                log.info(" · ".join(filter(None, [titles[index], why[names[index]] if index == first else ""])))
+                storage.write_json(folder / "plan.json", state)  # outputs of this and later steps are no longer valid
+                record = _blank_record(steps[index])
+                state["steps"].append(record)
+                try:
+                    _run_step(steps[index], folder, record)
+                except BaseException:
+                    unreached = [_blank_record(later) for later in steps[index + 1 :]]
+                    _write_report(folder, {**state, "steps": state["steps"] + unreached})
+                    raise
+                record["made_from"] = made_from[record["name"]]
+                for done, step in zip(state["steps"], steps, strict=False):  # files of earlier steps may have changed
+                    done["files"] = _files(step, done)
+                log.info("%s · done in %s", record["name"], record["time"])
         if state != before or not (folder / "report.html").is_file():
             storage.write_json(folder / "plan.json", state)
             _write_report(folder, state)
@@ -113,6 +114,15 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _warm(steps: list[Ready]) -> contextlib.AbstractContextManager[None]:
+    """A server of warm kernels, if several of the steps compute in torch."""
+    if sum(bool(re.search(r"\bmodels\b", step.notebook.code)) for step in steps) < 2:
+        return contextlib.nullcontext()
+    from kitlib.pipeline import warm
+
+    return warm.server()
 
 
 def _run_step(step: Ready, folder: Path, record: dict[str, Any]) -> None:
