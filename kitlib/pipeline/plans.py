@@ -124,7 +124,7 @@ def reach(steps: list[Ready], given: Mapping[str, str]) -> list[str]:
 
 
 def _by_step(given: Mapping[str, str], books: list[Notebook], source: str) -> list[dict[str, str]]:
-    """What the command line gives to each step: NAME to those that take it, STEP.NAME to the named ones.
+    """What the command line gives to each step: NAME to all, for those that have it, STEP.NAME to the named ones.
 
     Raises KitError for a step that the plan does not have, and a name that none of the notebooks takes.
     """
@@ -141,8 +141,7 @@ def _by_step(given: Mapping[str, str], books: list[Notebook], source: str) -> li
             taker = ", ".join(books[k].name for k in chosen) if dot else "the plan's notebooks"
             _check_name(name, listed.union(*(books[k].settings for k in chosen)), "-p", taker)
         for k in chosen:
-            if name in _taken(books[k]) or name not in listed:
-                texts[k][name] = text
+            texts[k][name] = text
     return texts
 
 

@@ -239,6 +239,12 @@ def test_every_field_of_a_config_can_be_given(family):
             plans.check(family / "p.yaml", wrong)
 
 
+def test_a_setting_reaches_every_notebook_that_has_it_whether_its_parameters_cell_lists_it_or_not():
+    values = {step.name: step.values for step in plans.check("real", {"DATA": "sample", "IMAGE_SIZE": "96"})[2]}
+    assert values["02_embed"]["IMAGE_SIZE"] == values["10_train_multiview"]["IMAGE_SIZE"] == 96
+    assert yaml.safe_load(str(values["11_train_retrieval"]["MORE"]))["image_size"] == 96
+
+
 def test_a_setting_given_twice(family):
     """The command line wins over a plan's MORE; two values of the same rank are refused."""
     text = "description: d\nsteps:\n- notebook: 10_family\n  parameters: {MORE: '{hidden: 8, heads_epochs: 2}'}\n"
@@ -265,8 +271,8 @@ def test_what_several_steps_share_is_said():
     given = {"SEED": "1", "DATA": "sample", "multiview.DEVICES": "2", "FINETUNE_EPOCHS": "1"}
     steps = plans.check("sample", given)[2]
     assert plans.reach(steps, given) == [
-        "-p SEED reaches 10_train_multiview, 11_train_retrieval, 12_train_regional; "
-        "for one of them write -p multiview.SEED=…",
+        "-p SEED reaches 03_ridge, 10_train_multiview, 11_train_retrieval, 12_train_regional; "
+        "for one of them write -p ridge.SEED=…",
         "-p FINETUNE_EPOCHS reaches 10_train_multiview, 11_train_retrieval; "
         "for one of them write -p multiview.FINETUNE_EPOCHS=…",
     ]
