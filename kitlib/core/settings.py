@@ -169,9 +169,9 @@ class Settings:
 
 
 def _table(rows: Iterable[tuple]) -> str:
+    style = "text-align:left;overflow-wrap:anywhere;min-width:4em"  # the path of weights in a value would fill the page
     cells = "".join(
-        "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f"<td style='{style}'>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
     )
     heads = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("setting", "value", "from", "meaning"))
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table>"

@@ -84,11 +84,15 @@ def licence_of(name: str) -> Licence:
     return Licence(known, kaggle, limits, commercial, sentence)
 
 
-@cache
 def tell(name: str) -> None:
     """Log the licence of an encoder's or a model's published weights, once in a process; nothing for tiny."""
     if not name.startswith("tiny"):
-        log.info("%s", licence_of(name).sentence)
+        _log_once(licence_of(name).sentence)
+
+
+@cache
+def _log_once(sentence: str) -> None:
+    log.info("%s", sentence)
 
 
 def _timm(name: str) -> str | None:

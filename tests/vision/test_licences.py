@@ -51,7 +51,7 @@ def test_weights_in_a_file_are_said_to_be_taken_for_the_published_ones() -> None
 def test_loading_an_encoder_tells_its_licence_once(clip, caplog):
     from kitlib.vision import encoders
 
-    licences.tell.cache_clear()
+    licences._log_once.cache_clear()
     with caplog.at_level("INFO", "kitlib"):
         encoders.load("tiny"), encoders.load(clip), encoders.load(clip)
     assert caplog.messages == [f"the licence of {clip.rpartition('/')[2]} is unknown here: look it up at the place it "

@@ -69,4 +69,4 @@ def penalties(run: Run) -> pd.DataFrame:
         shared = np.bincount(heads.slot)[heads.slot] > 1
         each = pd.Series(heads.alphas[heads.slot], np.where(shared, "pooled", names))
         chosen[f"fold {fold}"] = each[~each.index.duplicated()]
-    return pd.DataFrame(chosen).round(0).astype("Int64")
+    return pd.DataFrame(chosen).round(0).astype("Int64").sort_index()

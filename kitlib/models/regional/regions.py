@@ -46,7 +46,7 @@ class Regions:
         else:
             centres = _cluster_centres(points, scheme, seed)
             label = geo.nearest(points, centres)[1][:, 0]
-            names = np.array([f"cluster {k + 1}" for k in range(len(centres))])
+            names = np.array([f"cluster {k:0{len(str(len(centres)))}}" for k in range(1, len(centres) + 1)])
         present, region, count = np.unique(label, return_inverse=True, return_counts=True)
         pairs = np.zeros((len(places.states), len(present)))
         np.add.at(pairs, (position, region), 1)
