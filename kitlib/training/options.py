@@ -18,6 +18,7 @@ class EncoderOptions(Settings):
     mirror: bool = True  # learn from mirrored places too, and average over both when guessing; no gain if frozen
     vary: float = 1.0  # how far light and zoom of pictures vary in training an encoder; 0: not at all
     gradient_checkpointing: bool = False  # a tenth of the activations' memory for 23 % more work
+    refit: bool = False  # after the folds a model of all training places, which guesses with them
     seed: int = 0  # of weights, order, dropout, augmentation and choices
 
     LIMITS: ClassVar = {"image_size": LARGEST_PICTURE}

@@ -69,7 +69,9 @@ class Session(EncoderSession[Config]):
                 folder / phase,
                 epochs=epochs,
                 config=asdict(config),
-                val_batches=Batches(val, batch, 0, load_batch, shuffle=False, prefetch=True) if encoder else None,
+                val_batches=Batches(val, batch, 0, load_batch, shuffle=False, prefetch=True)
+                if encoder and len(val)
+                else None,
                 accumulate=turns,
                 devices=self.devices,
                 max_hours=self.hours_left,

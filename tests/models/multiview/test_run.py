@@ -210,6 +210,18 @@ def test_places_without_a_picture_get_the_fallback_and_are_counted(world, tmp_pa
     assert run.metrics["unanswered"] == 1
 
 
+def test_a_refit_learns_from_all_places_and_goes_on(world):
+    config = dataclasses.replace(HEADS, refit=True)
+    assert multiview.train(config, world, "refit", n_folds=3, only_folds=[0, 1, 2]).finished
+    assert not multiview.Session.train_fold("refit", 3, max_hours=1e-9)
+    run = multiview.train(config, world, "refit", n_folds=3)
+    session = multiview.Session(run, world)
+    heads = session.load_heads(session.folder(3) / "heads.safetensors")
+    assert heads.classes.state_count.sum() == 60 and len(run.guesses("oof")) == 60
+    whole = multiview.train(config, world, "refit-whole", n_folds=3)
+    np.testing.assert_array_equal(whole.guesses("test").state_probs, run.guesses("test").state_probs)
+
+
 def test_a_source_with_one_view_and_no_test_places(world, tmp_path):
     import shutil
 
