@@ -13,7 +13,7 @@ from torch import nn
 
 from kitlib.training import fit
 from kitlib.training.options import TrainingOptions
-from kitlib.vision import augment, lora
+from kitlib.vision import augment, drop_path, lora
 from kitlib.vision.encoders import Encoder
 
 Batch = dict[str, torch.Tensor]
@@ -49,6 +49,8 @@ class Learner(pl.LightningModule):
             self.layers = lora.add(encoder, lora_rank)
         elif encoder is not None:
             self.layers = encoder.train_last(None if n_blocks < 0 else n_blocks)
+        if encoder is not None and options.drop_path:
+            drop_path.add(encoder, options.drop_path)
 
     def seen(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (B, V, D) of the batch as it is learned from, varied, and which views (B, V) bool to keep."""

@@ -38,9 +38,10 @@ class TrainingOptions(EncoderOptions):
     warmup: float = 0.1  # share of the steps in which the rates rise; then they fall along a cosine
     finetune_blocks: int = 6  # last blocks of the encoder that learn; -1: all of it
     lora_rank: int = 0  # rank of LoRA on the attention instead (hf: encoders); 0: without
+    drop_path: float = 0.0  # share of pictures for which a branch of the encoder's top block is left out in training
     finetune_rate: float = 2e-5  # learning rate of the encoder's top layer
     layer_decay: float = 0.9  # factor from each layer's rate of the encoder to the one below it
 
     LIMITS: ClassVar = {"lora_rank": 1024}
-    SHARES: ClassVar[Names] = ("view_dropout", "warmup", "layer_decay")
+    SHARES: ClassVar[Names] = ("view_dropout", "warmup", "drop_path", "layer_decay")
     MINUS_ONE: ClassVar[Names] = ("finetune_blocks",)

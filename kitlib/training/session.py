@@ -18,7 +18,7 @@ from kitlib.evaluation import crossval, guesses
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.training.options import learns
-from kitlib.vision import encoders, lora
+from kitlib.vision import drop_path, encoders, lora
 from kitlib.vision.device import best_device, best_dtype, count, dtype_of, precision_of
 from kitlib.vision.inputs import Inputs
 
@@ -97,5 +97,7 @@ class EncoderSession(TorchSession[C], Inputs):
             encoders.check_trainable(settings["encoder"])
             if settings.get("lora_rank"):
                 lora.targets(encoder, settings["lora_rank"])
+            if settings.get("drop_path"):
+                drop_path.branches(encoder)
             if settings["gradient_checkpointing"]:
                 encoder.enable_checkpointing()

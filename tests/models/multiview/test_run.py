@@ -44,9 +44,16 @@ HEADS = dataclasses.replace(SMALL, finetune_epochs=0)
 # Config
 
 
-def test_lora_on_an_encoder_without_attention_leaves_no_run(world):
-    with pytest.raises(KitError, match=r"lora_rank 4: expected an hf: encoder"):
-        multiview.train(dataclasses.replace(SMALL, lora_rank=4), world, "refused", n_folds=3)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lora_rank": 4}, "lora_rank 4: expected an hf: encoder"),
+        ({"drop_path": 0.1}, "drop_path: expected an encoder of transformer blocks"),
+    ],
+)
+def test_what_an_encoder_without_attention_cannot_have_leaves_no_run(world, change, message):
+    with pytest.raises(KitError, match=message):
+        multiview.train(dataclasses.replace(SMALL, **change), world, "refused", n_folds=3)
     assert "refused" not in runs.list_runs()
 
 
