@@ -277,7 +277,8 @@ class Session(ABC, Generic[C]):
             fold_files.check_fold(session.run, fold)
         if ask:
             session.ask = ask
-        return _joined(session.run, {fold: session.guess(fold, split) for fold in chosen})
+        rows = np.arange(len(places.rows(split)))
+        return _joined(session.run, {fold: session.guess_together(fold, split, rows) for fold in chosen})
 
     @classmethod
     def select_folds(

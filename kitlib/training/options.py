@@ -6,7 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from kitlib.core.checks import names
+from kitlib.core.errors import KitError
 from kitlib.core.settings import LARGEST_PICTURE, Names, Settings
+
+CROPS = ("centre", "bottomless")  # those of vision/augment.py, which imports torch
+
+
+def crop_names(text: str) -> list[str]:
+    """The crops in a text with commas. Raises KitError for an unknown one."""
+    found = names("crops", text)
+    if unknown := [name for name in found if name not in CROPS]:
+        raise KitError(f"crops: expected some of {', '.join(CROPS)}; got {', '.join(unknown)}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -16,12 +28,14 @@ class EncoderOptions(Settings):
     encoder: str = "hf:geolocal/StreetCLIP"  # tiny, timm:NAME, timm:NAME@WEIGHTS or hf:REPO_OR_FOLDER
     image_size: int = 0  # px of the square that the encoder sees; 0: its own
     mirror: bool = True  # learn from mirrored places too, and average over both when guessing; no gain if frozen
+    crops: str = ""  # centre, bottomless: parts of the pictures that guess beside the whole, if the encoder is frozen
     vary: float = 1.0  # how far light and zoom of pictures vary in training an encoder; 0: not at all
     gradient_checkpointing: bool = False  # a tenth of the activations' memory for 23 % more work
     refit: bool = False  # after the folds a model of all training places, which guesses with them
     seed: int = 0  # of weights, order, dropout, augmentation and choices
 
     LIMITS: ClassVar = {"image_size": LARGEST_PICTURE}
+    PARSERS: ClassVar = {"crops": crop_names}
 
 
 def learns(settings: Mapping[str, Any]) -> bool:

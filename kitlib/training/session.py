@@ -12,11 +12,13 @@ import numpy as np
 from torch import distributed
 
 from kitlib.core import paths, processes
+from kitlib.core.errors import KitError
 from kitlib.core.settings import Settings
 from kitlib.data.places import Places
 from kitlib.evaluation import crossval, guesses
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
+from kitlib.training import options
 from kitlib.training.options import learns
 from kitlib.vision import drop_path, encoders, lora
 from kitlib.vision.device import best_device, best_dtype, count, dtype_of, precision_of
@@ -87,6 +89,15 @@ class EncoderSession(TorchSession[C], Inputs):
         own = config.encoder, config.image_size, config.mirror, self.dtype
         Inputs.__init__(self, places, *own, learns=learns(asdict(config)))
 
+    def guess_together(self, fold: int, split: str, rows: np.ndarray) -> Guesses:
+        """As for all families; the average over the whole pictures and `crops` of them."""
+        config: Any = self.config
+        parts = []
+        for self.crop in ("", *options.crop_names(config.crops)):
+            parts.append(super().guess_together(fold, split, rows))
+        self.crop = ""
+        return guesses.average(parts) if len(parts) > 1 else parts[0]
+
     @classmethod
     def check_model(cls, config: C) -> None:
         """Refuse an encoder that cannot be loaded, or not be trained as the config says."""
@@ -94,6 +105,10 @@ class EncoderSession(TorchSession[C], Inputs):
         names = paths.joined(settings["encoder"])
         encoder, *_ = [encoders.load(name, settings["image_size"] or None) for name in names]
         if learns(settings):
+            if settings["crops"]:
+                raise KitError(
+                    f"crops: expected '' where the encoder learns, on whole pictures; got {settings['crops']}"
+                )
             encoders.check_trainable(settings["encoder"])
             if settings.get("lora_rank"):
                 lora.targets(encoder, settings["lora_rank"])

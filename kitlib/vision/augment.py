@@ -1,10 +1,22 @@
-"""Augmentation of places on the device: mirror images, changes of light, zoom."""
+"""Augmentation of places on the device: mirror images, crops, changes of light, zoom."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+
+CROPS = {  # from and to which share of the height, of the width
+    "centre": (0.1, 0.9, 0.1, 0.9),
+    "bottomless": (0.0, 0.9, 0.05, 0.95),  # without the lowest tenth, where watermarks are; a square stays one
+}
+
+
+def crop(views: torch.Tensor, name: str) -> torch.Tensor:
+    """One of `CROPS` of places (B, V, 3, H, W), which the encoder's own resize then enlarges."""
+    top, bottom, left, right = CROPS[name]
+    height, width = views.shape[-2:]
+    return views[..., round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
 
 
 def mirror(views: torch.Tensor) -> torch.Tensor:

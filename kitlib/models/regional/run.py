@@ -239,7 +239,9 @@ class Session(EncoderSession[Config]):
 
     def guess_held_out(self, fold: int) -> Guesses:
         """Guesses of a fold's regressors for its held-out places, for "given" the second table."""
-        return self.guess(fold, "test") if self.given else super().guess_held_out(fold)
+        if self.given:
+            return self.guess_together(fold, "test", np.arange(len(self.places.rows("test"))))
+        return super().guess_held_out(fold)
 
     def guess_test(self, fold: int) -> Guesses | None:
         """As for all families; None for "given", whose test places are held out."""

@@ -24,6 +24,7 @@ KNN_SETTINGS = (
     "image_size",
     "by",
     "mirror",
+    "crops",
     "gallery_size",
     "rerank",
     "smoothing",
