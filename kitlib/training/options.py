@@ -30,11 +30,13 @@ class EncoderOptions(Settings):
     mirror: bool = True  # learn from mirrored places too, and average over both when guessing; no gain if frozen
     crops: str = ""  # centre, bottomless: parts of the pictures that guess beside the whole, if the encoder is frozen
     vary: float = 1.0  # how far light and zoom of pictures vary in training an encoder; 0: not at all
+    erase: float = 0.0  # share of pictures of which a rectangle is blotted out in training an encoder
     gradient_checkpointing: bool = False  # a tenth of the activations' memory for 23 % more work
     refit: bool = False  # after the folds a model of all training places, which guesses with them
     seed: int = 0  # of weights, order, dropout, augmentation and choices
 
     LIMITS: ClassVar = {"image_size": LARGEST_PICTURE}
+    SHARES: ClassVar[Names] = ("erase",)
     PARSERS: ClassVar = {"crops": crop_names}
 
 
