@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import timedelta
@@ -15,7 +16,7 @@ from kitlib.core import paths, processes
 from kitlib.core.errors import KitError
 from kitlib.core.settings import Settings
 from kitlib.data.places import Places
-from kitlib.evaluation import crossval, guesses
+from kitlib.evaluation import baselines, crossval, fold_files, guesses
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.training import options
@@ -23,6 +24,8 @@ from kitlib.training.options import learns
 from kitlib.vision import drop_path, encoders, lora
 from kitlib.vision.device import best_device, best_dtype, count, dtype_of, precision_of
 from kitlib.vision.inputs import Inputs
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Settings)
 T = TypeVar("T")
@@ -98,10 +101,31 @@ class EncoderSession(TorchSession[C], Inputs):
         self.crop = ""
         return guesses.average(parts) if len(parts) > 1 else parts[0]
 
+    def pseudo_labels(self, fold: int) -> tuple[np.ndarray, Guesses]:
+        """Rows (P,) of the test places that a model learns too, and the folds' averaged guesses of them.
+
+        They are those of which the folds' first state has at least the probability `pseudo`, for the refit alone.
+        """
+        threshold = asdict(self.config).get("pseudo", 0.0)  # type: ignore[call-overload]
+        ids = self.places.sample_id("test")
+        if not (threshold and len(ids) and fold_files.is_refit(self.run.settings, fold)):
+            states = self.places.states["state_idx"].to_numpy()
+            return np.empty(0, np.int64), baselines.constant(ids[:0], states, np.ones(len(states)), np.zeros(2))
+        sizes = [set(pack.sizes) for pack in self.packs.values()]
+        if learns(self.run.settings) and len(set.union(*sizes)) > 1:
+            raise KitError("pseudo: expected all pictures of one size where the encoder learns; got several")
+        files = [self.folder(k) / "test.npz" for k in fold_files.done_folds(self.run)]
+        guess = guesses.average([Guesses.load(file) for file in files]).at(ids)
+        rows = np.flatnonzero((guess.state_probs.max(axis=1) >= threshold) & guess.answered)
+        log.info("fold %d, the refit, learns %d of %d test places too", fold, len(rows), len(ids))
+        return rows, guess.take(rows)
+
     @classmethod
     def check_model(cls, config: C) -> None:
         """Refuse an encoder that cannot be loaded, or not be trained as the config says."""
         settings = asdict(config)  # type: ignore[call-overload]
+        if settings.get("pseudo") and not settings["refit"]:
+            raise KitError(f"pseudo: expected 0 without refit, the model that learns so; got {settings['pseudo']}")
         names = paths.joined(settings["encoder"])
         encoder, *_ = [encoders.load(name, settings["image_size"] or None) for name in names]
         if learns(settings):

@@ -36,6 +36,18 @@ def test_the_saved_model_gives_the_same_guesses_again(run, world):
     np.testing.assert_allclose(again.point(), run.guesses("test").point(), atol=1e-3)
 
 
+def test_the_refit_learns_test_places_that_the_folds_are_sure_of(world, caplog):
+    caplog.set_level("INFO")
+    tests = {}
+    for pseudo in (0.0, 0.05, 1.0):
+        config = dataclasses.replace(CONFIG, refit=True, pseudo=pseudo)
+        run = ridge.train(config, world, f"pseudo-{pseudo:.2f}", n_folds=3)
+        tests[pseudo] = guesses.Guesses.load(run.checkpoints / "fold_3" / "test.npz").state_probs
+    assert "fold 3, the refit, learns 20 of 20 test places too" in caplog.text and "learns 0 of 20" in caplog.text
+    np.testing.assert_array_equal(tests[0.0], tests[1.0])
+    assert np.abs(tests[0.0] - tests[0.05]).max() > 1e-3
+
+
 def test_crops_guess_beside_the_whole_by_the_same_model(run, world):
     cropped = ridge.train(dataclasses.replace(CONFIG, crops="centre, bottomless"), world, "crops", n_folds=3)
     test, session = cropped.guesses("test"), Session(run, world)
