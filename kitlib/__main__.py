@@ -303,7 +303,7 @@ def again(
             name or f"{run}-again",
             folds_column=settings["folds_column"],
             n_folds=settings["n_folds"],
-            only_folds=fold_files.done_folds(earlier) or None,
+            only_folds=fold_files.done(earlier) or None,
             devices=devices,
         )
     typer.echo(f"{trained.name}: {outcome(trained)}")

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from kitlib.core.errors import Damaged, KitError
 from kitlib.data.places import Places
-from kitlib.evaluation import runs
+from kitlib.evaluation import fold_files, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.metrics import half_width, place_scores
 from kitlib.evaluation.runs import Run
@@ -61,7 +61,7 @@ def as_text(table: pd.DataFrame, empty: str = "no runs yet") -> str:
 
 def _row(run: Run) -> dict:
     params, settings = run.params, run.settings
-    done = len(list(run.checkpoints.glob("fold_*/oof.npz")))
+    done = len(fold_files.done_folds(run))
     row = {
         "run": run.name,
         "family": settings.get("family", ""),

@@ -1,7 +1,8 @@
 """Cross-validation for all families: train each fold, save its guesses, join them at the end.
 
 A model trained without fold k guesses the places of fold k (together the out-of-fold guesses, which are scored) and the
-test places (averaged over the folds). A family defines a Config and a `Session`, which provides `train`, `train_fold`
+test places (averaged over the folds). A refit, a further model of all training places, counts there as much as all
+folds together. A family defines a Config and a `Session`, which provides `train`, `train_fold`
 and `predict`:
 
     train, train_fold, predict = Session.train, Session.train_fold, Session.predict
@@ -29,12 +30,12 @@ import pandas as pd
 
 from kitlib import geo
 from kitlib.core import checks, paths, processes, progress, storage
-from kitlib.core.errors import Damaged, Interrupted, KitError
+from kitlib.core.errors import Damaged, Interrupted, KitError, shorten
 from kitlib.core.processes import is_first_process, launched
 from kitlib.core.settings import Settings
 from kitlib.data import folds
 from kitlib.data.places import Places
-from kitlib.evaluation import comparison, fold_files, guesses, metrics, origin, runs
+from kitlib.evaluation import baselines, comparison, fold_files, guesses, metrics, origin, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 
@@ -115,8 +116,11 @@ class Session(ABC, Generic[C]):
         """The guesses of a fold's trained models for the places of `split`, or for those in `rows`."""
 
     def guess_held_out(self, fold: int) -> Guesses:
-        """The guesses of a fold's models for its held-out places."""
-        return self.guess_together(fold, "train", np.flatnonzero(self.held_out(fold)))
+        """The guesses of a fold's models for its held-out places, none of the refit."""
+        held_out = self.held_out(fold)
+        if not held_out.any():
+            return baselines.commonest(self.places, ~held_out, self.places.sample_id("train")[held_out])
+        return self.guess_together(fold, "train", np.flatnonzero(held_out))
 
     def guess_test(self, fold: int) -> Guesses | None:
         """The guesses of a fold's models for the test places, None without test places."""
@@ -137,7 +141,7 @@ class Session(ABC, Generic[C]):
         return None if math.isinf(self.deadline) else (self.deadline - time.monotonic()) / 3600
 
     def held_out(self, fold: int) -> np.ndarray:
-        """The mask (N,) of the training places that a fold holds out."""
+        """The mask (N,) of the training places that a fold holds out; the refit holds out none."""
         return self.fold_table[self.run.settings["folds_column"]].to_numpy() == fold
 
     @cached_property
@@ -175,7 +179,8 @@ class Session(ABC, Generic[C]):
         if folds_column not in cls.FOLDS:
             raise KitError(f"folds_column: expected one of {', '.join(cls.FOLDS)}; got {folds_column!r}")
         began = time.monotonic()
-        todo = cls.select_folds(places, folds_column, n_folds, only_folds)
+        settings = origin.portable(config) | {"family": cls.family, "folds_column": folds_column, "n_folds": n_folds}
+        todo = cls.select_folds(places, folds_column, fold_files.count(settings), only_folds)
         with runs.lock(run_name, busy=False):
             if overwrite and runs.is_being_trained(run_name):
                 raise KitError(f"run {run_name} is being trained by another process; wait for it to end, "
@@ -185,11 +190,6 @@ class Session(ABC, Generic[C]):
             recorded = earlier["settings"] if earlier else None
             if recorded is None:
                 cls.check_model(config)
-            settings = origin.portable(config) | {
-                "family": cls.family,
-                "folds_column": folds_column,
-                "n_folds": n_folds,
-            }
             settings |= cls.resolve(config, recorded) | origin.data_reference(places)
             checksums = {"places": places.checksum} | origin.file_checksums(config)
             checksums |= cls.check(config, places, folds_column, todo, recorded, **options)
@@ -201,6 +201,7 @@ class Session(ABC, Generic[C]):
             try:
                 session = cls.open(run, places, devices, hours, **options)
                 todo = sorted({*todo, *fold_files.discard_damaged(run)})
+                _refit_last(run, todo)
             except KitError:
                 cls.discard_unless_saved(run)
                 raise
@@ -252,8 +253,9 @@ class Session(ABC, Generic[C]):
             places, settings, recorded = origin.reload_places(run, data), run.settings, run.params["data"]
             if not launched():
                 column, n_folds = settings["folds_column"], settings["n_folds"]
-                if fold not in cls.select_folds(places, column, n_folds, [fold]):
+                if fold not in cls.select_folds(places, column, fold_files.count(settings), [fold]):
                     raise KitError(f"fold: expected 0 with folds_column {column!r}; got {fold}")
+                _refit_last(run, [fold])
                 now = origin.data_checksums(places, column, n_folds) | origin.picture_checksums(places)
                 runs.refuse_changes(run, settings, recorded | {k: v for k, v in now.items() if k in recorded})
             cls.open(run, places, devices, max_hours, **options).complete_fold(fold)
@@ -270,12 +272,13 @@ class Session(ABC, Generic[C]):
         places (`origin.learned_places`). only_folds: the models of these alone.
         """
         session = cls.open(runs.open_run(run_name), places)
-        chosen = list(only_folds) or fold_files.done_folds(session.run)
+        chosen = list(only_folds) or fold_files.done(session.run)
         for fold in chosen:
             fold_files.check_fold(session.run, fold)
         if ask:
             session.ask = ask
-        return guesses.average([session.guess(fold, split) for fold in chosen])
+        rows = np.arange(len(places.rows(split)))
+        return _joined(session.run, {fold: session.guess_together(fold, split, rows) for fold in chosen})
 
     @classmethod
     def select_folds(
@@ -332,9 +335,9 @@ class Session(ABC, Generic[C]):
             self._refuse_foreign(fold, guess)
         oof = guesses.stack(held_out)
         run.save_guesses("oof", oof)
-        tests = [fold_files.folder(run, fold) / "test.npz" for fold in finished]
-        if all(path.is_file() for path in tests):
-            run.save_guesses("test", guesses.average([Guesses.load(path) for path in tests]))
+        tests = {fold: fold_files.folder(run, fold) / "test.npz" for fold in fold_files.done(run)}
+        if all(path.is_file() for path in tests.values()):
+            run.save_guesses("test", _joined(run, {fold: Guesses.load(path) for fold, path in tests.items()}))
         score = metrics.score_guesses(oof, places)
         by_fold = {str(k): metrics.score_guesses(g, places).as_dict() for k, g in zip(finished, held_out, strict=True)}
         truth = places.rows("train").set_index("sample_id").loc[oof.sample_id, ["latitude", "longitude"]].to_numpy()
@@ -362,7 +365,8 @@ def train(
     """Train the models of each fold and write their guesses; resume a run that was interrupted.
 
     folds_column: stratified, spatial, or another of the family's FOLDS. only_folds: train these alone, also as text
-    such as "0,1" (one is enough for a submission, and is scored on its own held-out places). devices: more than one
+    such as "0,1" (one is enough for a submission, and is scored on its own held-out places); the refit, number n_folds,
+    needs all folds before it. devices: more than one
     starts `torch.distributed.run` for each fold. max_hours: stop after that time with everything saved; the same
     call then continues the run. start_only: write params.json and pack the pictures, for `train_fold` elsewhere.
     devices: GPUs, or processes on a CPU; 0: all GPUs of this machine.
@@ -388,9 +392,22 @@ def train(
         text = str(stop) or f"stopped run {run_name}; what is finished is saved: the same call goes on from there"
         progress.end(text)
         raise Interrupted(text) from None
-    done = ", ".join(map(str, fold_files.done_folds(run))) or "none"
+    done = ", ".join(map(str, fold_files.done(run))) or "none"
     progress.end(f"run {run_name}: folds done: {done}, after {time.monotonic() - began:.0f} s")
     return run
+
+
+def _refit_last(run: Run, todo: Sequence[int]) -> None:
+    """Raise KitError for a refit without its folds, done or before it in `todo`: it takes what they have chosen."""
+    n_folds = run.settings["n_folds"]
+    if n_folds in todo and (missing := sorted(set(range(n_folds)) - {*todo, *fold_files.done(run)})):
+        raise KitError(f"folds: expected all {n_folds} before {n_folds}, the refit; got none of {shorten(missing)}")
+
+
+def _joined(run: Run, by_fold: Mapping[int, Guesses]) -> Guesses:
+    """The average of the guesses of a run's models for the same places; the refit's counts as much as all folds'."""
+    shares = [run.settings["n_folds"] if fold_files.is_refit(run.settings, fold) else 1 for fold in by_fold]
+    return guesses.average(list(by_fold.values()), shares)
 
 
 def _plan(family: str, config: Settings, places: Places, column: str, folds: Sequence[int] | str | int) -> str:

@@ -1,9 +1,14 @@
-"""The files of a run's folds: guesses, checksums of all that a fold has written, which folds are done, history."""
+"""The files of a run's folds: guesses, checksums of all that a fold has written, which folds are done, history.
+
+The refit, a model of all training places, is numbered like a fold, n_folds, and holds nothing out.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -46,7 +51,7 @@ def check_fold(run: Run, fold: int) -> None:
 def discard_damaged(run: Run) -> list[int]:
     """Delete the guesses of done folds whose files are not as they were written; return these folds."""
     damaged = []
-    for fold in done_folds(run):
+    for fold in done(run):
         try:
             check_fold(run, fold)
             Guesses.load(folder(run, fold) / "oof.npz")
@@ -62,9 +67,24 @@ def is_done(run: Run, fold: int) -> bool:
     return (folder(run, fold) / "oof.npz").is_file()
 
 
-def done_folds(run: Run) -> list[int]:
-    """The folds that are done, in ascending order."""
+def done(run: Run) -> list[int]:
+    """The folds that are done, in ascending order, the refit last."""
     return sorted(int(path.parent.name.removeprefix("fold_")) for path in run.checkpoints.glob("fold_*/oof.npz"))
+
+
+def done_folds(run: Run) -> list[int]:
+    """The folds that are done, in ascending order, without the refit."""
+    return [fold for fold in done(run) if not is_refit(run.settings, fold)]
+
+
+def is_refit(settings: Mapping[str, Any], fold: int) -> bool:
+    """Whether that is the number of the refit of a run with these settings."""
+    return bool(settings.get("refit")) and fold == settings["n_folds"]
+
+
+def count(settings: Mapping[str, Any]) -> int:
+    """The models of a run with these settings: its folds, and the refit if it has one."""
+    return int(settings["n_folds"]) + bool(settings.get("refit"))
 
 
 def history(run: Run) -> pd.DataFrame:

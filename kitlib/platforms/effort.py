@@ -19,7 +19,7 @@ BASIS = f"an estimate for the competition's {PICTURES:,} pictures, every encoder
 def hours(plan: str, given: Mapping[str, str], tflops: float) -> tuple[float, str]:
     """The hours of a plan at a speed of all GPUs together, and "; without …" naming runs that it cannot estimate."""
     petaflop, folds, unknown = 0.0, 0, []
-    embedded: set[tuple[str, int, int]] = set()  # encoder, size, side
+    embedded: set[tuple[str, int, str]] = set()  # encoder, size, crop and side
     for run in jobs.runs_of(plan, given, preset_only=True):
         config = asdict(run.config)
         n_folds = len(jobs.folds_of(run))
@@ -30,7 +30,8 @@ def hours(plan: str, given: Mapping[str, str], tflops: float) -> tuple[float, st
         size, mirror = config["image_size"] or VIT_L_SIZE, 1 + config["mirror"]
         pass_over = PICTURES * VIT_L_GFLOP * (size / VIT_L_SIZE) ** 2 / 1e6
         frozen = 1 if options.learns(config) else mirror
-        wanted = {(name, size, side) for name in paths.joined(config["encoder"]) for side in range(frozen)}
+        seen = [f"{crop}{side}" for crop in ("", *options.crop_names(config["crops"])) for side in range(frozen)]
+        wanted = {(name, size, each) for name in paths.joined(config["encoder"]) for each in seen}
         wanted = {each for each in wanted if not each[0].startswith("tiny")}
         petaflop += pass_over * len(wanted - embedded)
         embedded |= wanted

@@ -73,9 +73,13 @@ def expand(plan: str, given: Mapping[str, str] | None = None, shards: int = 1) -
             key = str(run.values["DATA"]), encoder, config["image_size"]
             mirrored[key] = mirrored.get(key, False) or (config["mirror"] and not options.learns(config))
         stage = 1 + max((stage_of.get(str(config.get(name)), 0) for name in ("router", "start_from")), default=0)
-        stage_of[run.name] = stage
-        stages += [[] for _ in range(stage + 1 - len(stages))]
-        stages[stage] += _training(run, config)
+        n_folds, todo = run.values["FOLDS"], folds_of(run)
+        refit = [fold for fold in todo if fold == n_folds]  # it needs the folds
+        parts = [[fold for fold in todo if fold < n_folds], *([refit] if refit else [])]
+        stage_of[run.name] = stage + len(parts) - 1
+        stages += [[] for _ in range(stage + len(parts) - len(stages))]
+        for later, part in enumerate(parts):
+            stages[stage + later] += _training(run, config, part)
     if not stage_of:
         raise KitError(f"plan {plan}: expected steps that train; got none")
     stages[0] = [_embedding(*key, mirror, f"{k}/{shards}") for key, mirror in mirrored.items() for k in range(shards)]
@@ -126,14 +130,15 @@ def _embedding(data: str, encoder: str, image_size: int, mirror: bool, shard: st
 
 
 def folds_of(run: Run) -> list[int]:
-    """The folds that a run is to train."""
+    """The folds that a run is to train, the refit last."""
     only = checks.whole_numbers("ONLY_FOLDS", run.values["ONLY_FOLDS"])
-    return [0] if run.values["FOLDS_COLUMN"] == "given" else only or list(range(run.values["FOLDS"]))
+    n_models = fold_files.count(asdict(run.config) | {"n_folds": run.values["FOLDS"]})
+    return [0] if run.values["FOLDS_COLUMN"] == "given" else only or list(range(n_models))
 
 
-def _training(run: Run, config: Mapping[str, Any]) -> list[Job]:
+def _training(run: Run, config: Mapping[str, Any], folds: Sequence[int]) -> list[Job]:
     """One job a fold, or a fold and region, that is not done."""
-    values, folds = run.values, folds_of(run)
+    values = run.values
     regions = checks.names("ONLY_REGIONS", values.get("ONLY_REGIONS", "")) or [""]
     known = runs.open_run(run.name) if run.name in runs.list_runs() else None
     jobs = []

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from kitlib.training import fit
-from kitlib.training.options import TrainingOptions
-from kitlib.vision import augment, lora
+from kitlib.training.options import EncoderOptions, TrainingOptions
+from kitlib.vision import augment, drop_path, lora
 from kitlib.vision.encoders import Encoder
 
 Batch = dict[str, torch.Tensor]
@@ -49,10 +49,12 @@ class Learner(pl.LightningModule):
             self.layers = lora.add(encoder, lora_rank)
         elif encoder is not None:
             self.layers = encoder.train_last(None if n_blocks < 0 else n_blocks)
+        if encoder is not None and options.drop_path:
+            drop_path.add(encoder, options.drop_path)
 
     def seen(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (B, V, D) of the batch as it is learned from, varied, and which views (B, V) bool to keep."""
-        features = encode(varied(batch, self.encoder, self.options.mirror, self.options.vary), self.encoder)
+        features = encode(varied(batch, self.encoder, self.options), self.encoder)
         return features, kept_views(features, self.options.view_dropout)
 
     def rates(self) -> list[tuple[list[nn.Parameter], float]]:
@@ -88,11 +90,12 @@ def encode(batch: Batch, encoder: Encoder | None, mirrored: bool = False) -> tor
     return encoder(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
 
 
-def varied(batch: Batch, encoder: Encoder | None, mirror: bool, vary: float) -> Batch:
+def varied(batch: Batch, encoder: Encoder | None, options: EncoderOptions) -> Batch:
     """What is learned from, for `encode`: half of the places mirrored, pictures varied in light and zoom too.
 
-    Of features each place gets one of its M sides at random, the plain one unless `mirror`.
+    Of features each place gets one of its M sides at random, the plain one unless `options.mirror`.
     """
+    mirror, vary = options.mirror, options.vary
     if encoder is None:
         features = batch["features"]
         rows = torch.arange(len(features), device=features.device)
@@ -100,7 +103,8 @@ def varied(batch: Batch, encoder: Encoder | None, mirror: bool, vary: float) -> 
         return {"features": features[rows, torch.randint(sides, (len(features),), device=features.device)][:, None]}
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     smaller = encoder.preprocess.shrink(batch["views"])
-    return {"views": augment.augment(smaller, generator, 0.5 * mirror, 0.15 * vary, 0.1 * vary)}
+    views = augment.augment(smaller, generator, 0.5 * mirror, 0.15 * vary, 0.1 * vary)
+    return {"views": augment.erase(views, generator, options.erase) if options.erase else views}
 
 
 def kept_views(features: torch.Tensor, dropout: float) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import timedelta
@@ -12,15 +13,19 @@ import numpy as np
 from torch import distributed
 
 from kitlib.core import paths, processes
+from kitlib.core.errors import KitError
 from kitlib.core.settings import Settings
 from kitlib.data.places import Places
-from kitlib.evaluation import crossval, guesses
+from kitlib.evaluation import baselines, crossval, fold_files, guesses
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
+from kitlib.training import options
 from kitlib.training.options import learns
-from kitlib.vision import encoders, lora
+from kitlib.vision import drop_path, encoders, lora
 from kitlib.vision.device import best_device, best_dtype, count, dtype_of, precision_of
 from kitlib.vision.inputs import Inputs
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Settings)
 T = TypeVar("T")
@@ -87,15 +92,51 @@ class EncoderSession(TorchSession[C], Inputs):
         own = config.encoder, config.image_size, config.mirror, self.dtype
         Inputs.__init__(self, places, *own, learns=learns(asdict(config)))
 
+    def guess_together(self, fold: int, split: str, rows: np.ndarray) -> Guesses:
+        """As for all families; the average over the whole pictures and `crops` of them."""
+        config: Any = self.config
+        parts = []
+        for self.crop in ("", *options.crop_names(config.crops)):
+            parts.append(super().guess_together(fold, split, rows))
+        self.crop = ""
+        return guesses.average(parts) if len(parts) > 1 else parts[0]
+
+    def pseudo_labels(self, fold: int) -> tuple[np.ndarray, Guesses]:
+        """Rows (P,) of the test places that a model learns too, and the folds' averaged guesses of them.
+
+        They are those of which the folds' first state has at least the probability `pseudo`, for the refit alone.
+        """
+        threshold = asdict(self.config).get("pseudo", 0.0)  # type: ignore[call-overload]
+        ids = self.places.sample_id("test")
+        if not (threshold and len(ids) and fold_files.is_refit(self.run.settings, fold)):
+            states = self.places.states["state_idx"].to_numpy()
+            return np.empty(0, np.int64), baselines.constant(ids[:0], states, np.ones(len(states)), np.zeros(2))
+        sizes = [set(pack.sizes) for pack in self.packs.values()]
+        if learns(self.run.settings) and len(set.union(*sizes)) > 1:
+            raise KitError("pseudo: expected all pictures of one size where the encoder learns; got several")
+        files = [self.folder(k) / "test.npz" for k in fold_files.done_folds(self.run)]
+        guess = guesses.average([Guesses.load(file) for file in files]).at(ids)
+        rows = np.flatnonzero((guess.state_probs.max(axis=1) >= threshold) & guess.answered)
+        log.info("fold %d, the refit, learns %d of %d test places too", fold, len(rows), len(ids))
+        return rows, guess.take(rows)
+
     @classmethod
     def check_model(cls, config: C) -> None:
         """Refuse an encoder that cannot be loaded, or not be trained as the config says."""
         settings = asdict(config)  # type: ignore[call-overload]
+        if settings.get("pseudo") and not settings["refit"]:
+            raise KitError(f"pseudo: expected 0 without refit, the model that learns so; got {settings['pseudo']}")
         names = paths.joined(settings["encoder"])
         encoder, *_ = [encoders.load(name, settings["image_size"] or None) for name in names]
         if learns(settings):
+            if settings["crops"]:
+                raise KitError(
+                    f"crops: expected '' where the encoder learns, on whole pictures; got {settings['crops']}"
+                )
             encoders.check_trainable(settings["encoder"])
             if settings.get("lora_rank"):
                 lora.targets(encoder, settings["lora_rank"])
+            if settings.get("drop_path"):
+                drop_path.branches(encoder)
             if settings["gradient_checkpointing"]:
                 encoder.enable_checkpointing()

@@ -1,10 +1,22 @@
-"""Augmentation of places on the device: mirror images, changes of light, zoom."""
+"""Augmentation of places on the device: mirror images, crops, changes of light, zoom, erasing."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+
+CROPS = {  # from and to which share of the height, of the width
+    "centre": (0.1, 0.9, 0.1, 0.9),
+    "bottomless": (0.0, 0.9, 0.05, 0.95),  # without the lowest tenth, where watermarks are; a square stays one
+}
+
+
+def crop(views: torch.Tensor, name: str) -> torch.Tensor:
+    """One of `CROPS` of places (B, V, 3, H, W), which the encoder's own resize then enlarges."""
+    top, bottom, left, right = CROPS[name]
+    height, width = views.shape[-2:]
+    return views[..., round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
 
 
 def mirror(views: torch.Tensor) -> torch.Tensor:
@@ -51,3 +63,26 @@ def augment(
     offset = (brightness * (1 - contrast) * level).view(n, 1, 1, 1, 1)
     changed = torch.einsum("nij,nvjhw->nvihw", matrix, pixels) + offset
     return changed.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def erase(views: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
+    """Blot out a rectangle of a share of the pictures (B, V, 3, H, W) uint8, in the picture's mean colour.
+
+    It covers 2 to 33 % of a picture, as in random erasing (Zhong et al. 2017, arXiv:1708.04896); the published
+    fine-tuning of CLIP (arXiv:2212.06138) does so with a share of 0.25. `generator` is a CPU generator.
+    """
+    n, n_views, _, height, width = views.shape
+    chosen, area, ratio, top, left = torch.rand((5, n, n_views), generator=generator).to(views.device)
+    area, ratio = 0.02 + (1 / 3 - 0.02) * area, 0.3 * (3.3 / 0.3) ** ratio
+    tall, wide = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)  # shares of the edges
+    rows, columns = (_within(size, (1 - side) * start, side) for size, side, start in
+                     ((height, tall, top), (width, wide, left)))  # fmt: skip
+    blot = (chosen < share)[..., None, None] & rows[..., None] & columns[..., None, :]  # (B, V, H, W)
+    colour = views.float().mean((-2, -1), keepdim=True).to(torch.uint8)
+    return torch.where(blot[:, :, None], colour, views)
+
+
+def _within(size: int, start: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """Which of `size` pixels (B, V, size) lie within `length` (B, V) from `start` (B, V) on, in shares of all."""
+    middle = (torch.arange(size, device=start.device) + 0.5) / size
+    return (middle >= start[..., None]) & (middle < (start + length)[..., None])

@@ -63,15 +63,17 @@ def embed(
     batch_size: int | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
+    crop: str = "",
 ) -> Embeddings:
     """Compute the features of every picture in the pack, or read them from `out_dir`/<key>/features.npy.
 
     mirror: also of the mirrored places (`augment.mirror`). batch_size: places per batch (default: by device). dtype:
     the number type to compute in (default: `device.best_dtype`). An interrupted computation resumes; with the same
-    batch size the result is bit-identical. Of processes that torchrun has started each begins with a part of its own.
+    batch size the result is bit-identical. crop: one of `augment.CROPS` instead of the whole pictures. Of processes
+    that torchrun has started each begins with a part of its own.
     Raises KitError, naming the place, for features that are not finite.
     """
-    jobs = _jobs(pack, encoder, out_dir, mirror, batch_size, device, dtype)
+    jobs = _jobs(pack, encoder, out_dir, mirror, batch_size, device, dtype, crop)
     folders = [job.compute() for job in jobs]
     features = [np.load(folder / "features.npy", mmap_mode="r") for folder in folders]
     meta = storage.read_json(folders[0] / "meta.json", needed=("pictures_per_second",))
@@ -117,13 +119,14 @@ def _jobs(
     batch_size: int | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
+    crop: str = "",
 ) -> list[_Job]:
     device = device or vision_device.best_device()
     dtype = dtype or vision_device.best_dtype(device)
     batch_size = batch_size or max(1, BATCH_PICTURES[device.type] // len(pack.views))
-    made_by = _inputs(pack, encoder, dtype)
+    made_by = _inputs(pack, encoder, dtype) | ({"crop": augment.CROPS[crop]} if crop else {})
     sides = (False, True)[: 1 + mirror]
-    return [_Job(pack, encoder, out_dir, made_by | {"mirrored": m}, batch_size, device, dtype) for m in sides]
+    return [_Job(pack, encoder, out_dir, made_by | {"mirrored": m}, batch_size, device, dtype, crop) for m in sides]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +140,7 @@ class _Job:
     batch_size: int
     device: torch.device
     dtype: torch.dtype
+    crop: str = ""
 
     def __post_init__(self) -> None:
         folder = self.out_dir / storage.digest(json.dumps(self.made_by, sort_keys=True))
@@ -222,7 +226,7 @@ class _Job:
         """Compute the features of the rows of a part that are not done."""
         encoder, pack, n_views = self.encoder, self.pack, self.shape[1]
         done, seconds, checksum = progress["places"], progress["seconds"], progress["checksum"]
-        what = f"{pack.split}{' mirrored' if self.made_by['mirrored'] else ''}"
+        what = " ".join(filter(None, [pack.split, self.crop, "mirrored" if self.made_by["mirrored"] else ""]))
         todo = (len(rows) - done) * n_views
         log.info(
             f"embedding {what} with {encoder.name} at {encoder.preprocess.size} px in {self.dtype} on {self.device}: "
@@ -237,7 +241,8 @@ class _Job:
         bar = Bar(total=len(rows) * n_views, initial=done * n_views, desc=f"embedding {what}", unit=" pictures")
         with bar:
             for batch_rows, batch in ViewBatches(pack, todo_rows, self.batch_size, size):
-                views = augment.mirror(batch) if self.made_by["mirrored"] else batch
+                views = augment.crop(batch, self.crop) if self.crop else batch
+                views = augment.mirror(views) if self.made_by["mirrored"] else views
                 batch_features = _features(encoder, views.to(self.device), self.dtype, pack.sample_id[batch_rows])
                 features[batch_rows] = batch_features
                 checksum = zlib.crc32(batch_features.data, checksum)

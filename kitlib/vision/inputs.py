@@ -23,7 +23,8 @@ class Inputs:
     encoder: as for `encoders.load`, or several joined by +, whose features stand side by side. image_size: px, 0 being
     each encoder's own. mirror: also features of mirrored places. learns: they are those of the encoder once it has
     learned; as it is, it gives plain ones, since mirrored ones gain nothing before and take as long again. dtype: the
-    number type to compute in, `device.best_dtype` when None.
+    number type to compute in, `device.best_dtype` when None. The attribute `crop` names the part of the pictures, of
+    `augment.CROPS`, whose features these are; "" the whole.
     """
 
     def __init__(
@@ -38,7 +39,8 @@ class Inputs:
         self.places, self.device = places, best_device()
         self.dtype = dtype or best_dtype(self.device)
         self._specs, self._size, self._mirror = paths.joined(encoder), image_size or None, mirror
-        self._learns = learns
+        self._learns, self.crop = learns, ""
+        self._by_crop: dict[str, dict[str, torch.Tensor]] = {}
         self.packs = {split: pictures.pack(places, split) for split in SPLITS if len(places.rows(split))}
 
     def encoder(self) -> Encoder:
@@ -46,9 +48,14 @@ class Inputs:
         encoders.check_trainable("+".join(self._specs))
         return encoders.load(self._specs[0], self._size)
 
-    @cached_property
+    @property
     def features(self) -> dict[str, torch.Tensor]:
         """Cached features (N, M, V, D) float16 of each split, M being plain and mirrored."""
+        if self.crop not in self._by_crop:
+            self._by_crop[self.crop] = self._compute()
+        return self._by_crop[self.crop]
+
+    def _compute(self) -> dict[str, torch.Tensor]:
         folder = self.places.derived / "embeddings"
         mirror = self._mirror and not self._learns
         by_encoder = [self._embed(encoder, folder, mirror) for encoder in self._encoders]
@@ -72,7 +79,9 @@ class Inputs:
 
     def _embed(self, encoder: Encoder, out_dir: Path, mirror: bool) -> dict[str, torch.Tensor]:
         embedded = {
-            split: embeddings.embed(pack, encoder, out_dir, mirror, device=self.device, dtype=self.dtype)
+            split: embeddings.embed(
+                pack, encoder, out_dir, mirror, device=self.device, dtype=self.dtype, crop=self.crop
+            )
             for split, pack in self.packs.items()
         }
         sides = {s: [e.features] if e.mirrored is None else [e.features, e.mirrored] for s, e in embedded.items()}

@@ -27,6 +27,7 @@ class Config(Settings):
 
     share: float = 0.5
     encoder: str = "tiny"
+    refit: bool = False
 
 
 class Session(crossval.Session[Config]):
@@ -98,6 +99,36 @@ def test_held_out_places_are_guessed_without_themselves(places):
     fold = Session(run, places).fold_table["stratified"].to_numpy()
     assert np.allclose(run.guesses("oof").at(places.sample_id("train")).state_probs,
                        baselines.commonest_out_of_fold(places, fold).state_probs)  # fmt: skip
+
+
+def test_a_refit_learns_from_all_places_and_counts_as_much_as_all_folds(places):
+    plain = train(places, "plain")
+    Session.fitted.clear()
+    run = train(places, config=Config(refit=True))
+    assert Session.fitted == [0, 1, 2, 3] == fold_files.done(run) and fold_files.done_folds(run) == [0, 1, 2]
+    assert run.metrics["oof"] == plain.metrics["oof"] and list(run.metrics["folds"]) == list("012")
+    test, ids = run.guesses("test"), places.sample_id("test")
+    everything = baselines.commonest(places, np.ones(24, bool), ids).on_states(test.state_idx)
+    np.testing.assert_allclose(
+        test.state_probs, (plain.guesses("test").state_probs + everything.state_probs) / 2, atol=1e-6
+    )
+    np.testing.assert_allclose(Session.predict("run", places).state_probs, test.state_probs, atol=1e-6)
+    (fold_files.folder(run, 3) / "choice.json").write_text("{")
+    (run.dir / "metrics.json").unlink()
+    train(places, config=Config(refit=True))
+    assert Session.fitted == [0, 1, 2, 3, 3]
+
+
+def test_a_refit_needs_all_folds(places):
+    with pytest.raises(KitError, match=r"folds: expected all 3 before 3, the refit; got none of 1, 2"):
+        train(places, config=Config(refit=True), only_folds="0,3")
+    assert runs.list_runs() == [] and Session.fitted == []
+    run = train(places, config=Config(refit=True), only_folds="0,1")
+    assert run.finished
+    with pytest.raises(KitError, match="got none of 2"):
+        Session.train_fold("run", 3)
+    train(places, config=Config(refit=True), only_folds="2")
+    assert Session.train_fold("run", 3) and Session.fitted == [0, 1, 2, 3]
 
 
 def test_an_unfinished_fold_leaves_the_run_unfinished_and_the_same_call_continues(places):

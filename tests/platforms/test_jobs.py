@@ -28,7 +28,7 @@ def plan(folder: Path, data: Path, *steps: dict, **parameters) -> str:
 def test_a_plan_becomes_jobs_in_stages(home, small_sample):
     steps = [
         {"notebook": "00_eda"},
-        {"notebook": "10_train_multiview", "parameters": {"RUN": "a", "DROPOUT": 0.25}},
+        {"notebook": "10_train_multiview", "parameters": {"RUN": "a", "DROPOUT": 0.25, "MORE": "{refit: true}"}},
         {"notebook": "11_train_retrieval", "parameters": {"RUN": "b", "ALSO": "knn", "ONLY_FOLDS": "2"}},
         {"notebook": "12_train_regional", "parameters": {"RUN": "c", "ROUTER": "a", "ONLY_FOLDS": "0"}},
     ]
@@ -36,7 +36,8 @@ def test_a_plan_becomes_jobs_in_stages(home, small_sample):
     stages = jobs.expand(path, {"SEED": "4", "DEVICES": "2"}, shards=2)
     names = [[job.name for job in stage] for stage in stages]
     assert names[0] == ["tiny, shard 0/2", "tiny, shard 1/2"]
-    assert names[1:] == [["a fold 0", "a fold 1", "a fold 2", "b fold 2", "b-knn fold 2"], ["c fold 0"]]
+    assert names[1:] == [["a fold 0", "a fold 1", "a fold 2", "b fold 2", "b-knn fold 2"],
+                         ["a fold 3"], ["c fold 0"]]  # fmt: skip
     first = " ".join(stages[1][0].words)
     assert "--folds 0" in first and "--n-folds 3" in first and "--devices 2 --seeds 4" in first
     assert "-p dropout=0.25" in first and "-p finetune_rate=0.001" in first  # given; of the preset

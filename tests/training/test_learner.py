@@ -20,6 +20,7 @@ from kitlib.models.retrieval.gps_network import GpsMatch
 from kitlib.models.retrieval.metric_learning import Projection
 from kitlib.training import fit as fitting
 from kitlib.training.learner import Learner, TrainingOptions, encode, kept_views, varied
+from kitlib.training.options import EncoderOptions
 from kitlib.training.sphere import unit_vectors
 from kitlib.vision import encoders
 
@@ -135,12 +136,16 @@ def test_encode_is_plain_or_mirrored():
 def test_mirrored_sides_are_learned_from_as_often_as_plain_ones_or_never():
     torch.manual_seed(0)
     sides = torch.arange(2.0).view(1, 2, 1, 1).expand(2000, 2, V, 3)
-    both = varied({"features": sides}, None, mirror=True, vary=1.0)["features"]
+    both = varied({"features": sides}, None, EncoderOptions(mirror=True, vary=1.0))["features"]
     assert both.shape == (2000, 1, V, 3) and both.mean() == pytest.approx(0.5, abs=0.05)
-    assert (varied({"features": sides}, None, mirror=False, vary=1.0)["features"] == 0).all()
+    assert (varied({"features": sides}, None, EncoderOptions(mirror=False, vary=1.0))["features"] == 0).all()
     encoder = encoders.load("tiny", 40)
-    assert torch.equal(varied({"views": PICTURES}, encoder, mirror=False, vary=0.0)["views"], PICTURES)
-    assert not torch.equal(varied({"views": PICTURES}, encoder, mirror=False, vary=1.0)["views"], PICTURES)
+    assert torch.equal(varied({"views": PICTURES}, encoder, EncoderOptions(mirror=False, vary=0.0))["views"], PICTURES)
+    assert not torch.equal(
+        varied({"views": PICTURES}, encoder, EncoderOptions(mirror=False, vary=1.0))["views"], PICTURES
+    )
+    erased = EncoderOptions(mirror=False, vary=0.0, erase=1.0)
+    assert not torch.equal(varied({"views": PICTURES}, encoder, erased)["views"], PICTURES)
 
 
 def test_a_share_of_views_is_left_out_but_never_all():

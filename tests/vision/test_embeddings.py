@@ -296,3 +296,17 @@ def test_no_two_parts_write_to_a_page(shape, parts):
     assert all(one.stop == following.start for one, following in pairwise(ranges))
     row = 2 * shape[1] * shape[2]
     assert all(one.start * row % feature_file.PAGE == 0 for one in ranges if one)
+
+
+@pytest.mark.parametrize(("name", "rows", "columns"), [("centre", (2, 22), (2, 22)), ("bottomless", (0, 22), (1, 23))])
+def test_crops_are_cached_apart_and_logged_before(tiny, tmp_path, caplog, name, rows, columns):
+    pack, options = ArrayPack(), {"batch_size": 4, "device": CPU, "dtype": torch.float32}
+    whole = embeddings.embed(pack, tiny, tmp_path, **options)
+    caplog.set_level(logging.INFO)
+    made = embeddings.embed(pack, tiny, tmp_path, mirror=True, crop=name, **options)
+    assert f"embedding train {name} with tiny" in caplog.text and made.key != whole.key
+    cut = preprocess.to_tensor(pack.pictures)[..., slice(*rows), slice(*columns)]
+    for features, views in ((made.features, cut), (made.mirrored, augment.mirror(cut))):
+        assert np.allclose(features, expected(tiny, views), atol=1e-2, rtol=1e-2)
+    again = embeddings.embed(pack, tiny, tmp_path, **options)
+    assert again.key == whole.key and np.array_equal(again.features, whole.features)

@@ -85,6 +85,23 @@ def test_augment_without_strength_changes_nothing(places):
     assert torch.equal(mirrored, augment.mirror(places))
 
 
+def test_a_share_of_pictures_is_blotted_out_by_a_rectangle_of_their_mean_colour():
+    pictures = torch.randint(1, 256, (200, 4, 3, 40, 60), dtype=torch.uint8)
+    seen = augment.erase(pictures, torch.Generator().manual_seed(0), 0.25)
+    changed = (seen != pictures).any(2)  # (B, V, H, W)
+    blotted = changed.any(-1).any(-1)
+    assert blotted.float().mean() == pytest.approx(0.25, abs=0.05)
+    area, rows, columns = changed.sum((-2, -1)), changed.any(-1).sum(-1), changed.any(-2).sum(-1)
+    assert (area[blotted] >= 0.95 * (rows * columns)[blotted]).all()  # a pixel may have the mean colour already
+    share = area[blotted] / (40 * 60)
+    assert share.min() > 0.01 and 0.28 < share.max() < 0.36 and share.mean() == pytest.approx(0.176, abs=0.02)
+    b, v = blotted.nonzero()[0].tolist()
+    colour = pictures[b, v].float().mean((-2, -1)).to(torch.uint8)
+    assert (colour == seen[b, v][:, changed[b, v]].T).all()
+    again = augment.erase(pictures, torch.Generator().manual_seed(0), 0.25)
+    assert torch.equal(again, seen)
+
+
 def test_augment_depends_on_the_generator_only(places):
     def variant(seed: int) -> torch.Tensor:
         return augment.augment(places, torch.Generator().manual_seed(seed))

@@ -37,6 +37,7 @@ class Config(GeolocatorOptions):
     places_per_cell: int = 50  # training places in a geocell, on average; a state has at least one cell
     tie: str = "state"  # what the GPS head adds to: the middle of the likely states, of the cells, or none
     gps_share: float = 0.1  # weight of the GPS head's point among a guess's points; cells share the rest
+    pseudo: float = 0.0  # probability from which the refit learns the folds' test guesses, if rules allow; 0: none
     points: int = 24  # likeliest cells that become points of a guess
     heads_epochs: int = 60  # passes of the heads over cached features
     heads_batch: int = 1024  # places a step; fewer where a pass would have less than 8 steps
@@ -50,7 +51,7 @@ class Config(GeolocatorOptions):
     LIMITS: ClassVar = {"hidden": 2**14, "points": 2**14}
     POSITIVE: ClassVar[Names] = ("hidden", "places_per_cell", "points", "heads_epochs", "heads_batch",
                                  "finetune_batch", "device_batch")  # fmt: skip
-    SHARES: ClassVar[Names] = ("dropout", "gps_share")
+    SHARES: ClassVar[Names] = ("dropout", "gps_share", "pseudo")
     PRESETS: ClassVar = {
         "sample": {"encoder": "tiny", "places_per_cell": 8, "dropout": 0.3, "heads_epochs": 40, "heads_rate": 3e-3},
         "sample tiny": {"finetune_epochs": 4, "finetune_blocks": -1, "finetune_rate": 1e-3, "finetune_batch": 16,

@@ -52,15 +52,24 @@ class Session(EncoderSession[Config]):
         held_out, usable = self.held_out(fold), ~self.packs["train"].unusable_places
         rows, val = np.flatnonzero(~held_out & usable), np.flatnonzero(held_out & usable)
         features, classes = self.features["train"], Classes.from_places(self.places, rows, config.places_per_cell)
-        labels = _labels(self.places, classes)
+        labels, (more, guess) = _labels(self.places, classes), self.pseudo_labels(fold)
         torch.manual_seed(config.seed)
         V, D = features.shape[2:]
         heads = Heads(classes, V, D, config.fusion, config.hidden, config.dropout, config.tie)
         heads.fit_scale(features[rows])
+        n = len(held_out)
+        if len(more):  # the rows of test places come after those of training places
+            rows, labels = np.append(rows, n + more), _with_guesses(labels, classes, more, guess)
 
         def train_phase(phase: str, encoder: Encoder | None, batch: int, turns: int, epochs: int, **rates: Any) -> None:
             def load_batch(r: np.ndarray) -> Batch:
-                return self.inputs_for("train", encoder, r) | {name: label[r] for name, label in labels.items()}
+                split = {"train": r[r < n], "test": r[r >= n] - n}
+                parts = [self.inputs_for(name, encoder, some) for name, some in split.items() if len(some)]
+                inputs = parts[0]
+                if len(parts) > 1:
+                    inputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                    r = np.concatenate([r[r < n], r[r >= n]])
+                return inputs | {name: label[r] for name, label in labels.items()}
 
             steps = fit.total_steps(len(rows), batch, turns, epochs, self.devices)
             fitted = fit.fit(
@@ -69,7 +78,9 @@ class Session(EncoderSession[Config]):
                 folder / phase,
                 epochs=epochs,
                 config=asdict(config),
-                val_batches=Batches(val, batch, 0, load_batch, shuffle=False, prefetch=True) if encoder else None,
+                val_batches=Batches(val, batch, 0, load_batch, shuffle=False, prefetch=True)
+                if encoder and len(val)
+                else None,
                 accumulate=turns,
                 devices=self.devices,
                 max_hours=self.hours_left,
@@ -139,3 +150,20 @@ def _labels(places: Places, classes: Classes) -> Batch:
     state, cell = classes.labels(places.points("train"), places.rows("train")["state_idx"].to_numpy())
     place = unit_vectors(places.points("train"))
     return {"state": torch.from_numpy(state), "cell": torch.from_numpy(cell), "place": place}
+
+
+def _with_guesses(labels: Batch, classes: Classes, rows: np.ndarray, guess: Guesses) -> Batch:
+    """The targets (N,) of training places, followed by those of the test places up to the last of `rows` (P,).
+
+    Theirs are the guesses: the likeliest state, the point, its cell, and `guessed`, the states' probabilities.
+    """
+    likely, point = guess.state_probs[:, np.searchsorted(guess.state_idx, classes.state_idx)], guess.point()
+    state, cell = classes.labels(point, classes.state_idx[likely.argmax(axis=1)])
+    n, n_states = len(labels["state"]), likely.shape[1]
+    guessed = {"state": torch.from_numpy(state), "cell": torch.from_numpy(cell), "place": unit_vectors(point)}
+    guessed["guessed"] = torch.from_numpy(likely / likely.sum(axis=1, keepdims=True))
+    labels, end = labels | {"guessed": torch.full((n, n_states), torch.nan)}, int(rows.max()) + 1
+    longer = {name: torch.cat([label, label.new_zeros(end, *label.shape[1:])]) for name, label in labels.items()}
+    for name, label in longer.items():
+        label[n + rows] = guessed[name]
+    return longer

@@ -18,7 +18,8 @@ KM_PER_NAT = 1000.0  # error that costs as much as one nat of cross-entropy
 class Geolocator(Learner):
     """Trains heads, and the encoder below them if there is one.
 
-    Batches hold `state` and `cell` (B,), the classes, and `place` (B, 3), unit vectors. rates: the keyword arguments of
+    Batches hold `state` and `cell` (B,), the classes, and `place` (B, 3), unit vectors; `guessed` (B, S), if there,
+    replaces targets of the states where it is no NaN. rates: the keyword arguments of
     `Learner`.
     """
 
@@ -54,6 +55,8 @@ class Geolocator(Learner):
             states = losses.matrix_targets(km, options.temperature_km)[batch["state"]]
         else:
             states = losses.hard_targets(batch["state"], len(heads.state_vectors))
+        if "guessed" in batch:  # of test places, NaN of all others
+            states = torch.where(batch["guessed"].isnan(), states, batch["guessed"])
         cells = losses.place_targets(place, heads.cell_vectors, batch["cell"], options.temperature_km)
         moved = heads.moved(outputs.offsets, batch["cell"][:, None])[:, 0]
         return {

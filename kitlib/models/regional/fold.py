@@ -117,8 +117,13 @@ class RegionalFold:
         val = self._examples(*self.val) if len(self.val[1]) else None
         RidgeHeads.fit(*self._examples("train", self.rows), self.has_own, val).save(self.folder / "heads.npz")
 
-    def train_encoder(self, name: str, devices: int = 1, max_hours: float | None = None, logger: Any = None) -> bool:
-        """Train a region's own encoder, or the pooled one, on all places; returns whether the training is finished."""
+    def train_encoder(
+        self, name: str, devices: int = 1, max_hours: float | None = None, logger: Any = None, epochs: int = 0
+    ) -> bool:
+        """Train a region's own encoder, or the pooled one, on all places; returns whether the training is finished.
+
+        epochs: so many, without validation; 0: until validation does not improve any more.
+        """
         config, rows, val = self.config, self.rows, self.val[1]
         if name != POOLED:
             k = self._regions_of(name)
@@ -132,21 +137,25 @@ class RegionalFold:
         start = self.medians[self._regions_of(name)].mean(axis=0)
         module = EncoderTraining(encoder, self.frames, config, steps, start)
         validate = Batches(val, config.batch, 0, self._loader(self.val[0], encoder), shuffle=False, prefetch=True)
+        stop = {} if epochs else {"val_batches": validate, "monitor": "val_loss", "patience": config.patience}
         return fit.fit(
             module,
             Batches(rows, config.batch, config.seed, self._loader("train", encoder), prefetch=True),
             self._model_folder(name),
-            epochs=config.epochs,
+            epochs=epochs or config.epochs,
             config=asdict(config),
-            val_batches=validate,
             max_hours=max_hours,
             devices=devices,
             precision=device.precision_of(self.inputs.dtype),
             seed=config.seed,
             logger=logger,
-            monitor="val_loss",
-            patience=config.patience,
+            **stop,
         ).finished
+
+    def best_epoch(self, name: str) -> int | None:
+        """The epoch whose weights a model kept, None for one that this fold has not or failed to train."""
+        file = self._model_folder(name) / "fit.json"
+        return storage.read_json(file).get("finished", {}).get("best_epoch") if file.is_file() else None
 
     def is_trained(self, name: str) -> bool:
         """Whether the training of a model is finished or has failed."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -125,6 +126,8 @@ class Session(EncoderSession[Config]):
         **options: Any,
     ) -> dict[str, str]:
         """Refuse an unsuitable router, unknown regions, and filters that leave none; returns the router's checksum."""
+        if config.refit and folds_column == "given":
+            raise KitError("refit: expected false with folds_column 'given', which has one fold; got true")
         only = _names(options.get("only_regions"))
         if only and not config.finetune:
             raise KitError("only_regions: expected none with finetune=False, which fits all regions at once")
@@ -174,7 +177,9 @@ class Session(EncoderSession[Config]):
             mask = self.held_out(fold)
             rows, held_out = np.flatnonzero(~mask & usable), ("train", np.flatnonzero(mask))
             val = "train", rows[:0]
-            if config.finetune:
+            if config.finetune and fold_files.is_refit(self.run.settings, fold):
+                val = "train", rows  # unused: the folds have chosen the epochs
+            elif config.finetune:
                 group = self.fold_table["group"].to_numpy()[rows]
                 groups = np.random.default_rng(config.seed).permutation(np.unique(group))
                 mask = np.isin(group, groups[: math.ceil(config.val_share * len(groups))])
@@ -188,7 +193,8 @@ class Session(EncoderSession[Config]):
         if unknown := sorted(set(names) - set(models)):
             raise KitError(f"only_regions: expected some of {', '.join(models)}; got {', '.join(unknown)}")
         if launched():
-            if not regional_fold.train_encoder(names[0], self.devices, self.hours_left, self._logger(fold, names[0])):
+            more = self._logger(fold, names[0]), self._epochs(fold, names[0])
+            if not regional_fold.train_encoder(names[0], self.devices, self.hours_left, *more):
                 raise Unfinished
             return
         regional_fold.save()
@@ -200,8 +206,9 @@ class Session(EncoderSession[Config]):
                 raise Unfinished
         else:
             regional_fold.fit_heads()
-        with storage.atomic_write(self.folder(fold) / "held_out.parquet") as beside:
-            regional_fold.evaluate().to_parquet(beside, index=False)
+        if len(regional_fold.held_out[1]):
+            with storage.atomic_write(self.folder(fold) / "held_out.parquet") as beside:
+                regional_fold.evaluate().to_parquet(beside, index=False)
 
     def part(self, fold: int) -> str:
         """As for all families; processes may train other regions of a fold at the same time."""
@@ -232,7 +239,9 @@ class Session(EncoderSession[Config]):
 
     def guess_held_out(self, fold: int) -> Guesses:
         """Guesses of a fold's regressors for its held-out places, for "given" the second table."""
-        return self.guess(fold, "test") if self.given else super().guess_held_out(fold)
+        if self.given:
+            return self.guess_together(fold, "test", np.arange(len(self.places.rows("test"))))
+        return super().guess_held_out(fold)
 
     def guess_test(self, fold: int) -> Guesses | None:
         """As for all families; None for "given", whose test places are held out."""
@@ -274,10 +283,23 @@ class Session(EncoderSession[Config]):
             if self.devices > 1:
                 self.launch(fold, "--region", name)
             else:
-                regional_fold.train_encoder(name, 1, self.hours_left, self._logger(fold, name))
+                more = self._logger(fold, name), self._epochs(fold, name)
+                regional_fold.train_encoder(name, 1, self.hours_left, *more)
         except (KitError, RuntimeError, ValueError, OSError) as error:
             log.warning("run %s, fold %d, region %s: %s", self.run.name, fold, name, error)
             regional_fold.record_failure(name, str(error).splitlines()[0])
+
+    def _epochs(self, fold: int, name: str) -> int:
+        """The epochs of a model of the refit, 0 for a fold's, which validation stops.
+
+        They are the median of the best epochs in the folds; of all models, where no fold has trained this one.
+        """
+        if not fold_files.is_refit(self.run.settings, fold):
+            return 0
+        trained = [RegionalFold.load(self, self.config, self.folder(k)) for k in fold_files.done_folds(self.run)]
+        every = [(model, one.best_epoch(model)) for one in trained for model in one.models]
+        own = [epoch for model, epoch in every if epoch and model == name]
+        return round(statistics.median(own or [epoch for _, epoch in every if epoch] or [self.config.epochs]))
 
     def _logger(self, fold: int, name: str) -> Any:
         """A Weights & Biases logger for one fit, None without a project."""

@@ -77,7 +77,7 @@ class EncoderTraining(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss over the batch."""
-        views = varied(batch, self.encoder, self.config.mirror, self.config.vary)["views"]
+        views = varied(batch, self.encoder, self.config)["views"]
         loss = self.frames.loss(self.config.loss, self(views), batch).mean()
         self.log("train_loss", loss)
         return loss

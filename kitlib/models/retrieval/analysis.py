@@ -7,23 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from kitlib.core import storage
 from kitlib.data.places import Places
-from kitlib.evaluation import fold_files
 from kitlib.evaluation.runs import Run
 from kitlib.models.retrieval import retriever, search
 from kitlib.models.retrieval.embedders import Frozen
 from kitlib.models.retrieval.retriever import RetrieverBuilder
 from kitlib.models.retrieval.run import Session
-
-
-def choices(run: Run) -> pd.DataFrame:
-    """The calibration scores of each finished fold: fold, k, temperature, final, mean_km, median_km."""
-    parts = []
-    for fold in fold_files.done_folds(run):
-        with storage.reading(file := fold_files.folder(run, fold) / "choice.csv"):
-            parts.append(pd.read_csv(file).assign(fold=fold))
-    return pd.concat(parts, ignore_index=True)
+from kitlib.models.retrieval.run import choices as choices
 
 
 def before_and_after(run: Run, places: Places, fold: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:

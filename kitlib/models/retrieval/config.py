@@ -24,9 +24,11 @@ KNN_SETTINGS = (
     "image_size",
     "by",
     "mirror",
+    "crops",
     "gallery_size",
     "rerank",
     "smoothing",
+    "refit",
     "seed",
 )  # all that knn reads
 
@@ -116,6 +118,9 @@ class Config(EmbedderOptions):
             raise KitError(f"geoclip: expected '' with method {self.method!r}, as it is for gps; got {self.geoclip!r}")
         if self.lora_rank and not self.finetune_epochs:
             raise KitError(f"lora_rank: expected 0 with finetune_epochs 0; got {self.lora_rank}")
+        if self.refit and self.rerank and self.method != "knn":
+            raise KitError("refit: expected false with rerank and a trained embedder: all places train it, and none is "
+                           "left to fit the second look on; got true")  # fmt: skip
         if self.val_share == 1:
             raise KitError("val_share: expected below 1, which leaves places to train on; got 1")
         if self.dropout == 1:

@@ -161,7 +161,8 @@ def train(
     """Train the embedder of the method metric or gps; returns it with its fine-tuned encoder, if there is one.
 
     group (N,): the groups of near-duplicates. rows: the training places. val: places on which the fit is monitored,
-    without influence on it. folder: of the fits, which resume there. Returns None when max_hours are over.
+    without influence on it; there may be none. folder: of the fits, which resume there. Returns None when max_hours are
+    over.
     """
     began, features, points = time.monotonic(), inputs.features["train"], inputs.places.points("train")
     torch.manual_seed(options.seed)
@@ -184,7 +185,7 @@ def train(
             folder / name,
             epochs=epochs,
             config=asdict(options),
-            val_batches=Batches(val, size, 0, load_batch, shuffle=False, prefetch=prefetch),
+            val_batches=Batches(val, size, 0, load_batch, shuffle=False, prefetch=prefetch) if len(val) else None,
             devices=devices,
             max_hours=max_hours and max_hours - (time.monotonic() - began) / 3600,
             precision=precision_of(inputs.dtype),

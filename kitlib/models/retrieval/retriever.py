@@ -28,7 +28,7 @@ from kitlib.models.retrieval import embedders, gallery, reranking, search
 from kitlib.models.retrieval.bank import Bank
 from kitlib.models.retrieval.embedders import Embedder, Matched
 from kitlib.models.retrieval.reranking import CANDIDATES, Reranker, crowding
-from kitlib.models.retrieval.voting import MAX_QUERIES, Entries, Vote, choose, state_frequencies, states_nearby
+from kitlib.models.retrieval.voting import MAX_QUERIES, Entries, Vote, best, choose, state_frequencies, states_nearby
 
 log = logging.getLogger(__name__)
 
@@ -108,12 +108,17 @@ class RetrieverBuilder:
     device: torch.device | None = None
 
     def build(
-        self, embedder: Embedder, points: np.ndarray | None = None, size: int = 0, strategy: str = "land"
+        self,
+        embedder: Embedder,
+        points: np.ndarray | None = None,
+        size: int = 0,
+        strategy: str = "land",
+        scores: pd.DataFrame | None = None,
     ) -> tuple[Retriever, pd.DataFrame]:
         """A retriever on a gallery of training places, or of points (M, 2), and the score of each k and temperature.
 
-        size and strategy are passed to `select_members`. Raises KitError if the calibration split leaves the gallery
-        empty.
+        size and strategy are passed to `select_members`. scores: such as other folds have found, to choose by instead
+        of calibration places. Raises KitError if the calibration split leaves the gallery empty.
         """
         members = np.empty(0, np.int64) if points is not None else self.select_members(embedder, size, strategy)
         entries = self._entries(points, members, self.rows)
@@ -122,6 +127,8 @@ class RetrieverBuilder:
             members = np.append(members, np.full(len(self.bank.points), ELSEWHERE))
             entries = entries.joined(self.bank.points, self.bank.states)
             embeddings = np.concatenate([embeddings, embedder.entries(self.bank.features, self.bank.points)])
+        if scores is not None:
+            return Retriever(embedder, entries, embeddings, best(scores, self.smoothing)), scores
         mask: slice | np.ndarray = slice(None)  # of the entries that serve during calibration
         calibration_entries = entries
         if self.embedder_is_trained and points is not None:

@@ -10,7 +10,8 @@ searched. In all of them the most similar entries vote: their points are the gue
 Each fold's checkpoints/fold_<k>/ holds the embedder, gallery.npz (embeddings, points and states of the entries),
 vote.json with the chosen k and temperature, choice.csv with the scores of all that were tried, and the histories of the
 fits. k and temperature are chosen on training places alone: with knn each is matched with those outside its own fold,
-otherwise a calibration split that the embedder was not trained on is matched with the rest. A fine-tuned encoder is in
+otherwise a calibration split that the embedder was not trained on is matched with the rest. The refit of metric and gps
+trains on all places and takes the pair with the highest mean score over the folds. A fine-tuned encoder is in
 encoder.safetensors, its features in embeddings/.
 """
 
@@ -22,6 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from kitlib.core import storage
@@ -29,9 +31,10 @@ from kitlib.core.errors import KitError
 from kitlib.core.processes import is_first_process
 from kitlib.data import readers
 from kitlib.data.places import Places
-from kitlib.evaluation import guesses
+from kitlib.evaluation import fold_files, guesses
 from kitlib.evaluation.crossval import Unfinished
 from kitlib.evaluation.guesses import Guesses
+from kitlib.evaluation.runs import Run
 from kitlib.models.retrieval import bank, embedders
 from kitlib.models.retrieval.config import Config
 from kitlib.models.retrieval.embedders import Embedder, Frozen
@@ -80,11 +83,15 @@ class Session(EncoderSession[Config]):
     def fit_fold(self, fold: int) -> None:
         """Train the embedder, choose gallery, k and temperature, and save the retriever."""
         config, folder = self.config, self.folder(fold)
-        builder = self.builder(fold, self.features["train"])
+        builder, known = self.builder(fold, self.features["train"]), None
         if config.method == "knn":
             embedder: Embedder = Frozen.fit(builder.features[builder.rows], config.by)
         else:
             group, val = builder.exclusion_groups[0], builder.calibration_rows
+            if fold_files.is_refit(self.run.settings, fold):
+                by_pair = choices(self.run).drop(columns="fold").groupby(["k", "temperature"])
+                known = by_pair.mean()[by_pair.size() == by_pair.size().max()].reset_index()
+                val = val[:0]
             rows = np.setdiff1d(builder.rows, val)
             trained = embedders.train(config, self, group, rows, val, folder, self.devices, self.hours_left)
             if trained is None:
@@ -100,7 +107,7 @@ class Session(EncoderSession[Config]):
             tuned = self.fold_encoder(fold) if config.finetune_epochs else None
             joining = bank.load(self, other, tuned, folder / "embeddings", builder.rows)
             builder = replace(builder, bank=joining)
-        retriever, scores = builder.build(embedder, config.points(), config.gallery_size)
+        retriever, scores = builder.build(embedder, config.points(), config.gallery_size, scores=known)
         retriever.save(folder)
         with storage.atomic_write(folder / "choice.csv") as beside:
             scores.to_csv(beside, index=False)
@@ -169,3 +176,12 @@ class Session(EncoderSession[Config]):
 
 
 train, train_fold, predict = Session.train, Session.train_fold, Session.predict
+
+
+def choices(run: Run) -> pd.DataFrame:
+    """The calibration scores of each finished fold: fold, k, temperature, final, mean_km, median_km."""
+    parts = []
+    for fold in fold_files.done_folds(run):
+        with storage.reading(file := fold_files.folder(run, fold) / "choice.csv"):
+            parts.append(pd.read_csv(file).assign(fold=fold))
+    return pd.concat(parts, ignore_index=True)

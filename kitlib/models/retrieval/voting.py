@@ -139,13 +139,18 @@ def choose(
         for temperature in temperatures:
             vote = Vote(k, temperature, smoothing)
             weights = vote.weights(similarity)
-            best = np.argsort(-vote.state_probs(weights, nearest, entries), axis=1, kind="stable")[:, :5]
+            top = np.argsort(-vote.state_probs(weights, nearest, entries), axis=1, kind="stable")[:, :5]
             predicted = geo.geometric_median(entries.points[nearest], weights)
-            score = metrics.score_arrays(state_idx, points, entries.state_idx[best], predicted)
+            score = metrics.score_arrays(state_idx, points, entries.state_idx[top], predicted)
             scores.append((k, temperature, score.final, score.mean_km, score.median_km))
     table = pd.DataFrame(scores, columns=["k", "temperature", "final", "mean_km", "median_km"])
-    first = table.iloc[int(table["final"].argmax())]
-    return Vote(int(first["k"]), float(first["temperature"]), smoothing), table
+    return best(table, smoothing), table
+
+
+def best(scores: pd.DataFrame, smoothing: float) -> Vote:
+    """The vote with the highest final score of a table by `choose`; of equal ones the first."""
+    first = scores.iloc[int(scores["final"].argmax())]
+    return Vote(int(first["k"]), float(first["temperature"]), smoothing)
 
 
 def state_frequencies(state_position: np.ndarray, n_states: int) -> np.ndarray:

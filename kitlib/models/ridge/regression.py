@@ -29,7 +29,7 @@ def scaled(features: np.ndarray, mean: np.ndarray, scale: np.ndarray, parts: Seq
 
 
 def fit(
-    features: np.ndarray, targets: Sequence[np.ndarray], judges: Sequence[Judge]
+    features: np.ndarray, targets: Sequence[np.ndarray], judges: Sequence[Judge], judged: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
     """Weights (D, T), intercept (T,) and penalties of a ridge regression of targets (N, T), side by side, on (N, D).
 
@@ -37,7 +37,7 @@ def fit(
     gets leave-one-out predictions (J, T) and the rows (J,) that they belong to, and returns an error. It can be that of
     the score; the squared error would shrink far too much. Errors are smoothed over three penalties, as few places make
     them uneven. With fewer places than features the dual is solved, else the primal: both decompose the smaller matrix
-    once.
+    once. judged: the first so many rows alone are judged, all when None.
     """
     centre = features.mean(axis=0)
     a = features - centre
@@ -49,7 +49,7 @@ def fit(
         values = values.clip(1e-12)
         u = a @ v / np.sqrt(values)
     values = values.clip(0)
-    rows = np.random.default_rng(0).permutation(n)[:JUDGED]
+    rows = np.random.default_rng(0).permutation(judged or n)[:JUDGED]
     tried, own = PENALTIES * values.sum() / n, u[rows]  # (J, R)
     weights, intercepts, penalties = [], [], []
     for target, judge in zip(targets, judges, strict=True):

@@ -52,15 +52,22 @@ class Session(EncoderSession[Config]):
         cell = geocells.assign(points, cells, state)
         targets = [_soft(points, centres, state, config.soft_km), _soft(points, middles, cell, config.soft_km)]
         pooled = _pooled(self.features["train"], rows)
+        more, guess = self.pseudo_labels(fold)
         mean, spread = pooled.mean(axis=0), pooled.std(axis=0)
         scale = 1 / (spread + 1e-3 * spread.mean() + 1e-12)
+        if len(more):
+            likely = guess.state_probs[:, present]
+            cell = geocells.assign(guess.point(), cells, likely.argmax(axis=1))
+            guessed = [likely / likely.sum(axis=1, keepdims=True), _soft(guess.point(), middles, cell, config.soft_km)]
+            targets = [np.vstack(pair) for pair in zip(targets, guessed, strict=True)]
+            pooled = np.vstack([pooled, _pooled(self.features["test"], more)])
         scaled = regression.scaled(pooled, mean, scale, self.parts)
         km = geo.distance_km(points[:, None], middles[None])
         judges = [
             functools.partial(_lost, state),
             functools.partial(_km, km, geo.distance_km(middles[:, None], middles)),
         ]
-        fitted, intercept, penalties = regression.fit(scaled, targets, judges)
+        fitted, intercept, penalties = regression.fit(scaled, targets, judges, len(rows))
         log.info("fold %d: %d places, %d features, penalties %.3g and %.3g", fold, *scaled.shape, *penalties)
         arrays = {"mean": mean, "scale": scale, "weights": fitted, "intercept": intercept, "cells": middles}
         arrays |= {"state_idx": places.states["state_idx"].to_numpy()[present], "count": count, "centres": centres}

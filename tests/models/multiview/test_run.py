@@ -22,7 +22,7 @@ from kitlib import geo
 from kitlib.core import paths
 from kitlib.core.errors import KitError
 from kitlib.data import folds, readers
-from kitlib.evaluation import fold_files, metrics, origin, runs
+from kitlib.evaluation import fold_files, guesses, metrics, origin, runs
 from kitlib.models.multiview import run as multiview
 from kitlib.models.multiview.heads import Classes, Heads
 from kitlib.models.multiview.run import Config
@@ -44,9 +44,17 @@ HEADS = dataclasses.replace(SMALL, finetune_epochs=0)
 # Config
 
 
-def test_lora_on_an_encoder_without_attention_leaves_no_run(world):
-    with pytest.raises(KitError, match=r"lora_rank 4: expected an hf: encoder"):
-        multiview.train(dataclasses.replace(SMALL, lora_rank=4), world, "refused", n_folds=3)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lora_rank": 4}, "lora_rank 4: expected an hf: encoder"),
+        ({"pseudo": 0.5}, "pseudo: expected 0 without refit"),
+        ({"drop_path": 0.1}, "drop_path: expected an encoder of transformer blocks"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_no_run(world, change, message):
+    with pytest.raises(KitError, match=message):
+        multiview.train(dataclasses.replace(SMALL, **change), world, "refused", n_folds=3)
     assert "refused" not in runs.list_runs()
 
 
@@ -208,6 +216,52 @@ def test_places_without_a_picture_get_the_fallback_and_are_counted(world, tmp_pa
         assert guess.sample_id[~guess.answered].tolist() == [lost[split]]
         assert len(guess) == len(blind.rows(split))
     assert run.metrics["unanswered"] == 1
+
+
+def test_a_refit_learns_from_all_places_and_goes_on(world):
+    config = dataclasses.replace(HEADS, refit=True)
+    assert multiview.train(config, world, "refit", n_folds=3, only_folds=[0, 1, 2]).finished
+    assert not multiview.Session.train_fold("refit", 3, max_hours=1e-9)
+    run = multiview.train(config, world, "refit", n_folds=3)
+    session = multiview.Session(run, world)
+    heads = session.load_heads(session.folder(3) / "heads.safetensors")
+    assert heads.classes.state_count.sum() == 60 and len(run.guesses("oof")) == 60
+    np.testing.assert_allclose(
+        multiview.predict("refit", world).state_probs, run.guesses("test").state_probs, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("config", [HEADS, pytest.param(SMALL, marks=pytest.mark.slow)], ids=["heads", "fine-tuned"])
+def test_the_refit_learns_test_places_that_the_folds_are_sure_of(world, monkeypatch, config):
+    config = dataclasses.replace(config, refit=True, pseudo=0.001)
+    rows, fit = [], multiview.fit.fit
+
+    def seen(module, batches, folder, **options):
+        rows.append(batches.rows)
+        return fit(module, batches, folder, **options)
+
+    monkeypatch.setattr(multiview.fit, "fit", seen)
+    run = multiview.train(config, world, f"pseudo-{config.finetune_epochs}", n_folds=3)
+    session = multiview.Session(run, world)
+    parts = [guesses.Guesses.load(session.folder(fold) / "test.npz") for fold in range(3)]
+    sure = guesses.average(parts).state_probs.max(1) >= 0.001
+    assert sure.all() and rows[-1].tolist() == [*range(60), *60 + np.flatnonzero(sure)]
+    assert all(len(each) < 60 for each in rows[: 3 * len(rows) // 4])
+
+
+def test_what_the_folds_have_guessed_are_targets_of_test_places(world):
+    classes = Classes.from_places(world, np.arange(60), 5)
+    points = classes.state_points[[2, 0]]
+    probs = np.zeros((2, len(world.states)), np.float32)
+    probs[:, world.state_position("train")[:2]] = [[0.25, 0.25], [0.1, 0.4]]
+    guess = guesses.Guesses(
+        np.arange(2), world.states["state_idx"], probs * 2, points[:, None], np.ones((2, 1)), np.ones(2)
+    )
+    labels = multiview._with_guesses(multiview._labels(world, classes), classes, np.array([0, 3]), guess)
+    assert labels["guessed"][:60].isnan().all() and torch.allclose(labels["guessed"][[60, 63]].sum(1), torch.ones(2))
+    assert torch.allclose(labels["place"][[60, 63]], multiview.unit_vectors(points))
+    assert labels["state"][63] == np.flatnonzero(classes.state_idx == world.rows("train")["state_idx"].iloc[1])[0]
+    assert (classes.cell_state[labels["cell"][[60, 63]]] == labels["state"][[60, 63]].numpy()).all()
 
 
 def test_a_source_with_one_view_and_no_test_places(world, tmp_path):

@@ -18,6 +18,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from kitlib import geo
+from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data import folds, readers
 from kitlib.evaluation import fold_files, metrics, runs
@@ -190,6 +191,15 @@ def test_the_published_pipeline_with_encoders(finetuned):
     table = analysis.evaluation(finetuned)
     assert table.loc[["1", "2", "10"], "model"].tolist() == ["own", "own", "pooled"]
     assert table.loc["all", "mean_km"] < 40
+
+
+def test_the_refit_trains_encoders_for_the_epochs_that_the_folds_kept(cities):
+    config = dataclasses.replace(ENCODERS, router="logistic", refit=True, patience=1, epochs=3, min_places=3)
+    run = regional.train(config, cities, "refit", n_folds=2)
+    fits = [storage.read_json(fold_files.folder(run, k) / "region_1/fit.json") for k in range(3)]
+    kept = [fit["finished"]["best_epoch"] for fit in fits]
+    assert fits[2]["settings"]["epochs"] == round(np.mean(kept[:2])) and kept[2] == 0
+    assert "monitor" not in fits[2]["settings"] and len(run.guesses("oof")) == len(cities.rows("train"))
 
 
 def test_regions_can_be_trained_one_after_the_other_on_any_machine(finetuned, cities):

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 import geoclip_reference
 
 from kitlib import geo
+from kitlib.core import storage
 from kitlib.core.errors import KitError
 from kitlib.data import folds, readers
 from kitlib.evaluation import fold_files, metrics, runs
@@ -117,6 +118,16 @@ def test_metric_learns_and_goes_on_where_it_was_cut_short(world):
     (run.dir / "metrics.json").unlink()
     retrieval.train(METRIC, world, "metric", n_folds=3)
     assert before == [(fold_files.folder(run, fold) / "gallery.npz").stat().st_mtime_ns for fold in range(3)]
+
+
+def test_the_refit_trains_on_all_places_and_votes_as_the_folds_have_chosen(world):
+    run = retrieval.train(dataclasses.replace(METRIC, refit=True, epochs=1), world, "refit", n_folds=3)
+    scores, session = retrieval.choices(run), retrieval.Session(run, world)
+    mean = scores.groupby(["k", "temperature"])["final"].mean()
+    vote = session.retriever(3).vote
+    assert set(scores["fold"]) == {0, 1, 2} and mean[vote.k, vote.temperature] == pytest.approx(mean.max())
+    rows = [storage.read_json(session.folder(fold) / "metric/fit.json")["settings"]["rows"] for fold in (0, 3)]
+    assert len(session.retriever(3).entries.points) == 60 and rows[0] != rows[1]
 
 
 @pytest.mark.slow
