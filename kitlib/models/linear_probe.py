@@ -57,6 +57,16 @@ def embed(
     return {split: embeddings.embed(pack, encoder, places.derived / "embeddings") for split, pack in packs.items()}
 
 
+def embed_each(places: Places, encoder: str = "", devices: int = 1, image_size: int = 0) -> dict[str, Any]:
+    """Features by encoder and split, as `embed`, of the last layer of each encoder that a name joins.
+
+    An encoder of all stages comes first: one pass over the pictures gives its features and those of its last layer.
+    """
+    named = {name: load_encoder(places, name, image_size) for name in [*paths.joined(encoder), *single(encoder)]}
+    made = {name: embed(places, network, devices, name, image_size) for name, network in named.items()}
+    return {named[name].name: made[name] for name in single(encoder)}
+
+
 def mean_features(embedded: Embeddings) -> np.ndarray:
     """The mean of each place's views (N, D), standardised over the places."""
     mean = embedded.features.mean(axis=1, dtype=np.float32)

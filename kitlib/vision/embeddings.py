@@ -21,7 +21,7 @@ import shutil
 import time
 import zlib
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,16 @@ def embed(
 
     mirror: also of the mirrored places (`augment.mirror`). batch_size: places per batch (default: by device). dtype:
     the number type to compute in (default: `device.best_dtype`). An interrupted computation resumes; with the same
-    batch size the result is bit-identical. crop: one of `augment.CROPS` instead of the whole pictures. Of processes
+    batch size the result is bit-identical. The features of all stages begin with those of the last layer, which are
+    saved for the encoder of that alone. crop: one of `augment.CROPS` instead of the whole pictures. Of processes
     that torchrun has started each begins with a part of its own.
     Raises KitError, naming the place, for features that are not finite.
     """
     jobs = _jobs(pack, encoder, out_dir, mirror, batch_size, device, dtype, crop)
     folders = [job.compute() for job in jobs]
+    if last_layer := encoder.last_layer:
+        for job in jobs:
+            job.keep_last_layer(last_layer)
     features = [np.load(folder / "features.npy", mmap_mode="r") for folder in folders]
     meta = storage.read_json(folders[0] / "meta.json", needed=("pictures_per_second",))
     return Embeddings(
@@ -168,6 +172,28 @@ class _Job:
         for part in range(parts)[shard::shards]:
             self._complete(part, parts)
         return self._finish(parts)
+
+    def keep_last_layer(self, encoder: Encoder) -> None:
+        """Save the first of the finished features as those of `encoder`, where they are missing."""
+        made_by = self.made_by | _inputs(self.pack, encoder, self.dtype)
+        job = replace(self, encoder=encoder, made_by=made_by)
+        if job.folder.is_dir():
+            return
+        whole = np.load(self.folder / "features.npy", mmap_mode="r")
+        seconds = storage.read_json(self.folder / "meta.json", needed=("seconds",))["seconds"]
+        while parts := job._begin(1):
+            for part in range(parts):
+                with job._lock(f"-{part}"):
+                    rows = feature_file.rows_of(job.shape, part, parts)
+                    if job.folder.is_dir() or not rows:
+                        continue
+                    features = np.load(job.partial / "features.npy", mmap_mode="r+")
+                    features[rows.start : rows.stop] = whole[rows.start : rows.stop, :, : encoder.dim]
+                    features.flush()
+                    progress = {"places": len(rows), "seconds": seconds * len(rows) / len(whole)}
+                    progress["checksum"] = feature_file.checksum(features[rows.start : rows.stop])
+                    storage.write_json(job.partial / f"part-{part}.json", progress)
+            job._finish(parts)
 
     def _begin(self, parts: int) -> int:
         """The number of parts of the unfinished work, which is begun with `parts`; 0 if the features are whole.

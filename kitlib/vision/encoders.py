@@ -69,6 +69,16 @@ class Encoder(nn.Module):
         return short + self.spec[len(spec) :]
 
     @property
+    def last_layer(self) -> Encoder | None:
+        """The encoder of the last layer alone, with whose features those of all stages begin; None for any other."""
+        if not isinstance(self.backbone, Stages):
+            return None
+        blocks = [name.removeprefix("backbone.") for name in self._block_names]
+        inner = self.backbone.backbone
+        plain = self.spec.removesuffix(paths.STAGES)
+        return Encoder(plain, inner, [inner.get_submodule(name) for name in blocks], self.preprocess)
+
+    @property
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks from input to output."""
         return [self.backbone.get_submodule(name) for name in self._block_names]

@@ -78,6 +78,21 @@ def test_mirrored_features_swap_east_and_west(tiny, tmp_path):
     assert plain.key == made.key and plain.mirrored is None and pack.decoded == 20
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_pass_for_all_stages_saves_the_last_layers_features_too(tiny, tmp_path, monkeypatch, begun):
+    monkeypatch.setenv("KITLIB_PRECISION", "float32")
+    pack, staged = ArrayPack(40), encoders.load("tiny#stages", image_size=24)
+    own = embeddings.embed(pack, tiny, tmp_path / "own", mirror=True)
+    if begun:  # in several parts, of which one was finished
+        assert embeddings.embed_shard(pack, tiny, tmp_path / "staged", 0, 2, mirror=True)
+    whole = embeddings.embed(pack, staged, tmp_path / "staged", mirror=True)
+    decoded = pack.decoded
+    shared = embeddings.embed(pack, tiny, tmp_path / "staged", mirror=True)
+    assert pack.decoded == decoded and shared.key == own.key
+    assert shared.features.tobytes() == own.features.tobytes() != shared.mirrored.tobytes() == own.mirrored.tobytes()
+    assert shared.pictures_per_second == pytest.approx(whole.pictures_per_second)
+
+
 def test_the_key_follows_everything_that_makes_the_features(tiny, tmp_path, monkeypatch):
     monkeypatch.delenv("KITLIB_PRECISION", raising=False)
     other_weights = encoders.load("tiny", image_size=24)
