@@ -19,15 +19,16 @@ from kitlib.evaluation.crossval import Unfinished
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.models.vlm import dataset, loading, reply_cache
-from kitlib.models.vlm.config import RATES, Config
+from kitlib.models.vlm.config import ADDRESS, RATES, Config
 from kitlib.models.vlm.conversation import rollouts
 from kitlib.models.vlm.conversation.recorder import Recorder
 from kitlib.models.vlm.conversation.tasks import Task
 from kitlib.models.vlm.conversation.vocabulary import Labels
-from kitlib.models.vlm.dataset import Cases
+from kitlib.models.vlm.dataset import Cases, TrainingSource
 from kitlib.models.vlm.generation import Sampler
 from kitlib.models.vlm.guessing import Prior, evaluation_scores, generate
 from kitlib.models.vlm.reply_cache import Generations
+from kitlib.models.vlm.tinker import client
 from kitlib.training.session import TorchSession
 from kitlib.vision.device import best_device
 
@@ -68,9 +69,11 @@ class Session(TorchSession[Config]):
     @classmethod
     def check_model(cls, config: Config) -> None:
         """Refuse a model or a stream that cannot be read."""
-        if config.model.startswith("hf:"):
-            name = config.model.removeprefix("hf:")
+        kind, _, name = config.model.partition(":")
+        if kind == "hf":
             loading.check_published(name, config.lora_rank, config.lora_attention_only)
+        if kind == "tinker":
+            client.check_model(name)
         if config.stream:
             dataset.stream_views(config.stream, config.stream_split)
 
@@ -85,11 +88,12 @@ class Session(TorchSession[Config]):
         **options: Any,
     ) -> dict[str, str]:
         """Refuse missing libraries, and an unsuitable run to start from; return the checksum of the latter."""
-        from kitlib.models.vlm.tinker import client
-
         loading.check(config.model, config.four_bit, config.vllm)
         if config.model.startswith("tinker:"):
             client.check()
+        if config.start_from.startswith(ADDRESS):
+            client.check_checkpoint(config.start_from, config.model.removeprefix("tinker:"), config.lora_rank)
+            return {"start_from": config.start_from}
         return {"start_from": _starting_run(config, places, folds_column, todo)} if config.start_from else {}
 
     @classmethod
@@ -116,10 +120,7 @@ class Session(TorchSession[Config]):
         inner = folder / config.method
         torch.manual_seed(config.seed)
         model, processor = self._initial_model(fold)
-        source = trl.TrainingSource(self.cases("train", self.fold_rows(fold)[0]), "", self.places.views)
-        if config.stream:
-            views = dataset.stream_views(config.stream, config.stream_split)
-            source = trl.TrainingSource(None, config.stream, views)
+        source = self.source(fold)
         trl.check_length(self.run.settings, self.task, source, processor)
         recorder = self.recorder(fold)
         args = (self.run.settings, model, processor, self.task, source, inner, self.devices)
@@ -139,6 +140,13 @@ class Session(TorchSession[Config]):
             trainable, total = loading.count_weights(model)
             trl.finish(inner, {"steps": config.steps, "weights": total, "learning": trainable})
         trainer.accelerator.wait_for_everyone()
+
+    def source(self, fold: int) -> TrainingSource:
+        """The places that a fold learns from, or the stream."""
+        config = self.config
+        if config.stream:
+            return TrainingSource(None, config.stream, dataset.stream_views(config.stream, config.stream_split))
+        return TrainingSource(self.cases("train", self.fold_rows(fold)[0]), "", self.places.views)
 
     def _initial_model(self, fold: int) -> tuple[Any, Any]:
         """The model to train, from an earlier run or with new LoRA weights, and its processor."""

@@ -11,12 +11,10 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from peft import PeftModel
@@ -30,7 +28,7 @@ from kitlib.models.vlm.conversation.dialogue import thinking_options
 from kitlib.models.vlm.conversation.prompts import assistant
 from kitlib.models.vlm.conversation.recorder import Recorder, Row
 from kitlib.models.vlm.conversation.tasks import Task
-from kitlib.models.vlm.dataset import Cases
+from kitlib.models.vlm.dataset import TrainingSource
 from kitlib.models.vlm.grpo import PlaceTrainer
 from kitlib.vision.device import best_device, dtype_of
 
@@ -165,28 +163,6 @@ class TimeLimit(TrainerCallback):
             write_history(self.folder, state.log_history)
 
 
-@dataclass(frozen=True)
-class TrainingSource:
-    """The training data: cases, or the name of a stream, with the names of the views."""
-
-    cases: Cases | None
-    stream: str
-    views: Sequence[str]
-
-    def rows(self, settings: Mapping[str, Any], extend: Callable[[Row], Row]) -> Any:
-        """A table or a stream of rows, each passed through `extend`."""
-        if self.cases is not None:
-            return dataset.table_of(self.cases, extend)
-        return dataset.streamed(
-            self.stream,
-            settings["stream_split"],
-            max_side=settings["max_side"],
-            buffer=settings["shuffle_buffer"],
-            seed=settings["seed"],
-            extend=extend,
-        )
-
-
 def check_length(settings: Mapping[str, Any], task: Task, source: TrainingSource, processor: Any) -> None:
     """Raise KitError if a target reply is longer than replies may be: it would be taught whole, and always cut."""
     truths = [] if source.cases is None else source.cases.truths[:100]
@@ -205,8 +181,7 @@ def sft(
     task = task.with_options(reasoning=False)  # target replies have no reasoning
 
     def extend(row: Row) -> Row:
-        seed = np.random.SeedSequence([settings["seed"], *row["sample_id"].encode()]).generate_state(1)[0]
-        messages, reply = task.example(source.views, row["truth"], int(seed))
+        messages, reply = dataset.example(task, source.views, row, settings["seed"])
         example = {"prompt": messages, "completion": [assistant(reply)], "images": row["images"]}
         options = thinking_options(processor, False)
         return example | ({"chat_template_kwargs": options} if options else {})
