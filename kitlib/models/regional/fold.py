@@ -117,7 +117,7 @@ class RegionalFold:
         val = self._examples(*self.val) if len(self.val[1]) else None
         RidgeHeads.fit(*self._examples("train", self.rows), self.has_own, val).save(self.folder / "heads.npz")
 
-    def train_encoder(self, name: str, devices: int = 1, max_hours: float | None = None, logger: Any = None) -> bool:
+    def train_encoder(self, name: str, devices: int = 1, max_hours: float | None = None) -> bool:
         """Train a region's own encoder, or the pooled one, on all places; returns whether the training is finished."""
         config, rows, val = self.config, self.rows, self.val[1]
         if name != POOLED:
@@ -143,7 +143,6 @@ class RegionalFold:
             devices=devices,
             precision=device.precision_of(self.inputs.dtype),
             seed=config.seed,
-            logger=logger,
             monitor="val_loss",
             patience=config.patience,
         ).finished

@@ -30,6 +30,7 @@ from kitlib.models.vlm.guessing import Prior, evaluation_scores, generate
 from kitlib.models.vlm.reply_cache import Generations
 from kitlib.models.vlm.tinker import client
 from kitlib.training.session import TorchSession
+from kitlib.training.tracking import Tracker
 from kitlib.vision.device import best_device
 
 PRIOR = "prior.npz"  # points and states of a fold's training places
@@ -130,15 +131,17 @@ class Session(TorchSession[Config]):
         def evaluate(model: Any, step: int) -> dict[str, float]:
             sampler = self._sampler(model, processor)
             generations = generate(held_out, self.task, sampler, config.samples, self._at_once)
-            return self._evaluate(fold, step, held_out, generations, recorder)
+            return self._evaluate(fold, step, held_out, generations, recorder, tracker)
 
         options: dict[str, Any] = {"eval_steps": config.eval_steps, "max_hours": self.hours_left, "seed": config.seed}
-        if not trl.fit(trainer, inner, evaluate=evaluate, **options):
-            raise Unfinished
-        if trainer.is_world_process_zero():
-            loading.save(trainer.accelerator.unwrap_model(trainer.model), processor, folder)
-            trainable, total = loading.count_weights(model)
-            trl.finish(inner, {"steps": config.steps, "weights": total, "learning": trainable})
+        with Tracker(inner) as tracker:
+            if not trl.fit(trainer, inner, tracker, evaluate=evaluate, **options):
+                raise Unfinished
+            if trainer.is_world_process_zero():
+                loading.save(trainer.accelerator.unwrap_model(trainer.model), processor, folder)
+                tracker.weights(loading.saved(folder))
+                trainable, total = loading.count_weights(model)
+                trl.finish(inner, {"steps": config.steps, "weights": total, "learning": trainable})
         trainer.accelerator.wait_for_everyone()
 
     def source(self, fold: int) -> TrainingSource:
@@ -213,16 +216,19 @@ class Session(TorchSession[Config]):
         return storage.read_json(self.folder(fold) / "choice.json", needed=("chosen", "state_scores"))
 
     def _evaluate(
-        self, fold: int, step: int, cases: Cases, generations: Generations, recorder: Recorder
+        self, fold: int, step: int, cases: Cases, generations: Generations, recorder: Recorder, tracker: Tracker
     ) -> dict[str, float]:
-        """Record dialogues about held-out places and return their scores."""
+        """Record dialogues about held-out places, track them, and return their scores."""
         dialogues = generations.dialogues
         flat = [dialogue for row in dialogues for dialogue in row]
         flat_cases = [case for i, row in enumerate(dialogues) for case in [cases.row(i)] * len(row)]
         rows = recorder.rows(step, "eval", flat_cases, flat, self.config.tau_last_km, [None] * len(flat))
         recorder.write(step, rows, self.config.samples)
         sample_id = self.packs["train"].sample_id[self.evaluation_rows(fold)]
-        return evaluation_scores(self.prior(fold).guesses(sample_id, dialogues), dialogues, self.places)
+        scores = evaluation_scores(self.prior(fold).guesses(sample_id, dialogues), dialogues, self.places)
+        tracker.log({f"eval_{name}": value for name, value in scores.items()}, step)
+        tracker.table("rollouts", [_shown(row) for row in rows], step)
+        return scores
 
     def _with_blind(self, fold: int, split: str, rows: np.ndarray, guess: Guesses) -> Guesses:
         """Guesses for all places in `rows`, those without a usable picture included."""
@@ -290,6 +296,12 @@ class Session(TorchSession[Config]):
     def _at_once(self) -> int:
         """Dialogues in one batch of sampling: without gradients several times more fit than in training."""
         return max(self.config.samples, 8 * self.config.device_batch)
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded dialogue as a row of the table that is tracked."""
+    told = {name: row[name] for name in ("sample_id", "reward", "km")}
+    return told | {"replies": " → ".join(row["replies"]), "point": str(row["point"]), "truth": str(row["truth"])}
 
 
 def _starting_run(config: Config, places: Places, folds_column: str, todo: Sequence[int]) -> str:

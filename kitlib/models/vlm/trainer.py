@@ -30,6 +30,7 @@ from kitlib.models.vlm.conversation.recorder import Recorder, Row
 from kitlib.models.vlm.conversation.tasks import Task
 from kitlib.models.vlm.dataset import TrainingSource
 from kitlib.models.vlm.grpo import PlaceTrainer
+from kitlib.training.tracking import Tracker
 from kitlib.vision.device import best_device, dtype_of
 
 log = logging.getLogger(__name__)
@@ -38,10 +39,12 @@ Evaluate = Callable[[Any, int], dict[str, float]]  # of the model and the step
 
 
 def fit(
-    trainer: Trainer, folder: Path, *, evaluate: Evaluate, eval_steps: int, max_hours: float | None, seed: int
-) -> bool:
+    trainer: Trainer, folder: Path, tracker: Tracker, *, evaluate: Evaluate, eval_steps: int, max_hours: float | None,
+    seed: int,
+) -> bool:  # fmt: skip
     """Train to the end or to the time limit, for at least one step; return whether the end was reached.
 
+    tracker: gets what the trainer logs.
     evaluate: called before the first step, every `eval_steps` steps and at the end; its scores are in history.csv. It
     leaves the random state of training unchanged.
     """
@@ -49,6 +52,7 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Evaluation(evaluate, eval_steps, seed))
     trainer.add_callback(TimeLimit(folder, max_hours))
+    trainer.add_callback(Tracking(tracker))
     checkpoint = newest(folder)
     if checkpoint and not isinstance(trainer.model, PeftModel):
         trainer.add_callback(RestoreWeights(checkpoint))
@@ -115,6 +119,18 @@ class Evaluation(TrainerCallback):
             scores = self.evaluate(model, state.global_step)
         state.log_history.append({"step": state.global_step, **{f"eval_{name}": v for name, v in scores.items()}})
         log.info("step %d: %s", state.global_step, ", ".join(f"{name} {v:.4g}" for name, v in scores.items()))
+
+
+class Tracking(TrainerCallback):
+    """Passes what the trainer logs on to a tracker; the reports of transformers would tell of this machine."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+
+    def on_log(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+        """At every step, and once more with the times of the whole, which are left out."""
+        if state.is_world_process_zero and "train_runtime" not in trainer["logs"]:
+            self.tracker.log(trainer["logs"], state.global_step)
 
 
 class RestoreWeights(TrainerCallback):

@@ -8,12 +8,14 @@ from typing import Any
 
 from kitlib.evaluation import fold_files, runs
 from kitlib.models.vlm.config import ADDRESS
-from kitlib.models.vlm.dataset import Cases
+from kitlib.models.vlm.conversation.recorder import Recorder
+from kitlib.models.vlm.dataset import Cases, TrainingSource
 from kitlib.models.vlm.reply_cache import Generations
 from kitlib.models.vlm.session import Session
 from kitlib.models.vlm.tinker import client, sampling, training
 from kitlib.models.vlm.tinker.batches import Batches, CaseBatches, StreamBatches
 from kitlib.models.vlm.tinker.environments import ExampleDataset, GroupDataset
+from kitlib.training.tracking import Tracker
 
 
 class RemoteSession(Session):
@@ -36,49 +38,64 @@ class RemoteSession(Session):
         from kitlib.models.vlm import trainer
 
         config, inner, recorder = self.config, self.folder(fold) / self.config.method, self.recorder(fold)
-        folder, grpo = inner / "tinker", config.method == "grpo"
         held_out = self.cases("train", self.evaluation_rows(fold))
         source = self.source(fold)
         trainer.check_length(self.run.settings, self.task, source, self.renderer)
+        dataset = self._dataset(source, recorder)
+        earlier = training.history(inner / "tinker")
+        known = {line["step"] for line in earlier if "eval_reward" not in line}
+
+        def note() -> list[dict[str, Any]]:
+            """Write the history so far and track what is new of it; evaluations are tracked when they are made."""
+            lines = training.history(inner / "tinker")
+            trainer.write_history(inner, lines)
+            for line in lines:
+                if line["step"] not in known and "eval_reward" not in line:
+                    tracker.log(line, line["step"])
+                    known.add(line["step"])
+            return lines
+
+        def scores(step: int, replies: Generations) -> dict[str, float]:
+            found = self._evaluate(fold, step, held_out, replies, recorder, tracker)
+            return {f"eval_{name}": value for name, value in found.items()}
+
+        async def evaluate(sampler: Any) -> dict[str, float]:
+            note()
+            replies = await sampling.play(held_out, self.task, self.renderer, sampler, config.samples, **self._sampling)
+            return scores(dataset.step, Generations(replies, None))
+
+        reply = {"max_tokens": config.reply_tokens, "temperature": config.temperature}
+        with Tracker(inner) as tracker:
+            training.train(
+                config.method,
+                dataset,
+                self.name,
+                inner / "tinker",
+                rate=self.run.settings["rate"],
+                lora_rank=config.lora_rank,
+                save_every=config.checkpoint_steps,
+                start_from=self._start(fold),
+                evaluate=evaluate,
+                eval_every=config.eval_steps or config.steps,
+                **(reply if config.method == "grpo" else {}),
+            )
+            lines, end = note(), config.steps
+            if not any(line["step"] == end and "eval_reward" in line for line in lines):  # sft has none at the end
+                lines.append({"step": end, **scores(end, self._generate(fold, held_out))})
+        trainer.write_history(inner, lines)
+        trainer.finish(inner, {"steps": end})
+
+    def _dataset(self, source: TrainingSource, recorder: Recorder) -> GroupDataset | ExampleDataset:
+        """The examples or groups of every step, from the places or the stream."""
+        config, grpo = self.config, self.config.method == "grpo"
         size = config.batch // config.group if grpo else config.batch
         batches: Batches = StreamBatches(lambda: source.rows(self.run.settings, dict), source.views, size)
         if source.cases is not None:
             batches = CaseBatches(source.cases, size, config.seed)
-        dataset: GroupDataset | ExampleDataset
+        numbers = {"steps": config.steps, "seed": config.seed}
         if grpo:
-            numbers: dict[str, Any] = {"steps": config.steps, "group": config.group, "seed": config.seed}
-            dataset = GroupDataset(batches, self.task, self.renderer, **numbers, recorder=recorder)
-        else:
-            datum = training.to_datum(self.renderer)
-            dataset = ExampleDataset(batches, self.task, datum, steps=config.steps, seed=config.seed)
-
-        def scores(step: int, generations: Generations) -> dict[str, float]:
-            found = self._evaluate(fold, step, held_out, generations, recorder)
-            return {f"eval_{name}": value for name, value in found.items()}
-
-        async def evaluate(sampler: Any) -> dict[str, float]:
-            trainer.write_history(inner, training.history(folder))
-            replies = await sampling.play(held_out, self.task, self.renderer, sampler, config.samples, **self._sampling)
-            return scores(dataset.step, Generations(replies, None))
-
-        training.train(
-            config.method,
-            dataset,
-            self.name,
-            folder,
-            rate=self.run.settings["rate"],
-            lora_rank=config.lora_rank,
-            save_every=config.checkpoint_steps,
-            start_from=self._start(fold),
-            evaluate=evaluate,
-            eval_every=config.eval_steps or config.steps,
-            **({"max_tokens": config.reply_tokens, "temperature": config.temperature} if grpo else {}),
-        )
-        lines = training.history(folder)
-        if not any(line["step"] == config.steps and "eval_reward" in line for line in lines):  # sft has none at the end
-            lines.append({"step": config.steps, **scores(config.steps, self._generate(fold, held_out))})
-        trainer.write_history(inner, lines)
-        trainer.finish(inner, {"steps": config.steps})
+            return GroupDataset(batches, self.task, self.renderer, group=config.group, recorder=recorder, **numbers)
+        return ExampleDataset(batches, self.task, training.to_datum(self.renderer), **numbers)
 
     def _start(self, fold: int) -> str:
         """The address of the checkpoint to begin with, "" for the published model."""

@@ -20,6 +20,7 @@ pytest.importorskip("torch")
 
 import toy
 from tinker_helper import MODEL, SECRET, Away, Canned, Plain
+from tracking_helper import forget_settings, metrics, records
 
 from kitlib.core.errors import KitError
 from kitlib.data import readers
@@ -53,7 +54,7 @@ class Loop:
     Config = SimpleNamespace
 
     def __init__(self, name: str) -> None:
-        self.name, self.configs, self.fails = name, [], False
+        self.name, self.configs, self.dies_at = name, [], None
 
     async def main(self, config) -> None:
         folder = Path(config.log_path)
@@ -69,7 +70,7 @@ class Loop:
                 line |= await config.evaluator_builders[0]()(Canned(GUESSED))
             for group in [] if sft else made.get_batch(step):
                 await sampling.rollout(group, Canned(GUESSED), max_tokens=config.max_tokens)
-            if self.fails:
+            if step == self.dies_at:
                 raise ConnectionError
             with (folder / "metrics.jsonl").open("a") as metrics:
                 metrics.write(json.dumps(line) + "\n")
@@ -104,10 +105,10 @@ def data(home, tmp_path):
 
 
 def test_a_run_learns_there_and_guesses_here(loops, data):
-    loops.rl.fails = True
+    loops.rl.dies_at = 0
     with pytest.raises(ConnectionError):
         vlm.train(CONFIG, data, "away")
-    loops.rl.fails = False
+    loops.rl.dies_at = None
 
     async def cell():  # a notebook's cells run in a loop of their own
         return vlm.train(CONFIG, data, "away")
@@ -137,6 +138,20 @@ def test_grpo_starts_from_a_run_that_was_taught_there(loops, data):
     assert (sft.learning_rate, grpo.learning_rate) == (1e-4, 1e-5) and sft.lr_schedule == "cosine"
     with pytest.raises(KitError, match=r"^lora_rank: expected 16 as in 'taught'; got 4"):
         vlm.train(dataclasses.replace(CONFIG, start_from="taught", lora_rank=4), data, "other")
+
+
+def test_a_training_there_is_tracked_once_a_step_over_all_sessions(loops, data, monkeypatch):
+    forget_settings(monkeypatch)
+    monkeypatch.setenv("KITLIB_TRACKER", "wandb")
+    loops.rl.dies_at = 1
+    with pytest.raises(ConnectionError):
+        vlm.train(CONFIG, data, "away")
+    loops.rl.dies_at = None
+    run = vlm.train(CONFIG, data, "away")
+    sessions = [metrics(one) for one in records(run.dir)]
+    expected = {"reward": [[1], [2]], "eval_reward": [[0, 1], [0, 1, 2]], "rollouts": [[0, 1], [0, 1, 2]]}
+    for name, steps in expected.items():
+        assert [[line["trainer/global_step"] for line in one if name in line] for one in sessions] == steps, name
 
 
 def test_grpo_starts_from_an_address(loops, data):
