@@ -218,6 +218,7 @@ def fit(
     _, end["best_epoch"] = callback.epochs_and_best()
     if finished and monitor:
         if not end["best_epoch"]:
+            tracker.close(failed=True)
             raise KitError(f"{monitor} was finite after no epoch in {folder}: try a smaller learning rate")
         trainer.strategy.barrier()  # the first process may still be writing them
         module.load_state_dict(checkpoints.best_weights(folder), strict=module.strict_loading)
