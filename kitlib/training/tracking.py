@@ -138,8 +138,9 @@ def _wandb(name: str, folder: Path) -> WandbLogger:
     from wandb import Settings
 
     folder.mkdir(parents=True, exist_ok=True)  # wandb would take a temporary folder instead
-    os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))  # of its server process; no setting leads there
-    os.environ.setdefault("WANDB_DATA_DIR", str(Path(tempfile.gettempdir()) / "wandb"))  # tables note its full path
+    if "WANDB_DATA_DIR" not in os.environ:  # it would be in the user's home, and tables note its full path
+        os.environ["WANDB_DATA_DIR"] = tempfile.mkdtemp(prefix="wandb-")
+    os.environ.setdefault("WANDB_CACHE_DIR", os.environ["WANDB_DATA_DIR"])  # of its server process; logs link to it
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own crash reports name the machine
     silent = Settings(
         mode=_mode(),
