@@ -54,7 +54,7 @@ def test_what_the_system_refuses_is_one_sentence_too(kitlib, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("OMP_NUM_THREADS", "x"), ("KITLIB_DEVICE", "gpu"), ("KITLIB_PRECISION", "x"), ("KITLIB_WORKERS", "0"),
-     ("KITLIB_HOME", __file__)],
+     ("KITLIB_TRACKER", "x"), ("KITLIB_HOME", __file__)],
 )  # fmt: skip
 def test_a_machine_that_is_described_wrongly_is_refused_by_every_command(kitlib, monkeypatch, name, value):
     monkeypatch.setenv(name, value)

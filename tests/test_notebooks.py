@@ -92,9 +92,7 @@ BAD = {
     "bool": ["x", 2, None],
     "str": ["a\0b", None, [1]],
 }
-BAD_TEXTS = {
-    key: ["../x", "x" * 300, "a b"] for key in ["RUN", "NAME", "START_FROM", "WANDB", "RUNS", "COMPARE", "ALSO"]
-}
+BAD_TEXTS = {key: ["../x", "x" * 300, "a b"] for key in ["RUN", "NAME", "START_FROM", "RUNS", "COMPARE", "ALSO"]}
 BAD_TEXTS |= {key: ["x", "5", "[]", "{", "9" * 6000, "[" * 1500] for key in ["MORE", "TABLES"]}
 BAD_TEXTS |= {"ONLY_FOLDS": ["0;1", "1.5", "99", "x"], "SIZES": ["0", "-5", "x"], "FOLDS_COLUMN": ["", "x"]}
 

@@ -47,7 +47,6 @@ RULES: Mapping[str, Callable[[str, Any], Any]] = {  # what no type says; fields 
     "SMOOTH_KM": partial(number, low=0, high=LARGEST_KM, kind=float, above=True),
     "START_FROM": lambda name, text: text and paths.file_name(text, name),
     "TABLES": _tables,
-    "WANDB": lambda name, text: text and paths.file_name(text, name),
     "WORST": partial(number, low=1, high=ROWS),
 }
 

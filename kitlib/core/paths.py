@@ -7,6 +7,8 @@ KITLIB_HOME     folder that holds data/ and submissions/ (default: the checkout;
 KITLIB_DEVICE   cpu, cuda or mps (default: the best available one)
 KITLIB_PRECISION  number type of matrix products: float32, bfloat16, float16 or auto (default: the fast one)
 KITLIB_WORKERS  threads that decode pictures (default: the number of cores, at most 8)
+KITLIB_TRACKER  where the metrics of trainings go besides their history.csv: wandb, tensorboard, or both with a comma
+                between (default: csv, nowhere else)
 KITLIB_UNTIL    when this machine is taken away, in seconds since 1970: training stops before, with everything saved
 """
 
@@ -28,6 +30,7 @@ MOUNTS = (  # of competitions, datasets, outputs of notebooks and versions of mo
     *("competitions/*", "datasets/*/*", "notebooks/*/*", "models/*/*/*/*/*"),
     *("*", "*/transformers/*/*", "*/pytorch/*/*", "*/other/*/*"),
 )
+TRACKERS = ("csv", "wandb", "tensorboard")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -57,7 +60,7 @@ def home() -> Path:
 
 def check_environment() -> None:
     """Raise KitError for a variable of those above whose value cannot be used, before any work."""
-    for check in (device_name, precision_name, workers, hours_left):
+    for check in (device_name, precision_name, workers, trackers, hours_left):
         check()
     if home().exists() and not home().is_dir():
         raise KitError(f"KITLIB_HOME: expected a folder; got the file {home().name!r}")
@@ -136,6 +139,14 @@ def use_workers(threads: int) -> None:
         raise KitError(f"threads that decode pictures: expected 0 (keep KITLIB_WORKERS) or more; got {threads}")
     if threads:
         os.environ["KITLIB_WORKERS"] = str(threads)
+
+
+def trackers() -> list[str]:
+    """What KITLIB_TRACKER names besides csv, the default. Raises KitError for an unknown name."""
+    names = [name.strip() for name in (os.environ.get("KITLIB_TRACKER", "") or "csv").split(",")]
+    if unknown := [name for name in names if name not in TRACKERS]:
+        raise KitError(f"KITLIB_TRACKER: expected some of {', '.join(TRACKERS)}; got {shown(unknown[0])}")
+    return [name for name in TRACKERS[1:] if name in names]
 
 
 def hours_left() -> float:

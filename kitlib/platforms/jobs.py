@@ -32,7 +32,7 @@ from kitlib.training import options
 log = logging.getLogger(__name__)
 
 WEEK = 7 * 24  # hours
-UNSUPPORTED = {"OVERWRITE": False, "TABLES": "{}", "WANDB": ""}  # parameters of notebooks that `kitlib train` lacks
+UNSUPPORTED = {"OVERWRITE": False, "TABLES": "{}"}  # parameters of notebooks that `kitlib train` lacks
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ volume = modal.Volume.from_name("kitlib", create_if_missing=True, version=2)
 image = (
     modal.Image.debian_slim(python_version="3.11")
     .uv_pip_install(requirements=[str(checkout / "requirements.lock")])
-    .env({"KITLIB_HOME": HOME, "HF_HOME": f"{HOME}/huggingface"})
+    .env({"KITLIB_HOME": HOME, "HF_HOME": f"{HOME}/huggingface", "KITLIB_TRACKER": ",".join(paths.trackers())})
     .add_local_dir(checkout / "kitlib", "/root/kitlib", ignore=["**/__pycache__"])
     .add_local_dir(checkout / "notebooks", "/root/notebooks")
     .add_local_file(checkout / "pyproject.toml", "/root/pyproject.toml")

@@ -30,7 +30,7 @@ from kitlib.data.loader import Batches
 from kitlib.training import checkpoints
 from kitlib.training.averaging import Averaging
 from kitlib.training.resume_callback import ResumeCallback, Stopped
-from kitlib.training.wandb_logger import Tracker
+from kitlib.training.tracking import Tracker
 from kitlib.vision.device import best_device, best_dtype, precision_of
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,6 @@ def fit(
     precision: str = "auto",
     seed: int = 0,
     gradient_clip: float = 1.0,
-    logger: Any = None,
     monitor: str = "",
     patience: int = 0,
     average: float = 0.0,
@@ -127,7 +126,7 @@ def fit(
     `precision`: float32, bfloat16, float16, another name of Lightning's, or auto for `device.best_dtype`; weights are
     float32 in any case. More than one device: start with `python -m torch.distributed.run --nproc_per_node DEVICES`,
     on several machines with --nnodes too; devices is the number of all processes.
-    logger: one of Lightning's, e.g. `wandb_logger.tracker`; it gets what the module logs, and loss and lr.
+    What the module logs, loss and lr also go where KITLIB_TRACKER says (`tracking`), with the final weights.
 
     monitor: a metric that validation logs, lower is better. The fit then ends with the weights of the epoch with the
     lowest finite value, and stops after `patience` epochs in a row without a lower one (0: never early). These weights
@@ -173,7 +172,7 @@ def fit(
 
     deadline = math.inf if max_hours is None else time.monotonic() + max_hours * 3600
     callback = ResumeCallback(folder, batches, checkpoint_steps, seed, deadline, monitor, patience)
-    averaging = Averaging(average)
+    averaging, tracker = Averaging(average), Tracker(folder)
     for library in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -189,7 +188,7 @@ def fit(
             gradient_clip_val=gradient_clip,
             callbacks=[averaging, callback] if average else [callback],  # the latter writes checkpoints
             plugins=[checkpoints.AtomicCheckpointIO()],
-            logger=logger or False,
+            logger=tracker.loggers or False,
             log_every_n_steps=min(50, total_steps(len(batches.rows), batches.batch_size, accumulate, 1, devices)),
             default_root_dir=folder,
             enable_checkpointing=False,
@@ -212,13 +211,14 @@ def fit(
                 raise SystemExit(128 + callback.signal) from None
         finally:
             callback.bar.close()
-            if isinstance(logger, Tracker):
-                logger.close(failed=trainer.state.status != "finished")
+            if trainer.state.status != "finished":
+                tracker.close(failed=True)
     finished = trainer.state.status == "finished"
     end: dict[str, Any] = {"steps": trainer.global_step, "seconds": round(callback.seconds(), 3)}
     _, end["best_epoch"] = callback.epochs_and_best()
     if finished and monitor:
         if not end["best_epoch"]:
+            tracker.close(failed=True)
             raise KitError(f"{monitor} was finite after no epoch in {folder}: try a smaller learning rate")
         trainer.strategy.barrier()  # the first process may still be writing them
         module.load_state_dict(checkpoints.best_weights(folder), strict=module.strict_loading)
@@ -227,6 +227,8 @@ def fit(
         averaging.apply(module)
     if finished and trainer.is_global_zero:
         checkpoints.finish(folder, record | {"finished": end}, module.state_dict())
+        tracker.weights(folder / "finished.ckpt")
         log.info("%s done: %s", callback.label, callback.latest())
+    tracker.close()
     trainer.strategy.barrier()
     return Fitted(finished, **end, history=pd.DataFrame(callback.lines))

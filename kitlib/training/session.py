@@ -19,7 +19,7 @@ from kitlib.data.places import Places
 from kitlib.evaluation import baselines, crossval, fold_files, guesses
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
-from kitlib.training import options
+from kitlib.training import options, tracking
 from kitlib.training.options import learns
 from kitlib.vision import drop_path, encoders, lora
 from kitlib.vision.device import best_device, best_dtype, count, dtype_of, precision_of
@@ -77,7 +77,9 @@ class TorchSession(crossval.Session[C]):
         """The number type: the one that the run was started in, else `device.best_dtype`.
 
         A type named by KITLIB_PRECISION counts in any case; a run started in another is then refused by `runs.start`.
+        Raises KitError for a tracker that cannot be used.
         """
+        tracking.check()
         device = best_device()
         keeps = recorded is not None and paths.precision_name() == "auto"
         return {"precision": precision_of(dtype_of(recorded, device) if keeps and recorded else best_dtype(device))}

@@ -75,6 +75,18 @@ def test_impossible_settings_of_the_machine_are_refused(monkeypatch, name, value
         paths.device_name() if name == "KITLIB_DEVICE" else paths.workers()
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("", []), ("csv", []), ("wandb", ["wandb"]), ("tensorboard, csv,wandb", ["wandb", "tensorboard"])],
+)
+def test_trackers_are_named_with_commas_between(monkeypatch, text, names):
+    monkeypatch.setenv("KITLIB_TRACKER", text)
+    assert paths.trackers() == names
+    monkeypatch.setenv("KITLIB_TRACKER", f"{text},mlflow")
+    with pytest.raises(KitError, match=r"^KITLIB_TRACKER: expected some of csv, wandb, tensorboard; got '"):
+        paths.check_environment()
+
+
 def test_threads_are_inherited_by_what_is_started(monkeypatch):
     monkeypatch.setenv("KITLIB_WORKERS", "3")
     paths.use_workers(0)

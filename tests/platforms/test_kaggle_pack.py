@@ -98,10 +98,12 @@ def test_the_next_part_takes_the_output_of_the_one_before(plan, local_wheels, st
     assert first["model_sources"] == ["someone/streetclip/transformers/default/3"]
 
 
-def test_a_whole_plan_is_one_notebook(home, local_wheels):
+def test_a_whole_plan_is_one_notebook(home, local_wheels, monkeypatch):
+    monkeypatch.setenv("KITLIB_TRACKER", "csv,wandb")
     folder = pack("sample", {}, Options("someone", wheels=local_wheels, one=True))
     (metadata,) = folder.glob("kernels/*/kernel-metadata.json")
     cells = json.loads((metadata.parent / "notebook.ipynb").read_text())["cells"]
+    assert '"KITLIB_TRACKER": "wandb"' in cells[0]["source"]
     magic, _, text = cells[2]["source"].partition("\n")
     assert magic == "%%writefile sample.yaml" and len(yaml.safe_load(text)["steps"]) == 9
     assert json.loads(metadata.read_text())["competition_sources"] == []  # it is drawn there

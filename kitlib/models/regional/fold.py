@@ -117,9 +117,7 @@ class RegionalFold:
         val = self._examples(*self.val) if len(self.val[1]) else None
         RidgeHeads.fit(*self._examples("train", self.rows), self.has_own, val).save(self.folder / "heads.npz")
 
-    def train_encoder(
-        self, name: str, devices: int = 1, max_hours: float | None = None, logger: Any = None, epochs: int = 0
-    ) -> bool:
+    def train_encoder(self, name: str, devices: int = 1, max_hours: float | None = None, epochs: int = 0) -> bool:
         """Train a region's own encoder, or the pooled one, on all places; returns whether the training is finished.
 
         epochs: so many, without validation; 0: until validation does not improve any more.
@@ -148,7 +146,6 @@ class RegionalFold:
             devices=devices,
             precision=device.precision_of(self.inputs.dtype),
             seed=config.seed,
-            logger=logger,
             **stop,
         ).finished
 

@@ -38,7 +38,6 @@ from kitlib.models.regional.cleaning import Cleaned
 from kitlib.models.regional.config import Config
 from kitlib.models.regional.fold import POOLED, RegionalFold, failures
 from kitlib.models.regional.regions import Regions
-from kitlib.training import wandb_logger
 from kitlib.training.session import EncoderSession
 
 log = logging.getLogger(__name__)
@@ -87,13 +86,13 @@ class Session(EncoderSession[Config]):
     """Trains, saves and queries the regressors of each fold, and routes places to them.
 
     only_regions: train the encoders of these alone, a list or a text with commas ("pooled" is one); the fold is done
-    when the last one is trained, on any machine. wandb_project: log there too.
+    when the last one is trained, on any machine.
     """
 
     family = "regional"
     config_type = Config
     FOLDS = (*folds.KINDS, "given")
-    OPTIONS = ("only_regions", "wandb_project")
+    OPTIONS = ("only_regions",)
 
     def __init__(self, run: Run, places: Places, *args: Any, **options: Any) -> None:
         super().__init__(run, places, *args, **options)
@@ -193,8 +192,8 @@ class Session(EncoderSession[Config]):
         if unknown := sorted(set(names) - set(models)):
             raise KitError(f"only_regions: expected some of {', '.join(models)}; got {', '.join(unknown)}")
         if launched():
-            more = self._logger(fold, names[0]), self._epochs(fold, names[0])
-            if not regional_fold.train_encoder(names[0], self.devices, self.hours_left, *more):
+            epochs = self._epochs(fold, names[0])
+            if not regional_fold.train_encoder(names[0], self.devices, self.hours_left, epochs):
                 raise Unfinished
             return
         regional_fold.save()
@@ -283,8 +282,7 @@ class Session(EncoderSession[Config]):
             if self.devices > 1:
                 self.launch(fold, "--region", name)
             else:
-                more = self._logger(fold, name), self._epochs(fold, name)
-                regional_fold.train_encoder(name, 1, self.hours_left, *more)
+                regional_fold.train_encoder(name, 1, self.hours_left, self._epochs(fold, name))
         except (KitError, RuntimeError, ValueError, OSError) as error:
             log.warning("run %s, fold %d, region %s: %s", self.run.name, fold, name, error)
             regional_fold.record_failure(name, str(error).splitlines()[0])
@@ -300,12 +298,6 @@ class Session(EncoderSession[Config]):
         every = [(model, one.best_epoch(model)) for one in trained for model in one.models]
         own = [epoch for model, epoch in every if epoch and model == name]
         return round(statistics.median(own or [epoch for _, epoch in every if epoch] or [self.config.epochs]))
-
-    def _logger(self, fold: int, name: str) -> Any:
-        """A Weights & Biases logger for one fit, None without a project."""
-        if not (project := self.options.get("wandb_project")):
-            return None
-        return wandb_logger.tracker(project, f"{self.run.name}-fold{fold}-{name}", self.run.dir / "wandb")
 
 
 train, train_fold, predict = Session.train, Session.train_fold, Session.predict

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kitlib.core import paths
-from kitlib.core.errors import KitError
+from kitlib.core.errors import KitError, shown
 from kitlib.core.settings import LARGEST_PICTURE, Names
 from kitlib.models.vlm.conversation.prompts import ReplyForm
 from kitlib.models.vlm.conversation.replies import NAMES
@@ -18,8 +19,18 @@ from kitlib.models.vlm.conversation.vocabulary import Labels
 QWEN = "hf:Qwen/Qwen3-VL-4B-Instruct"  # Apache-2.0; Qwen2.5-VL-3B is for research only
 EXPECTED = "expected tiny, tiny:qwen3, tiny:qwen3.5, hf:REPO_OR_FOLDER or tinker:NAME"
 TINY = ("qwen2.5", "qwen3", "qwen3.5")  # the kinds of tiny_model.py
+ADDRESS = "tinker://"  # begins the address of a checkpoint at Tinker
 METHODS = ("sft", "grpo")
 RATES = {"sft": 1e-4, "grpo": 1e-5}
+
+
+def check_start(text: str) -> None:
+    """Raise KitError for a text that names neither a run nor a checkpoint at Tinker to learn from."""
+    if text.startswith(ADDRESS):
+        if not re.fullmatch(ADDRESS + r"[^/\s]+/weights/[^/\s]+", text):
+            raise KitError(f"start_from: expected {ADDRESS}RUN/weights/NAME; got {shown(text)}")
+    elif text:
+        paths.file_name(text, "start_from")
 
 
 def check_name(name: str) -> None:
@@ -35,7 +46,7 @@ class Config(TaskOptions):
 
     model: str = QWEN  # hf:NAME, tinker:NAME, tiny, tiny:qwen3 or tiny:qwen3.5; see loading.py
     method: str = "sft"  # sft: learns target replies; grpo: learns from the rewards of its replies
-    start_from: str = ""  # run with the same model to continue from; "": the model as published
+    start_from: str = ""  # run with the same model to continue from, or tinker://…; "": the model as published
     max_side: int = 448  # px of a picture's longest side; 0: as it is
     fields: str = "region,point"  # lines of a reply: some of city, region, country, states (ranked), point
     digits: int = 4  # decimals of the degrees that sft teaches; 4 are 11 m
@@ -86,7 +97,7 @@ class Config(TaskOptions):
     LIMITS: ClassVar = {"max_side": LARGEST_PICTURE, "digits": 15, "lora_rank": 1024, "group": 1024, "samples": 1024,
                         "reply_tokens": 2**15, "shuffle_buffer": 10**6}  # fmt: skip
     PARSERS: ClassVar = {"model": check_name, "fields": lambda text: ReplyForm(_split(text)),
-                         "start_from": lambda text: text and paths.file_name(text, "start_from")}  # fmt: skip
+                         "start_from": check_start}  # fmt: skip
     PRESETS: ClassVar = {
         "sample": {"model": "tiny", "max_side": 96, "digits": 1, "lora_rank": 0, "gradient_checkpointing": False,
                    "reply_tokens": 24, "samples": 4},
@@ -126,11 +137,13 @@ class Config(TaskOptions):
             )
         if self.model.startswith("tinker:"):
             self._check_remote()
+        elif self.start_from.startswith(ADDRESS):
+            raise KitError(f"start_from: expected a run with {self.model}; got {shown(self.start_from)}")
         self.task("Region", {})
 
     def _check_remote(self) -> None:
-        """Raise KitError for what Tinker does not do; it does GRPO of LoRA, group-centred and unscaled."""
-        fixed = {"method": "grpo", "start_from": "", "stream": "", "kl": 0.0, "vllm": False, "four_bit": False}
+        """Raise KitError for what Tinker's loops do not do; their GRPO is group-centred and unscaled."""
+        fixed = {"kl": 0.0, "vllm": False, "four_bit": False, "lora_attention_only": False, "weight_decay": 0.0}
         for name, allowed in fixed.items():
             if getattr(self, name) != allowed:
                 raise KitError(f"{name}: expected {allowed!r} with {self.model}; got {getattr(self, name)!r}")

@@ -26,8 +26,10 @@ from kitlib.data import geography, huggingface, picture_checks
 from kitlib.data.files import Files
 from kitlib.data.pictures import GREY, Pack
 from kitlib.data.places import Places
+from kitlib.models.vlm.conversation.prompts import Message
 from kitlib.models.vlm.conversation.recorder import Row
 from kitlib.models.vlm.conversation.replies import RANKS, Reply
+from kitlib.models.vlm.conversation.tasks import Task
 
 if TYPE_CHECKING:
     import datasets
@@ -194,10 +196,38 @@ def streamed(
     return datasets.IterableDataset.from_generator(rows)
 
 
+@dataclass(frozen=True)
+class TrainingSource:
+    """The training data: cases, or the name of a stream, with the names of the views."""
+
+    cases: Cases | None
+    stream: str
+    views: Sequence[str]
+
+    def rows(self, settings: Mapping[str, Any], extend: Callable[[Row], Row]) -> Any:
+        """A table or a stream of rows, each passed through `extend`."""
+        if self.cases is not None:
+            return table_of(self.cases, extend)
+        return streamed(
+            self.stream,
+            settings["stream_split"],
+            max_side=settings["max_side"],
+            buffer=settings["shuffle_buffer"],
+            seed=settings["seed"],
+            extend=extend,
+        )
+
+
 def stream_views(source: str, split: str = "train") -> tuple[str, ...]:
     """The names of the views of a streamed data set: its image columns, or ("only",) for one."""
     features = huggingface.open_stream(source, split).features
     return tuple(huggingface.find_columns(features, f"{Path(source).name} ({split})").views.values())
+
+
+def example(task: Task, views: Sequence[str], row: Row, seed: int) -> tuple[list[Message], str]:
+    """The dialogue about a row's place up to the reply to learn, and that reply; the same in every pass."""
+    drawn = np.random.SeedSequence([seed, *row["sample_id"].encode()]).generate_state(1)[0]
+    return task.example(views, row["truth"], int(drawn))
 
 
 def _opened(picture: dict | None, max_side: int, source: str) -> Image.Image:

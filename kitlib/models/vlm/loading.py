@@ -2,7 +2,7 @@
 
     tiny, tiny:qwen3, …         built by `tiny_model`, no download; for the sample competition and for tests
     hf:REPO_OR_FOLDER           of the transformers library: Qwen/Qwen3-VL-4B-Instruct, Qwen/Qwen3.5-4B
-    tinker:NAME                 on Tinker's machines (`tinker`): Qwen/Qwen3-VL-30B-A3B-Instruct
+    tinker:NAME                 on Tinker's machines (`tinker`): one that the service offers when the run begins
 
 LoRA (Hu et al. 2021, arXiv:2106.09685) trains the language model's projections; a fold's adapter/ holds its weights, to
 be loaded onto the published model or merged into it. Without LoRA all weights are trained.

@@ -19,16 +19,18 @@ from kitlib.evaluation.crossval import Unfinished
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
 from kitlib.models.vlm import dataset, loading, reply_cache
-from kitlib.models.vlm.config import RATES, Config
+from kitlib.models.vlm.config import ADDRESS, RATES, Config
 from kitlib.models.vlm.conversation import rollouts
 from kitlib.models.vlm.conversation.recorder import Recorder
 from kitlib.models.vlm.conversation.tasks import Task
 from kitlib.models.vlm.conversation.vocabulary import Labels
-from kitlib.models.vlm.dataset import Cases
+from kitlib.models.vlm.dataset import Cases, TrainingSource
 from kitlib.models.vlm.generation import Sampler
 from kitlib.models.vlm.guessing import Prior, evaluation_scores, generate
 from kitlib.models.vlm.reply_cache import Generations
+from kitlib.models.vlm.tinker import client
 from kitlib.training.session import TorchSession
+from kitlib.training.tracking import Tracker
 from kitlib.vision.device import best_device
 
 PRIOR = "prior.npz"  # points and states of a fold's training places
@@ -68,9 +70,11 @@ class Session(TorchSession[Config]):
     @classmethod
     def check_model(cls, config: Config) -> None:
         """Refuse a model or a stream that cannot be read."""
-        if config.model.startswith("hf:"):
-            name = config.model.removeprefix("hf:")
+        kind, _, name = config.model.partition(":")
+        if kind == "hf":
             loading.check_published(name, config.lora_rank, config.lora_attention_only)
+        if kind == "tinker":
+            client.check_model(name)
         if config.stream:
             dataset.stream_views(config.stream, config.stream_split)
 
@@ -85,11 +89,12 @@ class Session(TorchSession[Config]):
         **options: Any,
     ) -> dict[str, str]:
         """Refuse missing libraries, and an unsuitable run to start from; return the checksum of the latter."""
-        from kitlib.models.vlm.tinker import client
-
         loading.check(config.model, config.four_bit, config.vllm)
         if config.model.startswith("tinker:"):
             client.check()
+        if config.start_from.startswith(ADDRESS):
+            client.check_checkpoint(config.start_from, config.model.removeprefix("tinker:"), config.lora_rank)
+            return {"start_from": config.start_from}
         return {"start_from": _starting_run(config, places, folds_column, todo)} if config.start_from else {}
 
     @classmethod
@@ -116,10 +121,7 @@ class Session(TorchSession[Config]):
         inner = folder / config.method
         torch.manual_seed(config.seed)
         model, processor = self._initial_model(fold)
-        source = trl.TrainingSource(self.cases("train", self.fold_rows(fold)[0]), "", self.places.views)
-        if config.stream:
-            views = dataset.stream_views(config.stream, config.stream_split)
-            source = trl.TrainingSource(None, config.stream, views)
+        source = self.source(fold)
         trl.check_length(self.run.settings, self.task, source, processor)
         recorder = self.recorder(fold)
         args = (self.run.settings, model, processor, self.task, source, inner, self.devices)
@@ -129,16 +131,25 @@ class Session(TorchSession[Config]):
         def evaluate(model: Any, step: int) -> dict[str, float]:
             sampler = self._sampler(model, processor)
             generations = generate(held_out, self.task, sampler, config.samples, self._at_once)
-            return self._evaluate(fold, step, held_out, generations, recorder)
+            return self._evaluate(fold, step, held_out, generations, recorder, tracker)
 
         options: dict[str, Any] = {"eval_steps": config.eval_steps, "max_hours": self.hours_left, "seed": config.seed}
-        if not trl.fit(trainer, inner, evaluate=evaluate, **options):
-            raise Unfinished
-        if trainer.is_world_process_zero():
-            loading.save(trainer.accelerator.unwrap_model(trainer.model), processor, folder)
-            trainable, total = loading.count_weights(model)
-            trl.finish(inner, {"steps": config.steps, "weights": total, "learning": trainable})
+        with Tracker(inner) as tracker:
+            if not trl.fit(trainer, inner, tracker, evaluate=evaluate, **options):
+                raise Unfinished
+            if trainer.is_world_process_zero():
+                loading.save(trainer.accelerator.unwrap_model(trainer.model), processor, folder)
+                tracker.weights(loading.saved(folder))
+                trainable, total = loading.count_weights(model)
+                trl.finish(inner, {"steps": config.steps, "weights": total, "learning": trainable})
         trainer.accelerator.wait_for_everyone()
+
+    def source(self, fold: int) -> TrainingSource:
+        """The places that a fold learns from, or the stream."""
+        config = self.config
+        if config.stream:
+            return TrainingSource(None, config.stream, dataset.stream_views(config.stream, config.stream_split))
+        return TrainingSource(self.cases("train", self.fold_rows(fold)[0]), "", self.places.views)
 
     def _initial_model(self, fold: int) -> tuple[Any, Any]:
         """The model to train, from an earlier run or with new LoRA weights, and its processor."""
@@ -205,16 +216,19 @@ class Session(TorchSession[Config]):
         return storage.read_json(self.folder(fold) / "choice.json", needed=("chosen", "state_scores"))
 
     def _evaluate(
-        self, fold: int, step: int, cases: Cases, generations: Generations, recorder: Recorder
+        self, fold: int, step: int, cases: Cases, generations: Generations, recorder: Recorder, tracker: Tracker
     ) -> dict[str, float]:
-        """Record dialogues about held-out places and return their scores."""
+        """Record dialogues about held-out places, track them, and return their scores."""
         dialogues = generations.dialogues
         flat = [dialogue for row in dialogues for dialogue in row]
         flat_cases = [case for i, row in enumerate(dialogues) for case in [cases.row(i)] * len(row)]
         rows = recorder.rows(step, "eval", flat_cases, flat, self.config.tau_last_km, [None] * len(flat))
         recorder.write(step, rows, self.config.samples)
         sample_id = self.packs["train"].sample_id[self.evaluation_rows(fold)]
-        return evaluation_scores(self.prior(fold).guesses(sample_id, dialogues), dialogues, self.places)
+        scores = evaluation_scores(self.prior(fold).guesses(sample_id, dialogues), dialogues, self.places)
+        tracker.log({f"eval_{name}": value for name, value in scores.items()}, step)
+        tracker.table("rollouts", [_shown(row) for row in rows], step)
+        return scores
 
     def _with_blind(self, fold: int, split: str, rows: np.ndarray, guess: Guesses) -> Guesses:
         """Guesses for all places in `rows`, those without a usable picture included."""
@@ -282,6 +296,12 @@ class Session(TorchSession[Config]):
     def _at_once(self) -> int:
         """Dialogues in one batch of sampling: without gradients several times more fit than in training."""
         return max(self.config.samples, 8 * self.config.device_batch)
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded dialogue as a row of the table that is tracked."""
+    told = {name: row[name] for name in ("sample_id", "reward", "km")}
+    return told | {"replies": " → ".join(row["replies"]), "point": str(row["point"]), "truth": str(row["truth"])}
 
 
 def _starting_run(config: Config, places: Places, folds_column: str, todo: Sequence[int]) -> str:

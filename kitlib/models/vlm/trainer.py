@@ -11,12 +11,10 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from peft import PeftModel
@@ -30,8 +28,9 @@ from kitlib.models.vlm.conversation.dialogue import thinking_options
 from kitlib.models.vlm.conversation.prompts import assistant
 from kitlib.models.vlm.conversation.recorder import Recorder, Row
 from kitlib.models.vlm.conversation.tasks import Task
-from kitlib.models.vlm.dataset import Cases
+from kitlib.models.vlm.dataset import TrainingSource
 from kitlib.models.vlm.grpo import PlaceTrainer
+from kitlib.training.tracking import Tracker
 from kitlib.vision.device import best_device, dtype_of
 
 log = logging.getLogger(__name__)
@@ -40,10 +39,12 @@ Evaluate = Callable[[Any, int], dict[str, float]]  # of the model and the step
 
 
 def fit(
-    trainer: Trainer, folder: Path, *, evaluate: Evaluate, eval_steps: int, max_hours: float | None, seed: int
-) -> bool:
+    trainer: Trainer, folder: Path, tracker: Tracker, *, evaluate: Evaluate, eval_steps: int, max_hours: float | None,
+    seed: int,
+) -> bool:  # fmt: skip
     """Train to the end or to the time limit, for at least one step; return whether the end was reached.
 
+    tracker: gets what the trainer logs.
     evaluate: called before the first step, every `eval_steps` steps and at the end; its scores are in history.csv. It
     leaves the random state of training unchanged.
     """
@@ -51,6 +52,7 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Evaluation(evaluate, eval_steps, seed))
     trainer.add_callback(TimeLimit(folder, max_hours))
+    trainer.add_callback(Tracking(tracker))
     checkpoint = newest(folder)
     if checkpoint and not isinstance(trainer.model, PeftModel):
         trainer.add_callback(RestoreWeights(checkpoint))
@@ -119,6 +121,18 @@ class Evaluation(TrainerCallback):
         log.info("step %d: %s", state.global_step, ", ".join(f"{name} {v:.4g}" for name, v in scores.items()))
 
 
+class Tracking(TrainerCallback):
+    """Passes what the trainer logs on to a tracker; the reports of transformers would tell of this machine."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+
+    def on_log(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+        """At every step, and once more with the times of the whole, which are left out."""
+        if state.is_world_process_zero and "train_runtime" not in trainer["logs"]:
+            self.tracker.log(trainer["logs"], state.global_step)
+
+
 class RestoreWeights(TrainerCallback):
     """Restores the weights of a model without an adapter from a checkpoint.
 
@@ -165,28 +179,6 @@ class TimeLimit(TrainerCallback):
             write_history(self.folder, state.log_history)
 
 
-@dataclass(frozen=True)
-class TrainingSource:
-    """The training data: cases, or the name of a stream, with the names of the views."""
-
-    cases: Cases | None
-    stream: str
-    views: Sequence[str]
-
-    def rows(self, settings: Mapping[str, Any], extend: Callable[[Row], Row]) -> Any:
-        """A table or a stream of rows, each passed through `extend`."""
-        if self.cases is not None:
-            return dataset.table_of(self.cases, extend)
-        return dataset.streamed(
-            self.stream,
-            settings["stream_split"],
-            max_side=settings["max_side"],
-            buffer=settings["shuffle_buffer"],
-            seed=settings["seed"],
-            extend=extend,
-        )
-
-
 def check_length(settings: Mapping[str, Any], task: Task, source: TrainingSource, processor: Any) -> None:
     """Raise KitError if a target reply is longer than replies may be: it would be taught whole, and always cut."""
     truths = [] if source.cases is None else source.cases.truths[:100]
@@ -205,8 +197,7 @@ def sft(
     task = task.with_options(reasoning=False)  # target replies have no reasoning
 
     def extend(row: Row) -> Row:
-        seed = np.random.SeedSequence([settings["seed"], *row["sample_id"].encode()]).generate_state(1)[0]
-        messages, reply = task.example(source.views, row["truth"], int(seed))
+        messages, reply = dataset.example(task, source.views, row, settings["seed"])
         example = {"prompt": messages, "completion": [assistant(reply)], "images": row["images"]}
         options = thinking_options(processor, False)
         return example | ({"chat_template_kwargs": options} if options else {})

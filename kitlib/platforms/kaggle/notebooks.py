@@ -30,7 +30,7 @@ if code := subprocess.run([*pip, "--disable-pip-version-check", *wheels]).return
     sys.exit(f"error: expected wheels for Python {{sys.version.split()[0]}}; pip ended with code {{code}}: pack again")
 sys.path.insert(0, str(kit))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(kit), os.environ.get("PYTHONPATH")]))
-os.environ |= {{"HF_HUB_OFFLINE": "1", "KITLIB_HOME": "/kaggle/working"}}
+os.environ |= {{"HF_HUB_OFFLINE": "1", "KITLIB_HOME": "/kaggle/working", "KITLIB_TRACKER": "{tracker}"}}
 
 from kitlib.platforms.kaggle import session
 
@@ -79,14 +79,16 @@ def packed(notebook: Path, values: Mapping[str, Value], dataset: str) -> dict[st
             cell["source"] = with_parameters("".join(cell["source"]), values)
         if cell["cell_type"] == "code":
             cell |= {"outputs": [], "execution_count": None}
-    content["cells"].insert(0, _code("kaggle-first", FIRST_CELL.format(dataset=dataset)))
+    content["cells"].insert(
+        0, _code("kaggle-first", FIRST_CELL.format(dataset=dataset, tracker=",".join(paths.trackers())))
+    )
     return content
 
 
 def whole_plan(name: str, plan: str, description: str, dataset: str) -> dict[str, Any]:
     """The JSON of a notebook that runs a whole plan, given as YAML."""
     cells = [
-        _code("kaggle-first", FIRST_CELL.format(dataset=dataset)),
+        _code("kaggle-first", FIRST_CELL.format(dataset=dataset, tracker=",".join(paths.trackers()))),
         _prose("kaggle-title", f"# The plan {name}\n\n{description}\n\nEach of its notebooks runs by papermill; their "
                f"pages, the report, the runs and submission.csv are this notebook's output."),
         _code("kaggle-plan", f"%%writefile {name}.yaml\n{plan}"),

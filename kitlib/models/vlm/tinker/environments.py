@@ -1,18 +1,19 @@
 """The kit's dialogues as tinker-cookbook's environments: tokens in, rewards and prompts out.
 
-    dataset = GroupDataset(cases, task, renderer, steps=100, places=32, group=8, recorder=recorder)
+    dataset = GroupDataset(CaseBatches(cases, 32, seed=0), task, renderer, steps=100, group=8, recorder=recorder)
     group = dataset.get_batch(0)[0]                 # EnvGroupBuilder: G dialogues about one place
     env = (await group.make_envs())[0]              # Env
     prompt, stop = await env.initial_observation()
 
-The interfaces are those of tinker-cookbook 0.6.1: Env, StepResult, EnvGroupBuilder and RLDataset of its rl.types, and
-the Renderer of its renderers. This module imports neither the cookbook nor tinker; `client` does.
+The interfaces are those of tinker-cookbook 0.6.1: Env, StepResult, EnvGroupBuilder and RLDataset of its rl.types,
+SupervisedDataset of its supervised.types, and the Renderer of its renderers. This module imports neither the cookbook
+nor tinker; `client` does.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +25,8 @@ from kitlib.models.vlm.conversation.dialogue import Dialogue, Tokens, with_pictu
 from kitlib.models.vlm.conversation.prompts import Message, assistant
 from kitlib.models.vlm.conversation.recorder import Recorder, Row, StepBuffer
 from kitlib.models.vlm.conversation.tasks import Task
-from kitlib.models.vlm.dataset import Cases
+from kitlib.models.vlm.dataset import example
+from kitlib.models.vlm.tinker.batches import Batches
 
 Observation = Any  # tinker.ModelInput: chunks of tokens and of pictures
 Stop = Sequence[str] | Sequence[int]
@@ -57,8 +59,8 @@ class StepResult:
 class PlaceEnv:
     """A dialogue as the cookbook's Env: tokens in; reward, next observation and stop condition out.
 
-    It lasts one episode. Replies stay in the prompt unchanged, with their reasoning, so that each turn's prompt extends
-    the one before and the cookbook trains on all turns as one sequence.
+    It lasts one episode. Replies stay in the messages unchanged, with their reasoning. Where the renderer writes an
+    earlier reply as it was sampled, the cookbook trains on all turns as one sequence, otherwise turn by turn.
     """
 
     def __init__(self, dialogue: Dialogue, images: Sequence[Any], renderer: Renderer) -> None:
@@ -136,44 +138,63 @@ class Group:
 
 
 class GroupDataset:
-    """Groups by step as the cookbook's RLDataset; every pass goes through the places in another order.
+    """Groups by step as the cookbook's RLDataset.
 
-    steps: of the training, for the task's schedules. places: groups a step. group: dialogues about a place. recorder:
-    gets the dialogues. Raises KitError for numbers out of range.
+    batches: of places, a group each. group: dialogues about a place. recorder: gets the dialogues. step: the optimizer
+    steps made when the cookbook evaluates next. Raises KitError for numbers out of range.
     """
 
     def __init__(
         self,
-        cases: Cases,
+        batches: Batches,
         task: Task,
         renderer: Renderer,
         *,
         steps: int,
-        places: int,
         group: int,
         seed: int = 0,
         recorder: Recorder | None = None,
     ) -> None:
-        if steps < 1 or group < 2 or not 1 <= places <= len(cases):
-            raise KitError(
-                f"steps, places, group: expected at least 1 step, 1 to {len(cases)} places, and groups of at least 2; "
-                f"got {steps}, {places}, {group}"
-            )
-        self.cases, self.task, self.renderer = cases, task, renderer
-        self.steps, self.places, self.group, self.seed = steps, places, group, seed
-        self.buffer = StepBuffer(recorder, places) if recorder is not None else None
+        if steps < 1 or group < 2:
+            raise KitError(f"steps, group: expected at least 1 step and groups of at least 2; got {steps}, {group}")
+        self.batches, self.task, self.renderer = batches, task, renderer
+        self.steps, self.group, self.seed, self.step = steps, group, seed, 0
+        self.buffer = StepBuffer(recorder, batches.size) if recorder is not None else None
 
     def __len__(self) -> int:
         return self.steps
 
     def get_batch(self, index: int) -> list[Group]:
         """The groups of a step, 0 to len - 1, one place each; the same at every call."""
-        steps_per_pass = len(self.cases) // self.places  # the remainder has its turn in another pass
-        epoch, part = divmod(index, steps_per_pass)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.cases))
-        rows = order[part * self.places : (part + 1) * self.places]
-        shared = (self.cases.views, self.task, self.renderer, self.group, index, self.steps)
-        return [Group(self.cases.row(int(i)), *shared, n, self.seed, self.buffer) for n, i in enumerate(rows)]
+        self.step = index + 1  # the cookbook evaluates before it asks for the next batch
+        shared = (self.batches.views, self.task, self.renderer, self.group, index, self.steps)
+        return [Group(row, *shared, n, self.seed, self.buffer) for n, row in enumerate(self.batches(index))]
+
+
+class ExampleDataset:
+    """Target replies by step as the cookbook's SupervisedDataset.
+
+    datum: makes the cookbook's example of a dialogue that ends with the reply to learn. step: as of `GroupDataset`.
+    """
+
+    def __init__(self, batches: Batches, task: Task, datum: Callable[[list[Message]], Any], *, steps: int, seed: int):
+        self.batches, self.datum, self.steps, self.seed, self.step = batches, datum, steps, seed, 0
+        self.task = task.with_options(reasoning=False)  # target replies have no reasoning
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def set_epoch(self, seed: int = 0) -> None:
+        """The batches decide the order of the one epoch."""
+
+    def get_batch(self, index: int) -> list[Any]:
+        """The examples of a step, 0 to len - 1; the same at every call."""
+        self.step = index  # the cookbook evaluates after it has asked for this batch
+        return [self._example(row) for row in self.batches(index)]
+
+    def _example(self, row: Row) -> Any:
+        messages, reply = example(self.task, self.batches.views, row, self.seed)
+        return self.datum([*with_pictures(messages, row["images"]), assistant(reply)])
 
 
 def advantages(rewards: ArrayLike) -> np.ndarray:
