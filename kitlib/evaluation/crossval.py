@@ -1,9 +1,8 @@
 """Cross-validation for all families: train each fold, save its guesses, join them at the end.
 
 A model trained without fold k guesses the places of fold k (together the out-of-fold guesses, which are scored) and the
-test places (averaged over the folds). A refit, a further model of all training places, counts there as much as all
-folds together. A family defines a Config and a `Session`, which provides `train`, `train_fold`
-and `predict`:
+test places (averaged over the folds). A refit, a further model of all training places, guesses the test places alone.
+A family defines a Config and a `Session`, which provides `train`, `train_fold` and `predict`:
 
     train, train_fold, predict = Session.train, Session.train_fold, Session.predict
 
@@ -266,19 +265,19 @@ class Session(ABC, Generic[C]):
         cls, run_name: str, places: Places, split: str = "test", ask: Callable[[str, Places], Guesses] | None = None,
         only_folds: Sequence[int] = (),
     ) -> Guesses:  # fmt: skip
-        """The averaged guesses of the run's models for the places of `split`, by the settings of the run.
+        """The guesses of the run's models for the places of `split`: the refit's, else the average of the folds.
 
         ask: answers for another run, such as a router, when the places have queries, which may then be without training
         places (`origin.learned_places`). only_folds: the models of these alone.
         """
         session = cls.open(runs.open_run(run_name), places)
-        chosen = list(only_folds) or fold_files.done(session.run)
+        chosen = list(only_folds) or fold_files.answering(session.run)
         for fold in chosen:
             fold_files.check_fold(session.run, fold)
         if ask:
             session.ask = ask
         rows = np.arange(len(places.rows(split)))
-        return _joined(session.run, {fold: session.guess_together(fold, split, rows) for fold in chosen})
+        return guesses.average([session.guess_together(fold, split, rows) for fold in chosen])
 
     @classmethod
     def select_folds(
@@ -335,9 +334,9 @@ class Session(ABC, Generic[C]):
             self._refuse_foreign(fold, guess)
         oof = guesses.stack(held_out)
         run.save_guesses("oof", oof)
-        tests = {fold: fold_files.folder(run, fold) / "test.npz" for fold in fold_files.done(run)}
-        if all(path.is_file() for path in tests.values()):
-            run.save_guesses("test", _joined(run, {fold: Guesses.load(path) for fold, path in tests.items()}))
+        tests = [fold_files.folder(run, fold) / "test.npz" for fold in fold_files.answering(run)]
+        if all(path.is_file() for path in tests):
+            run.save_guesses("test", guesses.average([Guesses.load(path) for path in tests]))
         score = metrics.score_guesses(oof, places)
         by_fold = {str(k): metrics.score_guesses(g, places).as_dict() for k, g in zip(finished, held_out, strict=True)}
         truth = places.rows("train").set_index("sample_id").loc[oof.sample_id, ["latitude", "longitude"]].to_numpy()
@@ -402,12 +401,6 @@ def _refit_last(run: Run, todo: Sequence[int]) -> None:
     n_folds = run.settings["n_folds"]
     if n_folds in todo and (missing := sorted(set(range(n_folds)) - {*todo, *fold_files.done(run)})):
         raise KitError(f"folds: expected all {n_folds} before {n_folds}, the refit; got none of {shorten(missing)}")
-
-
-def _joined(run: Run, by_fold: Mapping[int, Guesses]) -> Guesses:
-    """The average of the guesses of a run's models for the same places; the refit's counts as much as all folds'."""
-    shares = [run.settings["n_folds"] if fold_files.is_refit(run.settings, fold) else 1 for fold in by_fold]
-    return guesses.average(list(by_fold.values()), shares)
 
 
 def _plan(family: str, config: Settings, places: Places, column: str, folds: Sequence[int] | str | int) -> str:

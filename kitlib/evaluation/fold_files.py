@@ -77,6 +77,11 @@ def done_folds(run: Run) -> list[int]:
     return [fold for fold in done(run) if not is_refit(run.settings, fold)]
 
 
+def answering(run: Run) -> list[int]:
+    """Those that guess places which no fold has held out: the refit where it is done, else all folds that are."""
+    return [fold for fold in done(run) if is_refit(run.settings, fold)] or done(run)
+
+
 def is_refit(settings: Mapping[str, Any], fold: int) -> bool:
     """Whether that is the number of the refit of a run with these settings."""
     return bool(settings.get("refit")) and fold == settings["n_folds"]

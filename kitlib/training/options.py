@@ -32,7 +32,7 @@ class EncoderOptions(Settings):
     vary: float = 1.0  # how far light and zoom of pictures vary in training an encoder; 0: not at all
     erase: float = 0.0  # share of pictures of which a rectangle is blotted out in training an encoder
     gradient_checkpointing: bool = False  # a tenth of the activations' memory for 23 % more work
-    refit: bool = False  # after the folds a model of all training places, which guesses with them
+    refit: bool = False  # after the folds a model of all training places, which alone guesses the test places
     seed: int = 0  # of weights, order, dropout, augmentation and choices
 
     LIMITS: ClassVar = {"image_size": LARGEST_PICTURE}
