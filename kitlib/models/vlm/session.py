@@ -88,6 +88,8 @@ class Session(TorchSession[Config]):
         from kitlib.models.vlm.tinker import client
 
         loading.check(config.model, config.four_bit, config.vllm)
+        if config.vllm:
+            dataset.check_one_size(pictures.pack(places, "train"), config.max_side)
         if config.model.startswith("tinker:"):
             client.check()
         return {"start_from": _starting_run(config, places, folds_column, todo)} if config.start_from else {}
