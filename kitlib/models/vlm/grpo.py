@@ -85,6 +85,8 @@ class PlaceTrainer(GRPOTrainer):
     ) -> None:
         self.task, self.views, self.env_seed, self.recorder = task, views, seed, recorder
         self.dtype, self.sft_weight, self.curriculum = dtype, sft_weight, curriculum
+        self.tokenizer, self.rows = options["processing_class"].tokenizer, options["train_dataset"]
+        self.picture = options["processing_class"].image_token_id
         self.credit_turns = credit_turns and task.multi_turn  # whether each turn has an advantage of its own
         self.group = options["args"].num_generations
         self.cases: list[Row] = []
@@ -126,13 +128,11 @@ class PlaceTrainer(GRPOTrainer):
         """Generate with log-probabilities also without vLLM, and show vLLM each picture as it expects it."""
         generate = super()._generate_single_turn
         if self.use_vllm:
-            picture = self.processing_class.image_token_id
-            prompt_ids = [one_token_a_picture(ids, picture) for ids in prompt_ids]
+            prompt_ids = [one_token_a_picture(ids, self.picture) for ids in prompt_ids]
             return generate(prompt_ids, images, multimodal_fields, num_generations, *rest)
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if isinstance(model, PeftModel) else model
-        suppressed = loading.suppressed_tokens(self.processing_class.tokenizer)
-        with SampledLogprobs(model, self.temperature, suppressed) as logprobs:
+        with SampledLogprobs(model, self.temperature, loading.suppressed_tokens(self.tokenizer)) as logprobs:
             replies, _ = generate(prompt_ids, images, multimodal_fields, num_generations, *rest)
         return replies, logprobs.of(replies)
 
@@ -174,7 +174,9 @@ class PlaceTrainer(GRPOTrainer):
         rows = rows_of(inputs, taught)
         target = rows["target_ids"]
         prompt, known = rows["prompt_mask"], (target >= 0).long()
-        fields = {name: rows[name] for name in ("pixel_values", "image_grid_thw", "num_images") if name in rows}
+        fields: dict[str, Any] = {
+            name: rows[name] for name in ("pixel_values", "image_grid_thw", "num_images") if name in rows
+        }
         if "mm_token_type_ids" in rows:
             before = rows["mm_token_type_ids"][:, : prompt.shape[1]]
             fields["mm_token_type_ids"] = torch.cat([before, torch.zeros_like(target)], dim=1)
@@ -220,12 +222,12 @@ class PlaceTrainer(GRPOTrainer):
         start = self.accelerator.process_index * count
         self.places = self.curriculum.draw(self.state.global_step, count * self.accelerator.num_processes // self.group)
         own = np.repeat(self.places, self.group)[start : start + count]
-        rows = {place: self.train_dataset[int(place)] for place in np.unique(own)}
+        rows = {place: self.rows[int(place)] for place in np.unique(own)}
         return [dict(rows[place]) for place in own]
 
     def _targets(self, start: int) -> torch.Tensor:
         """The tokens (B, L) of the target reply in the first row of each group, -1 elsewhere; start: of these rows."""
-        tokenizer, none = self.processing_class.tokenizer, torch.tensor([-1])
+        tokenizer, none = self.tokenizer, torch.tensor([-1])
         return pad_sequence(
             [
                 none
