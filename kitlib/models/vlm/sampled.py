@@ -15,9 +15,9 @@ import torch
 from kitlib.core.errors import KitError
 from kitlib.models.vlm.conversation.dialogue import Tokens
 
-# Mean difference of a token. The tiny models differ by 1e-6 in float32, and by 0.005 before training, when they give
-# the suppressed tokens as much probability as others; number types of half precision round to some hundredths.
-TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.1, torch.float16: 0.1}
+# Mean difference of a token. New tiny models differ by 0.007, as they give suppressed tokens as much probability as
+# others; without these by less than 1e-5 in float32. bfloat16 adds 0.002 to them, hundredths to published models.
+TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
 class SampledLogprobs:

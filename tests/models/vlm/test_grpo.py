@@ -76,7 +76,7 @@ def test_training_on_other_pictures_than_were_shown_is_stopped(opened, monkeypat
         return output | {"pixel_values": output["pixel_values"].flip(0)}
 
     monkeypatch.setattr(PlaceTrainer, "_generate_and_score_completions", mistaken)
-    message = r"step 0: what is trained is not what was sampled; .* at most 0.01 a token in float32; got 0\.\d"
+    message = r"step 0: what is trained is not what was sampled; .* at most 0.02 a token in float32; got 0\.[1-9]"
     with pytest.raises(KitError, match=message):
         opened().train()
 
