@@ -9,6 +9,8 @@ curves are evaluations on fewer places, so that they do not take longer than the
     OMP_NUM_THREADS=1 python benchmarks/vlm.py                             # all of it
     OMP_NUM_THREADS=1 python benchmarks/vlm.py --data toy --seeds 0        # one seed of the toy set
     OMP_NUM_THREADS=1 python benchmarks/vlm.py --data sample --environment ranked  # five states, paid as scored
+    python benchmarks/vlm.py --more '{"curriculum": 1.0}'                  # GRPO with other settings
+    python benchmarks/vlm.py --more '{"method": "sft", "batch": 16, "device_batch": 16}'  # fine-tuning again
     python benchmarks/vlm.py --home FOLDER --figure curves.png             # keeps runs there, reads existing ones
 
 Each mean is printed beside that of one constant reply: the commonest region and the middle of the training places.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import tempfile
 import time
@@ -93,12 +96,15 @@ def evaluations(run: Run, method: str) -> pd.DataFrame:
     return history.dropna(subset=["eval_reward"]).set_index("step")
 
 
-def learn(config: vlm_config.Config, more: dict[str, Any], data: Places, name: str) -> pd.DataFrame:
-    """One seed: the evaluations of reinforcement learning after fine-tuning; an existing run is read, not repeated."""
+def learn(config: vlm_config.Config, more: dict[str, Any], data: Places, name: str, kind: str) -> pd.DataFrame:
+    """One seed: the evaluations of reinforcement learning after fine-tuning; an existing run is read, not repeated.
+
+    more: its settings. kind: end of its run's name.
+    """
     began = time.perf_counter()
     tuned = vlm.train(config, data, f"{name}-sft")
     rewarded = dataclasses.replace(config, start_from=f"{name}-sft", **(REWARDED | more))
-    run = vlm.train(rewarded, data, f"{name}-grpo" + f"-{rewarded.credit}" * (config.environment != "single"))
+    run = vlm.train(rewarded, data, f"{name}-{kind}")
     trained = time.perf_counter() - began
     both = {"before": reply_scores(tuned, data), "after": reply_scores(run, data)}
     scores = {f"{kind}_{when}": values[kind] for when, values in both.items() for kind in values}
@@ -110,7 +116,7 @@ def learn(config: vlm_config.Config, more: dict[str, Any], data: Places, name: s
         f" score {scores['score_before']:.4f} to {scores['score_after']:.4f} (trained for {trained:.0f} s)",
         flush=True,
     )
-    return evaluations(run, "grpo").assign(seed=config.seed, **scores)
+    return evaluations(run, rewarded.method).assign(seed=config.seed, **scores)
 
 
 def reply_scores(run: Run, data: Places) -> dict[str, float]:
@@ -164,7 +170,7 @@ def main() -> None:
     parser.add_argument("--data", default="toy,sample")
     parser.add_argument("--environment", default="single,telescoping")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--credit", help="turn or talk, for dialogues of several turns; by default as in GRPO")
+    parser.add_argument("--more", type=json.loads, default={}, help="settings of GRPO in place of the above, as JSON")
     parser.add_argument("--home", help="folder in which runs are kept and resumed; without it they are deleted")
     parser.add_argument("--figure", type=Path, help="file for the curves")
     args = parser.parse_args()
@@ -176,12 +182,12 @@ def main() -> None:
         for name, environment in product(args.data.split(","), args.environment.split(",")):
             data = readers.read(drawn(home, name))
             steps, more = STEPS[name, environment], GRPO[name, environment]
-            more = more | ({"credit": args.credit} if args.credit else {})
+            more, kind = more | args.more, "-".join(["grpo", *(f"{key}{value}" for key, value in args.more.items())])
             print(f"{name}, {environment}: {steps} steps of fine-tuning; GRPO {more}")
             changes = RANKED if environment == "ranked" else {"environment": environment}
             config = dataclasses.replace(TOY if name == "toy" else SAMPLE, steps=steps, **changes)
             each = [
-                learn(dataclasses.replace(config, seed=int(seed)), more, data, f"{name}-{environment}-{seed}")
+                learn(dataclasses.replace(config, seed=int(seed)), more, data, f"{name}-{environment}-{seed}", kind)
                 for seed in args.seeds.split(",")
             ]
             title = f"{name}, {environment}"

@@ -69,6 +69,8 @@ class Config(TaskOptions):
     reply_tokens: int = 64  # of a reply at most
     temperature: float = 1.0  # of replies that grpo learns from
     kl: float = 0.0  # weight of the KL divergence from the model that grpo started with
+    sft_weight: float = 0.0  # weight in grpo of the cross-entropy of target replies, which sft learns
+    curriculum: float = 0.0  # grpo draws a place by the spread of its rewards to this power; 0: each once a pass
     scale: str = "group"  # the deviation that divides advantages: of the group, of the batch, none
     credit: str = "turn"  # advantage of a turn: its own (turn), or that of the whole dialogue (talk)
     vllm: bool = False  # generate by vLLM, which is faster
@@ -135,6 +137,14 @@ class Config(TaskOptions):
             raise KitError(
                 f"kl: expected 0 with lora_rank 0, which would need a second copy of the model; got {self.kl}"
             )
+        if self.sft_weight and (self.environment != "single" or self.reasoning):
+            raise KitError(
+                f"sft_weight: expected 0 with several turns or reasoning, which targets lack; got {self.sft_weight}"
+            )
+        if self.stream and self.curriculum:
+            raise KitError(f"curriculum: expected 0 with stream, whose places come once; got {self.curriculum}")
+        if self.stream and self.vllm:
+            raise KitError("vllm: expected False with stream, whose pictures may differ in size; got True")
         if self.model.startswith("tinker:"):
             self._check_remote()
         elif self.start_from.startswith(ADDRESS):
@@ -143,7 +153,15 @@ class Config(TaskOptions):
 
     def _check_remote(self) -> None:
         """Raise KitError for what Tinker's loops do not do; their GRPO is group-centred and unscaled."""
-        fixed = {"kl": 0.0, "vllm": False, "four_bit": False, "lora_attention_only": False, "weight_decay": 0.0}
+        fixed = {
+            "kl": 0.0,
+            "sft_weight": 0.0,
+            "curriculum": 0.0,
+            "vllm": False,
+            "four_bit": False,
+            "lora_attention_only": False,
+            "weight_decay": 0.0,
+        }
         for name, allowed in fixed.items():
             if getattr(self, name) != allowed:
                 raise KitError(f"{name}: expected {allowed!r} with {self.model}; got {getattr(self, name)!r}")

@@ -141,6 +141,17 @@ def capped(image: Image.Image, max_side: int) -> Image.Image:
     return image
 
 
+def check_one_size(pack: Pack, max_side: int) -> None:
+    """Raise KitError for a split whose pictures have several sizes when they are shown; max_side: as above."""
+    sizes = {capped(Image.new("L", (width, height)), max_side).size for height, width in pack.sizes}
+    if len(sizes) > 1:
+        some = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:3])
+        raise KitError(
+            f"vllm: expected {pack.split} pictures of one size, as TRL and vLLM each count the tokens of a picture; "
+            f"got {len(sizes)} sizes, {some}, …"
+        )
+
+
 def table_of(cases: Cases, extend: Callable[[Row], Row] = dict) -> datasets.Dataset:
     """Cases as a table for a trainer, each row passed through `extend` on access."""
     import datasets

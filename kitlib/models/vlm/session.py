@@ -90,6 +90,8 @@ class Session(TorchSession[Config]):
     ) -> dict[str, str]:
         """Refuse missing libraries, and an unsuitable run to start from; return the checksum of the latter."""
         loading.check(config.model, config.four_bit, config.vllm)
+        if config.vllm:
+            dataset.check_one_size(pictures.pack(places, "train"), config.max_side)
         if config.model.startswith("tinker:"):
             client.check()
         if config.start_from.startswith(ADDRESS):

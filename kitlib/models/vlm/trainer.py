@@ -28,6 +28,7 @@ from kitlib.models.vlm.conversation.dialogue import thinking_options
 from kitlib.models.vlm.conversation.prompts import assistant
 from kitlib.models.vlm.conversation.recorder import Recorder, Row
 from kitlib.models.vlm.conversation.tasks import Task
+from kitlib.models.vlm.curriculum import Curriculum
 from kitlib.models.vlm.dataset import TrainingSource
 from kitlib.models.vlm.grpo import PlaceTrainer
 from kitlib.training.tracking import Tracker
@@ -214,7 +215,11 @@ def grpo(
     """The trainer for reinforcement learning in the task's environment; recorder: for the dialogues of every step."""
 
     def extend(row: Row) -> Row:
-        return row | {"prompt": task.open_final(source.views, row["truth"]).messages()}
+        form, truth = task.form, row["truth"]
+        row = row | {"prompt": task.open_final(source.views, truth).messages()}
+        if settings["sft_weight"]:
+            row["reply"] = form.write(truth) if form.known(truth) == form else None
+        return row
 
     suppressed = loading.suppressed_tokens(processor.tokenizer)
     # vLLM has no suppress_tokens; a bias this low has the same effect.
@@ -230,7 +235,12 @@ def grpo(
         scale_rewards=settings["scale"],
         use_vllm=settings["vllm"],
     )
+    rows = source.rows(settings, extend)
+    strength = settings["curriculum"]
     return PlaceTrainer(
+        dtype=dtype_of(settings, best_device()),
+        sft_weight=settings["sft_weight"],
+        curriculum=Curriculum(len(rows), strength, settings["seed"]) if strength else None,
         task=task,
         views=source.views,
         seed=settings["seed"],
@@ -238,7 +248,7 @@ def grpo(
         credit_turns=settings["credit"] == "turn",
         model=model,
         args=arguments,
-        train_dataset=source.rows(settings, extend),
+        train_dataset=rows,
         processing_class=processor,
     )
 

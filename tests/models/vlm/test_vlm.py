@@ -34,8 +34,10 @@ from kitlib.models.vlm.conversation.replies import Reply
 from kitlib.models.vlm.conversation.rewards import Weights, turn_advantages
 from kitlib.models.vlm.conversation.tasks import Task, TaskOptions
 from kitlib.models.vlm.conversation.vocabulary import Labels
+from kitlib.models.vlm.curriculum import Curriculum
 from kitlib.models.vlm.generation import Sampler
 from kitlib.models.vlm.grpo import PlaceTrainer
+from kitlib.models.vlm.session import Session
 from kitlib.vision import device
 
 TYPES = (torch.float32, torch.bfloat16)
@@ -382,6 +384,20 @@ def test_reinforcement_learning_goes_on_to_the_same_weights_and_tau(grpo, data):
     assert a.drop(columns="pictures").equals(b.drop(columns="pictures"))
 
 
+def test_a_curriculum_draws_by_the_rewards_so_far_and_goes_on_with_them(sft, data):
+    config = dataclasses.replace(GRPO, curriculum=4.0, steps=3)
+    whole = vlm.train(config, data, "curriculum")
+    for _ in range(3):
+        run = vlm.train(config, data, "curriculum-parts", max_hours=1e-9)
+    assert run.finished and same(learned(whole), learned(run))
+    ids = data.sample_id("train")[Session.open(run, data).fold_rows(0)[0]].astype(str)
+    curriculum = Curriculum(len(ids), 4.0, seed=0)
+    for step, rows in rollouts.read(run.dir / "rollouts").query("phase == 'train'").groupby("step"):
+        places = curriculum.draw(step, 2)
+        assert rows["sample_id"].tolist() == np.repeat(ids[places], 4).tolist()
+        curriculum.update(places, rows["reward"].to_numpy(float).reshape(2, 4).std(axis=1))
+
+
 def test_a_checkpoint_that_was_cut_short_is_passed_over(data):
     config = dataclasses.replace(GRPO, checkpoint_steps=1)
     run = vlm.train(config, data, "cut", max_hours=1e-9)
@@ -545,6 +561,9 @@ def test_a_stream_is_learned_from_instead_of_the_places(data, tmp_path):
         ({"vllm": True}, "which generates nothing in training"),
         ({"fields": "point,region"}, "in this order"),
         ({"kl": 0.1}, "kl: expected 0 with lora_rank 0"),
+        ({"sft_weight": 1.0, "environment": "geohash"}, "sft_weight: expected 0 with several turns or reasoning"),
+        ({"curriculum": 1.0, "stream": "x"}, "curriculum: expected 0 with stream"),
+        ({"method": "grpo", "vllm": True, "stream": "x"}, "vllm: expected False with stream"),
         ({"radii_km": "far"}, "radii_km: expected numbers above 0"),
         ({"lengths": "2.7"}, "lengths: expected increasing values"),
         ({"fields": "x"}, "fields: expected some of city, region, country, states, point"),
@@ -563,7 +582,7 @@ def test_settings_that_make_no_sense_are_refused(wrong, message):
         dataclasses.replace(SFT, **wrong)
 
 
-def test_what_is_not_installed_or_does_not_fit_is_refused_before_a_run_begins(sft, data):
+def test_what_is_not_installed_or_does_not_fit_is_refused_before_a_run_begins(sft, data, monkeypatch):
     for wrong, message in (
         ({"four_bit": True, "lora_rank": 4}, "four_bit: expected False with tiny; got True"),
         ({"vllm": True}, "vllm needs the library vllm"),
@@ -578,6 +597,11 @@ def test_what_is_not_installed_or_does_not_fit_is_refused_before_a_run_begins(sf
         vlm.train(GRPO, data, "refused", only_folds=[1])
     with pytest.raises(KitError, match="cannot be loaded"):
         loading.load("hf:/nowhere/at-all", torch.float32)
+    monkeypatch.setattr(loading, "check", lambda *_: None)
+    monkeypatch.setattr(pictures.Pack, "sizes", [(28, 28), (20, 28)])
+    with pytest.raises(KitError, match="vllm: expected train pictures of one size"):
+        vlm.train(dataclasses.replace(GRPO, vllm=True), data, "refused")
+    assert "refused" not in runs.list_runs()
 
 
 def test_a_model_or_a_stream_that_cannot_be_read_leaves_no_run(data, tmp_path):
