@@ -3,6 +3,8 @@
 On the held-out places of one fold of the drawn sample: the score and the mean km of the neighbours' vote, of the judge
 (its power was chosen on other places), of a judge whose judgments are shuffled within each place, and of the learned
 re-ranker of retrieval on the same neighbours. Differences to the vote have half of their 95 % interval over places.
+How well the judge orders the candidates is also measured with the pictures of another place beside them: what remains
+is what it knows of the candidates alone.
 
     OMP_NUM_THREADS=1 python benchmarks/judge.py                       # trains all runs: half an hour on a core
     python benchmarks/judge.py --home FOLDER --method knn --seeds 0    # keeps runs there, reads existing ones
@@ -23,7 +25,7 @@ from kitlib.data.places import Places
 from kitlib.evaluation import comparison, metrics, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.models import retrieval, vlm
-from kitlib.models.vlm import judging
+from kitlib.models.vlm import dataset, judging
 from kitlib.models.vlm.judge_session import JudgeSession
 
 QUICK = {"eval_steps": 0, "eval_places": 8}
@@ -41,26 +43,22 @@ def main() -> None:
         os.environ["KITLIB_HOME"] = str(Path(args.home or temporary).absolute())
         places, name = readers.load("sample"), f"sample-{args.method}"
         for more, suffix in (({}, ""), ({"rerank": True}, "-rerank")):
-            retrieval.train(configured(retrieval.Config, places, method=args.method, **more), places, name + suffix)
-        tuned = configured(vlm.Config, places, method="sft", model="tiny", samples=2, **QUICK)
-        vlm.train(tuned, places, "sft-0")
+            config = retrieval.Config.from_dict({"method": args.method, **more}, places.preset)
+            retrieval.train(config, places, name + suffix)
+        tuned = {"method": "sft", "model": "tiny", "samples": 2, **QUICK}
+        vlm.train(vlm.Config.from_dict(tuned, places.preset), places, "sft-0")
         vote = runs.open_run(name).guesses("oof")
         rows = []
         for seed in map(int, args.seeds.split(",")):
-            config = configured(vlm.Config, places, method="judge", model="tiny", candidates=name, start_from="sft-0",
-                                steps=args.steps, seed=seed, **QUICK)  # fmt: skip
-            run = vlm.train(config, places, f"judge-{args.method}-{seed}")
+            judge = {"method": "judge", "model": "tiny", "candidates": name, "start_from": "sft-0", "steps": args.steps}
+            judge_config = vlm.Config.from_dict({**judge, "seed": seed, **QUICK}, places.preset)
+            run = vlm.train(judge_config, places, f"judge-{args.method}-{seed}")
             rows.append(measure(run, places, vote))
         held_out = run.guesses("oof").sample_id
         print(f"vote of {name}: {shown(vote.at(held_out), places)}")
         again = runs.open_run(f"{name}-rerank").guesses("oof").at(held_out)
         print(f"learned re-ranker: {shown(again, places, vote)}")
         print("mean over seeds:", ", ".join(f"{k} {np.mean([r[k] for r in rows]):.4f}" for k in rows[0]))
-
-
-def configured(kind: type, places: Places, **settings: object) -> object:
-    """A Config by the preset of the places."""
-    return kind.from_dict(settings, places.preset)
 
 
 def measure(run: runs.Run, places: Places, vote: Guesses) -> dict[str, float]:
@@ -77,6 +75,11 @@ def measure(run: runs.Run, places: Places, vote: Guesses) -> dict[str, float]:
           f"{agreement['by_chance'].mean():.3f}, by weight {mean(base['nearest'])}), order {mean(agreement['order'])} "
           f"(by weight {mean(base['order'])})")  # fmt: skip
     print(f"  judge: {shown(guess, places, vote)}")
+    pack, points, truths = session.packs["train"], places.points("train"), dataset.truths_of(places, "train")
+    others = np.random.default_rng(0).permutation(rows), points[rows]
+    swapped = judging.pairs_of(found, session.gallery, (pack, *others), pack, truths, session.config.max_side)
+    blind = judging.agreement(session.closeness(0, swapped), pairs.km, found.place)
+    print(f"  shown another place instead: nearest {mean(blind['nearest'])}, order {mean(blind['order'])}")
     voted, rng, chances = vote.at(session.packs["train"].sample_id[rows]), np.random.default_rng(0), []
     for _ in range(SHUFFLES):
         mixed = closeness[np.lexsort([rng.random(len(closeness)), found.place])]

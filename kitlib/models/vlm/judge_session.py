@@ -130,6 +130,10 @@ class JudgeSession(Session):
         scores = generations.log_likelihood
         return found, pairs, np.empty(0) if scores is None else self.scale.closeness(scores)
 
+    def closeness(self, fold: int, pairs: Cases) -> np.ndarray:
+        """The closeness (P,) of pairs as a fold's trained judge sees it; nothing is cached."""
+        return self.scale.closeness(self._log_likelihood(*self._model(fold), pairs))
+
     def _log_likelihood(self, model: Any, processor: Any, pairs: Cases) -> np.ndarray:
         """The log-likelihood (P, A) of each reply about each pair."""
         sampler, tokenizer = Sampler(model, processor, 1, dtype=self.dtype), processor.tokenizer

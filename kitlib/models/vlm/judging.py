@@ -142,10 +142,10 @@ class Candidates:
             if own.any():
                 factors[i, own] *= guess.weights[i, own].sum() / (guess.weights[i, own] @ factors[i, own])
         weights = guess.weights * factors
-        i, k = np.nonzero(self.at >= 0)
+        voter, slot = np.nonzero(self.at >= 0)
         before, after = np.zeros(guess.state_probs.shape), np.zeros(guess.state_probs.shape)
         for votes, voting in ((before, guess.weights), (after, weights)):
-            np.add.at(votes, (i, gallery.state[self.at[i, k]]), voting[i, k])
+            np.add.at(votes, (voter, gallery.state[self.at[voter, slot]]), voting[voter, slot])
         probs = guess.state_probs * np.divide(after, before, out=np.ones_like(after), where=before > 0)
         total = probs.sum(axis=1, keepdims=True)
         return replace(guess, weights=weights / weights.sum(axis=1, keepdims=True), state_probs=probs / total)
