@@ -38,8 +38,8 @@ lab: $(VENV)/.installed  ## open copies of the notebooks, in data/notebooks, in 
 	done
 	$(BIN)/jupyter lab $(ARGS) data/notebooks
 
-bench: $(VENV)/.installed  ## measure what the README's table of speeds says (benchmarks/vlm.py takes hours: by hand)
-	@set -e; for script in $(filter-out benchmarks/vlm.py benchmarks/toy.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+bench: $(VENV)/.installed  ## measure what the README's table of speeds says (vlm.py and judge.py take long: by hand)
+	@set -e; for script in $(filter-out benchmarks/vlm.py benchmarks/judge.py benchmarks/toy.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
 
 # A second environment, of Python 3.12 and the versions in platforms/kaggle/image.csv; torch alone is 3 GB.
 .venv-kaggle/.installed: $(VENV)/.installed kitlib/platforms/kaggle/image.csv pyproject.toml

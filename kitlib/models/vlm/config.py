@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kitlib.core import paths
+from kitlib.core.checks import numbers
 from kitlib.core.errors import KitError, shown
 from kitlib.core.settings import LARGEST_PICTURE, Names
 from kitlib.models.vlm.conversation.prompts import ReplyForm
@@ -20,8 +21,8 @@ QWEN = "hf:Qwen/Qwen3-VL-4B-Instruct"  # Apache-2.0; Qwen2.5-VL-3B is for resear
 EXPECTED = "expected tiny, tiny:qwen3, tiny:qwen3.5, hf:REPO_OR_FOLDER or tinker:NAME"
 TINY = ("qwen2.5", "qwen3", "qwen3.5")  # the kinds of tiny_model.py
 ADDRESS = "tinker://"  # begins the address of a checkpoint at Tinker
-METHODS = ("sft", "grpo")
-RATES = {"sft": 1e-4, "grpo": 1e-5}
+METHODS = ("sft", "grpo", "judge")
+RATES = {"sft": 1e-4, "grpo": 1e-5, "judge": 1e-4}
 
 
 def check_start(text: str) -> None:
@@ -45,8 +46,11 @@ class Config(TaskOptions):
     """All settings that decide the result; they are saved with the run in params.json."""
 
     model: str = QWEN  # hf:NAME, tinker:NAME, tiny, tiny:qwen3 or tiny:qwen3.5; see loading.py
-    method: str = "sft"  # sft: learns target replies; grpo: learns from the rewards of its replies
+    method: str = "sft"  # sft: learns target replies; grpo: from rewards of its own; judge: how far candidates are
     start_from: str = ""  # run with the same model to continue from, or tinker://…; "": the model as published
+    candidates: str = ""  # of judge: the finished run whose guesses it weighs again
+    n_candidates: int = 8  # of judge: the best-weighted points of a guess that it judges
+    bands_km: str = "50,200,500,1000,2500"  # of judge: upper ends of the distances that its replies tell apart
     max_side: int = 448  # px of a picture's longest side; 0: as it is
     fields: str = "region,point"  # lines of a reply: some of city, region, country, states (ranked), point
     digits: int = 4  # decimals of the degrees that sft teaches; 4 are 11 m
@@ -93,17 +97,19 @@ class Config(TaskOptions):
     CHOICES: ClassVar = {"method": METHODS, "label": ("region", "country"),
                          "scale": ("group", "batch", "none"), "credit": ("turn", "talk")}  # fmt: skip
     POSITIVE: ClassVar[Names] = ("steps", "batch", "device_batch", "group", "reply_tokens", "temperature",
-                                 "samples", "eval_places", "checkpoint_steps",
+                                 "samples", "eval_places", "checkpoint_steps", "n_candidates",
                                  "shuffle_buffer")  # fmt: skip
     SHARES: ClassVar[Names] = ("warmup", "smoothing", "guess_top_p")
     LIMITS: ClassVar = {"max_side": LARGEST_PICTURE, "digits": 15, "lora_rank": 1024, "group": 1024, "samples": 1024,
-                        "reply_tokens": 2**15, "shuffle_buffer": 10**6}  # fmt: skip
+                        "reply_tokens": 2**15, "shuffle_buffer": 10**6, "n_candidates": 1024}  # fmt: skip
     PARSERS: ClassVar = {"model": check_name, "fields": lambda text: ReplyForm(_split(text)),
-                         "start_from": check_start}  # fmt: skip
+                         "start_from": check_start,
+                         "candidates": lambda text: text and paths.file_name(text, "candidates")}  # fmt: skip
     PRESETS: ClassVar = {
         "sample": {"model": "tiny", "max_side": 96, "digits": 1, "lora_rank": 0, "gradient_checkpointing": False,
                    "reply_tokens": 24, "samples": 4},
         "sample sft": {"steps": 500, "batch": 16, "device_batch": 16, "rate": 2e-3},
+        "sample judge": {"steps": 1000, "batch": 16, "device_batch": 16, "rate": 2e-3},
         "sample grpo": {"steps": 200, "batch": 64, "device_batch": 64, "rate": 2e-4, "eval_steps": 50,
                         "tau_schedule": "fixed", "tau_last_km": 500.0},
     }  # fmt: skip
@@ -128,7 +134,14 @@ class Config(TaskOptions):
         if self.method == "grpo" and self.environment != "geohash" and not any(vars(self._weights()).values()):
             raise KitError(f"reward_distance, …: expected a weight above 0 for one of {self.fields}, form; got none")
         if self.vllm and self.method != "grpo":
-            raise KitError("vllm: expected False with method 'sft', which generates nothing in training; got True")
+            raise KitError(f"vllm: expected False with {self.method!r}, which generates nothing in training; got True")
+        if (self.method == "judge") != bool(self.candidates):
+            needs = "a run with method 'judge', which judges its candidates, and '' with any other"
+            raise KitError(f"candidates: expected {needs}; got {self.candidates!r} with {self.method!r}")
+        if (ends := numbers("bands_km", self.bands_km)) != sorted(set(ends)) or len(ends) > 8:
+            raise KitError(f"bands_km: expected at most 8 increasing numbers; got {self.bands_km!r}")
+        if self.method == "judge" and self.stream:
+            raise KitError(f"stream: expected '' with method 'judge', which learns from places; got {self.stream!r}")
         if self.four_bit and not self.lora_rank:
             raise KitError(
                 "lora_rank: expected more than 0 with four_bit, as weights in 4 bits cannot be trained; got 0"
@@ -153,6 +166,8 @@ class Config(TaskOptions):
 
     def _check_remote(self) -> None:
         """Raise KitError for what Tinker's loops do not do; their GRPO is group-centred and unscaled."""
+        if self.method == "judge":
+            raise KitError(f"method: expected 'sft' or 'grpo' with {self.model}; got 'judge'")
         fixed = {
             "kl": 0.0,
             "sft_weight": 0.0,

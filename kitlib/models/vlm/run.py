@@ -2,13 +2,14 @@
 
     sft = train(Config(model="tiny", method="sft"), places, "sft")               # resumes after an interruption
     run = train(Config(model="tiny", method="grpo", start_from="sft"), places, "grpo")
+    run = train(Config(model="tiny", method="judge", candidates="knn"), places, "judge")   # `judging`
 
 A guess's points come from sampled replies. Its state probabilities are counts in these, or come from the likelihood of
 each name, whichever scores better on the held-out places of the fold; choice.json holds both scores.
 
-checkpoints/fold_<k>/ holds adapter/ or model/ (see `loading`), choice.json, the training history in sft/ or grpo/, and
-in said/ the replies behind the guesses (`reply_cache`). Replies during training are in rollouts/ of the run, for the
-second and later folds in the fold's own folder.
+checkpoints/fold_<k>/ holds adapter/ or model/ (see `loading`), choice.json, the training history in a folder named by
+the method, and in said/ the replies behind the guesses (`reply_cache`). Replies during training are in rollouts/ of the
+run, for the second and later folds in the fold's own folder.
 """
 
 from __future__ import annotations

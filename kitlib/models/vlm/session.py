@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from kitlib.evaluation import fold_files, guesses, metrics, origin, runs
 from kitlib.evaluation.crossval import Unfinished
 from kitlib.evaluation.guesses import Guesses
 from kitlib.evaluation.runs import Run
-from kitlib.models.vlm import dataset, loading, reply_cache
+from kitlib.models.vlm import dataset, judging, loading, reply_cache
 from kitlib.models.vlm.config import ADDRESS, RATES, Config
 from kitlib.models.vlm.conversation import rollouts
 from kitlib.models.vlm.conversation.recorder import Recorder
@@ -61,11 +61,12 @@ class Session(TorchSession[Config]):
 
     @classmethod
     def open(cls, run: Run, places: Places, *args: Any, **options: Any) -> Session:
-        """The session of a run whose model is on this machine or at Tinker."""
+        """The session of a run whose model is on this machine or at Tinker, or that judges candidates."""
+        from kitlib.models.vlm.judge_session import JudgeSession
         from kitlib.models.vlm.tinker.session import RemoteSession
 
-        remote = run.settings["model"].startswith("tinker:")
-        return (RemoteSession if remote else Session)(run, places, *args, **options)
+        remote, judges = run.settings["model"].startswith("tinker:"), run.settings["method"] == "judge"
+        return (RemoteSession if remote else JudgeSession if judges else Session)(run, places, *args, **options)
 
     @classmethod
     def check_model(cls, config: Config) -> None:
@@ -88,16 +89,21 @@ class Session(TorchSession[Config]):
         recorded: Mapping[str, Any] | None,
         **options: Any,
     ) -> dict[str, str]:
-        """Refuse missing libraries, and an unsuitable run to start from; return the checksum of the latter."""
+        """Refuse missing libraries, and unsuitable runs to start from or to judge; return the checksums of these."""
         loading.check(config.model, config.four_bit, config.vllm)
         if config.vllm:
             dataset.check_one_size(pictures.pack(places, "train"), config.max_side)
         if config.model.startswith("tinker:"):
             client.check()
+        found = {}
         if config.start_from.startswith(ADDRESS):
             client.check_checkpoint(config.start_from, config.model.removeprefix("tinker:"), config.lora_rank)
-            return {"start_from": config.start_from}
-        return {"start_from": _starting_run(config, places, folds_column, todo)} if config.start_from else {}
+            found["start_from"] = config.start_from
+        elif config.start_from:
+            found["start_from"] = _starting_run(config, places, folds_column, todo)
+        if config.candidates:
+            found["candidates"] = judging.check(config.candidates, places, folds_column)
+        return found
 
     @classmethod
     def resolve(cls, config: Config, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -119,8 +125,7 @@ class Session(TorchSession[Config]):
         """Train to the end. Raises Unfinished when the time limit comes first."""
         from kitlib.models.vlm import trainer as trl
 
-        config, folder = self.config, self.folder(fold)
-        inner = folder / config.method
+        config, inner = self.config, self.folder(fold) / self.config.method
         torch.manual_seed(config.seed)
         model, processor = self._initial_model(fold)
         source = self.source(fold)
@@ -130,17 +135,28 @@ class Session(TorchSession[Config]):
         trainer = trl.sft(*args) if config.method == "sft" else trl.grpo(*args, recorder)
         held_out = self.cases("train", self.evaluation_rows(fold))
 
-        def evaluate(model: Any, step: int) -> dict[str, float]:
+        def evaluate(model: Any, step: int, tracker: Tracker) -> dict[str, float]:
             sampler = self._sampler(model, processor)
             generations = generate(held_out, self.task, sampler, config.samples, self._at_once)
             return self._evaluate(fold, step, held_out, generations, recorder, tracker)
 
+        self._train(fold, trainer, processor, evaluate)
+
+    def _train(
+        self, fold: int, trainer: Any, processor: Any, evaluate: Callable[[Any, int, Tracker], dict[str, float]]
+    ) -> None:
+        """Run a trainer to its end and save the model. Raises Unfinished when the time limit comes first."""
+        from kitlib.models.vlm import trainer as trl
+
+        config, folder = self.config, self.folder(fold)
+        inner = folder / config.method
         options: dict[str, Any] = {"eval_steps": config.eval_steps, "max_hours": self.hours_left, "seed": config.seed}
         with Tracker(inner) as tracker:
-            if not trl.fit(trainer, inner, tracker, evaluate=evaluate, **options):
+            options["evaluate"] = lambda model, step: evaluate(model, step, tracker)
+            if not trl.fit(trainer, inner, tracker, **options):
                 raise Unfinished
             if trainer.is_world_process_zero():
-                loading.save(trainer.accelerator.unwrap_model(trainer.model), processor, folder)
+                loading.save(model := trainer.accelerator.unwrap_model(trainer.model), processor, folder)
                 tracker.weights(loading.saved(folder))
                 trainable, total = loading.count_weights(model)
                 trl.finish(inner, {"steps": config.steps, "weights": total, "learning": trainable})

@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from kitlib.core import storage
 from kitlib.core.errors import Damaged, KitError
 from kitlib.models.vlm import dataset, loading
 from kitlib.models.vlm.conversation.dialogue import thinking_options
-from kitlib.models.vlm.conversation.prompts import assistant
+from kitlib.models.vlm.conversation.prompts import Message, assistant
 from kitlib.models.vlm.conversation.recorder import Recorder, Row
 from kitlib.models.vlm.conversation.tasks import Task
 from kitlib.models.vlm.curriculum import Curriculum
@@ -194,18 +194,30 @@ def sft(
     settings: Mapping[str, Any], model: Any, processor: Any, task: Task, source: TrainingSource, folder: Path,
     devices: int,
 ) -> Trainer:  # fmt: skip
-    """The trainer for fine-tuning on target replies; only the reply's tokens are in the loss."""
+    """The trainer for fine-tuning on a task's target replies."""
     task = task.with_options(reasoning=False)  # target replies have no reasoning
 
     def extend(row: Row) -> Row:
         messages, reply = dataset.example(task, source.views, row, settings["seed"])
-        example = {"prompt": messages, "completion": [assistant(reply)], "images": row["images"]}
-        options = thinking_options(processor, False)
-        return example | ({"chat_template_kwargs": options} if options else {})
+        return example(processor, messages, reply, row["images"])
 
+    return fine_tuner(settings, model, processor, source.rows(settings, extend), folder, devices)
+
+
+def example(processor: Any, messages: Sequence[Message], reply: str, images: Sequence[Any]) -> Row:
+    """A row of fine-tuning: the dialogue so far, the reply that is taught, and the pictures."""
+    options = thinking_options(processor, False)
+    taught = {"prompt": messages, "completion": [assistant(reply)], "images": images}
+    return taught | ({"chat_template_kwargs": options} if options else {})
+
+
+def fine_tuner(
+    settings: Mapping[str, Any], model: Any, processor: Any, rows: Any, folder: Path, devices: int
+) -> Trainer:
+    """The trainer for fine-tuning on a table or a stream of examples; only the reply's tokens are in the loss."""
     # No max_length: it would cut the tokens of pictures off.
     arguments = SFTConfig(**_arguments(settings, folder, devices), max_length=None)
-    return SFTTrainer(model, arguments, train_dataset=source.rows(settings, extend), processing_class=processor)
+    return SFTTrainer(model, arguments, train_dataset=rows, processing_class=processor)
 
 
 def grpo(
