@@ -8,6 +8,7 @@ is what it knows of the candidates alone.
 
     OMP_NUM_THREADS=1 python benchmarks/judge.py                       # trains all runs: half an hour on a core
     python benchmarks/judge.py --home FOLDER --method knn --seeds 0    # keeps runs there, reads existing ones
+    python benchmarks/judge.py --method toy --steps 450 --seeds 0      # colours tell the place; see `toy_candidates`
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import toy
 
 from kitlib import geo
-from kitlib.data import readers
+from kitlib.data import folds, readers
 from kitlib.data.places import Places
-from kitlib.evaluation import comparison, metrics, runs
+from kitlib.evaluation import comparison, fold_files, guesses, metrics, origin, runs
 from kitlib.evaluation.guesses import Guesses
 from kitlib.models import retrieval, vlm
 from kitlib.models.vlm import dataset, judging
@@ -30,17 +33,30 @@ from kitlib.models.vlm.judge_session import JudgeSession
 
 QUICK = {"eval_steps": 0, "eval_places": 8}
 SHUFFLES = 20
+TOY: dict[str, Any] = {"model": "tiny", "method": "judge", "candidates": "toy-random", "n_candidates": 7}
+TOY |= {"bands_km": "1000,2000,3000,4500,7000", "lora_rank": 0, "gradient_checkpointing": False, "max_side": 28}
+TOY |= {"digits": 1, "batch": 32, "device_batch": 32, "rate": 2e-3, "eval_steps": 0, "eval_places": 32}
+TOY |= {"checkpoint_steps": 100}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", default="metric", help="of retrieval")
+    parser.add_argument("--method", default="metric", help="of retrieval, or toy")
     parser.add_argument("--seeds", default="0,1,2", help="of the judge; what it starts from is fine-tuned once")
     parser.add_argument("--steps", type=int, default=500, help="of the judge")
     parser.add_argument("--home", help="folder in which runs are kept and resumed; without it they are deleted")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        os.environ["KITLIB_HOME"] = str(Path(args.home or temporary).absolute())
+        home = Path(args.home or temporary).absolute()
+        os.environ["KITLIB_HOME"] = str(home)
+        if args.method == "toy":
+            folder = home / "toyset/toy"
+            places = readers.read(folder if folder.is_dir() else toy.draw(folder, n_train=1000, n_test=2))
+            vote = toy_candidates(places)
+            for seed in map(int, args.seeds.split(",")):
+                toy_config = vlm.Config(**TOY, steps=args.steps, seed=seed)
+                measure(vlm.train(toy_config, places, f"toy-judge-{seed}-{args.steps}"), places, vote)
+            return
         places, name = readers.load("sample"), f"sample-{args.method}"
         for more, suffix in (({}, ""), ({"rerank": True}, "-rerank")):
             config = retrieval.Config.from_dict({"method": args.method, **more}, places.preset)
@@ -59,6 +75,30 @@ def main() -> None:
         again = runs.open_run(f"{name}-rerank").guesses("oof").at(held_out)
         print(f"learned re-ranker: {shown(again, places, vote)}")
         print("mean over seeds:", ", ".join(f"{k} {np.mean([r[k] for r in rows]):.4f}" for k in rows[0]))
+
+
+def toy_candidates(places: Places) -> Guesses:
+    """A run that guesses 7 of the 200 nearest training places of other folds, at random; its out-of-fold guesses."""
+    if "toy-random" in runs.list_runs():
+        return runs.open_run("toy-random").guesses("oof")
+    fold, points = folds.load_or_make(places, 5)["stratified"].to_numpy(), places.points("train")
+    states, position = places.states["state_idx"].to_numpy(), places.state_position("train")
+    settings = {"family": "retrieval", "n_folds": 5, "folds_column": "stratified"}
+    run = runs.start("toy-random", settings, data=origin.data_checksums(places, "stratified", 5))
+    rng, made = np.random.default_rng(0), []
+    for k in range(5):
+        gallery = np.flatnonzero(fold != k)
+        for split, rows in (("train", fold == k), ("test", slice(None))):
+            near = geo.nearest(places.points(split)[rows], points[gallery], 200)[1]
+            index = np.stack([rng.choice(gallery[row], 7, replace=False) for row in near])
+            probs, weights = np.eye(len(states))[position[index]].mean(1), np.full(index.shape, 1 / 7)
+            names, every = places.sample_id(split)[rows], np.ones(len(index), bool)
+            made.append(Guesses(names, states, probs, points[index], weights, every))
+        fold_files.save_fold(run, k, made[-2], made[-1])
+    run.save_guesses("oof", guesses.stack(made[::2]))
+    run.save_guesses("test", guesses.average(made[1::2]))
+    run.finish({"oof": metrics.score_guesses(run.guesses("oof"), places).as_dict()})
+    return run.guesses("oof")
 
 
 def measure(run: runs.Run, places: Places, vote: Guesses) -> dict[str, float]:
