@@ -147,7 +147,8 @@ def test_judgments_go_on_where_they_were_stopped(judge, data, monkeypatch):
 
 
 def test_photographs_without_the_training_places_are_refused(judge, data):
-    alone = dataclasses.replace(origin.learned_places(judge), queries=data)
+    photographs = dataclasses.replace(data, table=data.rows("test"))
+    alone = dataclasses.replace(origin.learned_places(judge), queries=photographs)
     with pytest.raises(KitError, match="judge: expected the training places, whose pictures a judge looks at"):
         vlm.predict("judge", alone)
 
@@ -185,7 +186,7 @@ def test_other_guesses_of_the_judged_run_are_refused(data):
         ({"bands_km": "near"}, "bands_km: expected numbers above 0"),
         ({"n_candidates": 0}, "n_candidates: expected more than 0"),
         ({"candidates": "../x"}, "candidates: expected 1 to 100 letters"),
-        ({"model": "tinker:x", "lora_rank": 4}, "method: expected 'grpo' with tinker:x"),
+        ({"model": "tinker:x", "lora_rank": 4}, "method: expected 'sft' or 'grpo' with tinker:x"),
     ],
 )
 def test_settings_of_a_judge_that_make_no_sense_are_refused(wrong, message):
