@@ -30,7 +30,7 @@ test: $(VENV)/.installed browser  ## check style and types, then run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lab: $(VENV)/.installed  ## open copies of the notebooks, in data/notebooks, in JupyterLab
 	@mkdir -p data/notebooks; for file in notebooks/*.ipynb; do \

@@ -31,6 +31,7 @@ from traitlets import default
 
 from kitlib.core import storage
 from kitlib.core.headline import HEADLINE_MIME
+from kitlib.pipeline import warm
 from kitlib.pipeline.notebook import Value, without_bars, without_machine
 
 log = logging.getLogger(__name__)
@@ -118,15 +119,17 @@ class Progress:
                 log.info("  cell %d of %d · %s", self.cell, self.total, self.about)
 
 
-def execute(source: Path, output: Path, values: dict[str, Value]) -> Outcome:
+def execute(source: Path, output: Path, values: dict[str, Value], heavy: bool = False) -> Outcome:
     """Execute the notebook `source` with `values` and write it to `output` after every cell.
 
+    heavy: it imports torch, and waits for a `warm.server` that does so already.
     Ctrl-C and SIGTERM interrupt the running cell, so that training can save; a second one ends the kernel at once.
     """
     began = time.perf_counter()
     cells = json.loads(source.read_text())["cells"]
     code = sum(cell["cell_type"] == "code" and bool("".join(cell["source"]).strip()) for cell in cells)
     progress = Progress(code + bool(values))
+    warm.Forked.patience = 120.0 if heavy else 0.0  # it would import the same libraries
     output.parent.mkdir(parents=True, exist_ok=True)
     status, error, user_error = "done", "", False
     with _stopping(progress):

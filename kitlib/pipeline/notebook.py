@@ -52,6 +52,11 @@ class Notebook:
         call = re.search(r"(\w+)\.Config\.(from_parameters|for_methods)\((.*)\)", self.code)
         return call if "MORE" in self.parameters else None
 
+    @property
+    def imports_torch(self) -> bool:
+        """Whether the code uses `kitlib.models`, and with it torch."""
+        return re.search(r"\bmodels\b", self.code) is not None
+
     @cached_property
     def config(self) -> type[settings.Settings] | None:
         """The Config that the notebook makes from its parameters and MORE; a notebook without MORE has none."""

@@ -117,12 +117,15 @@ def duration(seconds: float) -> str:
 
 
 def _warm(steps: list[Ready]) -> contextlib.AbstractContextManager[None]:
-    """A server of warm kernels, if several of the steps compute in torch."""
-    if sum(bool(re.search(r"\bmodels\b", step.notebook.code)) for step in steps) < 2:
+    """A server of warm kernels, if several of the steps compute in torch; with TRL if one of them trains by it."""
+    code = [step.notebook.code for step in steps if step.notebook.imports_torch]
+    if len(code) < 2:
         return contextlib.nullcontext()
     from kitlib.pipeline import warm
 
-    return warm.server()
+    return warm.server(
+        [*warm.LIBRARIES, *(warm.TRL if any(re.search(r"\bvlm\.train\b", each) for each in code) else ())]
+    )
 
 
 def _run_step(step: Ready, folder: Path, record: dict[str, Any]) -> None:
@@ -131,7 +134,7 @@ def _run_step(step: Ready, folder: Path, record: dict[str, Any]) -> None:
 
     running = folder / f".{step.name}.running.ipynb"
     failed = folder / f"{step.name}.failed.ipynb"
-    outcome = kernel.execute(step.notebook.path, running, step.values)
+    outcome = kernel.execute(step.notebook.path, running, step.values, heavy=step.notebook.imports_torch)
     result = folder / f"{step.name}.ipynb" if outcome.status == "done" else failed
     running.replace(result)
     report.write_page(result)

@@ -10,6 +10,7 @@ not Linux, kernels start as usual.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -26,6 +27,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 
 LIBRARIES = ("timm", "pytorch_lightning", "sklearn.linear_model", "seaborn", "ipykernel.kernelapp")
+TRL = ("trl.trainer.sft_trainer", "trl.trainer.grpo_trainer")
 MODULE = "ipykernel_launcher"  # what a kernel's command starts
 READY = "ready\n"  # the server's first line; then comes the process of each kernel
 
@@ -87,6 +89,7 @@ class Forked(LocalProvisioner):
     requests: ClassVar[IO[str] | None] = None
     replies: ClassVar[IO[str] | None] = None
     ready: ClassVar[bool] = False
+    patience: ClassVar[float] = 0.0  # seconds to wait for a server that still imports
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Launch a kernel by its command."""
@@ -103,11 +106,11 @@ class Forked(LocalProvisioner):
 
     @classmethod
     def _fork(cls, request: dict[str, Any]) -> int:
-        """The process that the server forks for a request, 0 if there is no server, or it still imports or has died."""
+        """The process that the server forks for a request; 0 without one, or if it has died or imports for too long."""
         if cls.replies is None or cls.requests is None:
             return 0
         if not cls.ready:
-            cls.ready = bool(select.select([cls.replies], [], [], 0)[0]) and cls.replies.readline() == READY
+            cls.ready = bool(select.select([cls.replies], [], [], cls.patience)[0]) and cls.replies.readline() == READY
         if not cls.ready:
             return 0
         try:
@@ -146,7 +149,8 @@ def _become_kernel(argv: list[str], env: dict[str, str], cwd: str) -> None:
     os.chdir(cwd)
     sys.argv = [MODULE, *argv]
     IPKernelApp.launch_instance(argv)
-    raise SystemExit
+    atexit._run_exitfuncs()
+    os._exit(0)  # at once: taking a thousand modules apart takes 2 s
 
 
 if __name__ == "__main__":
