@@ -114,7 +114,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if "SLOW_DISK" in os.environ:
         write = checkpoints.save_best
-        checkpoints.save_best = lambda *given: (time.sleep(2), write(*given))
+        checkpoints.save_best = lambda *given: (time.sleep(0.5), write(*given))
     options = {name: json.loads(value) for name, value in (word.split("=") for word in sys.argv[2:])}
     for name, hours in {"at once": None, "in pieces": 0}.items() if "devices" in options else [("", None)]:
         sessions, finished = 0, False

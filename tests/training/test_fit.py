@@ -167,26 +167,11 @@ def test_terminated_process_saves_at_once(fork, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path):
-    """The same rows a step, one left over for the last; also when the two are stopped after each step and go on."""
-    words = "rows=21", "dropout=0", "checkpoint_steps=3", "batch_size=2", "accumulate=2", "devices=2"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "KITLIB_DEVICE": "cpu"}
-    done = subprocess.run(
-        [*torchrun, HELPER, tmp_path / "two", *words], env=environment, capture_output=True, text=True, timeout=250
-    )
-    assert done.returncode == 0, done.stderr
-    at_once, in_pieces = (json.loads(line) for line in done.stdout.splitlines())
-    one, fitted = helper.fit(tmp_path / "one", rows=21, dropout=0, checkpoint_steps=3, batch_size=4, accumulate=2)
-    assert at_once["steps"] == fitted.steps == in_pieces["sessions"] - 1 and at_once["sessions"] == 1
-    assert at_once["loss"] == pytest.approx(helper.error(one), rel=1e-4)
-    assert at_once["history"] == pytest.approx(fitted.history["loss"].tolist(), rel=1e-4)
-    assert (in_pieces["weights"], in_pieces["history"]) == (at_once["weights"], at_once["history"])
-
-
-@pytest.mark.slow
 def test_two_machines_learn_what_one_process_does(tmp_path):
-    """Two launchers that meet at a port, as on two machines."""
+    """Two launchers that meet at a port, as on two machines; the same when they are stopped after each step and go on.
+
+    They have the same rows a step as the one process, and one left over for the last.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -198,7 +183,9 @@ def test_two_machines_learn_what_one_process_does(tmp_path):
     nodes = [subprocess.Popen([*torchrun, HELPER, tmp_path / "two", *words], **options) for _ in range(2)]
     said = [node.communicate(timeout=280) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
-    at_once, _ = (json.loads(line) for out, _ in said for line in out.splitlines())
+    at_once, in_pieces = (json.loads(line) for out, _ in said for line in out.splitlines())
     one, fitted = helper.fit(tmp_path / "one", rows=21, dropout=0, checkpoint_steps=3, batch_size=4, accumulate=2)
-    assert at_once["steps"] == fitted.steps and at_once["loss"] == pytest.approx(helper.error(one), rel=1e-4)
+    assert at_once["steps"] == fitted.steps == in_pieces["sessions"] - 1 and at_once["sessions"] == 1
+    assert at_once["loss"] == pytest.approx(helper.error(one), rel=1e-4)
     assert at_once["history"] == pytest.approx(fitted.history["loss"].tolist(), rel=1e-4)
+    assert (in_pieces["weights"], in_pieces["history"]) == (at_once["weights"], at_once["history"])
