@@ -80,12 +80,12 @@ def main() -> None:
     fold = pd.Series(np.arange(N_TRAIN) % FOLDS, index=places.sample_id("train"))
     timed("members scored", lambda: metrics.score_members(oof, places))
     blend = timed("weights fitted", lambda: ensemble.fit(oof, places))
-    nested, _ = timed("weights fitted on four folds, five times", lambda: ensemble.nested(oof, places, fold))
+    nested, blends = timed("weights fitted on four folds, five times", lambda: ensemble.nested(oof, places, fold))
     for way, other in blenders.OTHERS.items():
         timed(f"nested: {way}", functools.partial(ensemble.nested, oof, places, fold, other))
     for gone in blend.used:
         rest = {name: guess for name, guess in oof.items() if name != gone}
-        timed(f"nested without {gone}", functools.partial(ensemble.nested, rest, places, fold))
+        timed(f"nested without {gone}", functools.partial(ensemble.nested, rest, places, fold, known=blends))
     timed("ways to settle on a point", lambda: decisions.table(nested, places))
     timed("prior judged", lambda: prior.judge(places, prior.uniform(places), nested))
     mixed = timed("test places blended", lambda: blend(test))

@@ -122,11 +122,19 @@ def seeds_of(runs: Sequence[Run]) -> list[list[str]]:
     return list(groups.values())
 
 
-def fit(members: Mapping[str, Guesses], places: Places, seeds: Sequence[Sequence[str]] = (), seed: int = 0) -> Blend:
+def fit(
+    members: Mapping[str, Guesses],
+    places: Places,
+    seeds: Sequence[Sequence[str]] = (),
+    seed: int = 0,
+    known: Blend | None = None,
+) -> Blend:
     """Fit a blend to the best out-of-fold score of members that guessed the same training places.
 
     seeds: groups of members that share one weight equally, as of `seeds_of`; each is its own group when empty. The
-    search looks at `ROWS` places at most, drawn with `seed`. Raises KitError for members of other places.
+    search looks at `ROWS` places at most, drawn with `seed`. known: a blend of these members and others, fitted to the
+    same places, whose temperatures and exponents are taken: each depends on its own member alone. Raises KitError for
+    members of other places.
     """
     names = list(members)
     ids = members[names[0]].sample_id
@@ -138,10 +146,11 @@ def fit(members: Mapping[str, Guesses], places: Places, seeds: Sequence[Sequence
     if len(ids) > ROWS:
         ids = np.random.default_rng(seed).choice(ids, ROWS, replace=False)
     members = {name: member.at(ids) for name, member in members.items()}
-    groups = [list(group) for group in seeds] or [[name] for name in names]
-    heat = {name: temperature(member, places) for name, member in members.items()}
+    groups = [[name for name in group if name in members] for group in seeds] or [[name] for name in names]
+    groups = [group for group in groups if group]
+    heat = {n: known.temperature[n] if known else temperature(member, places) for n, member in members.items()}
     honest = {name: calibrated(member, heat[name]) for name, member in members.items()}
-    power = {name: exponent(member, places) for name, member in members.items()}
+    power = {n: known.exponent[n] if known else exponent(member, places) for n, member in members.items()}
 
     def shared(weights: np.ndarray) -> dict[str, float]:
         return {name: float(w) / len(group) for w, group in zip(weights, groups, strict=True) for name in group}
@@ -158,18 +167,21 @@ def nested(
     places: Places,
     fold: Mapping[Any, int] | pd.Series,
     blender: Callable[..., Any] = fit,
+    known: Mapping[int, Blend] | None = None,
 ) -> tuple[Guesses, dict[int, Any]]:
     """The blended out-of-fold guesses, each fold's by a blend that was fitted on the other folds; and these blends.
 
-    fold: of each place, by sample_id. blender: such as `fit` or one of `blenders.OTHERS`.
+    fold: of each place, by sample_id. blender: such as `fit` or one of `blenders.OTHERS`. known: these blends of more
+    members, as for `fit`.
     """
     ids = next(iter(members.values())).sample_id
     of = pd.Series(fold).loc[ids].to_numpy()
     if len(np.unique(of)) == 1:  # of runs of one fold: parts of that
         of = np.arange(len(ids)) % PARTS
-    blends = {
-        k: blender({name: m.at(ids[of != k]) for name, m in members.items()}, places) for k in np.unique(of).tolist()
-    }
+    blends = {}
+    for k in np.unique(of).tolist():
+        others = {name: member.at(ids[of != k]) for name, member in members.items()}
+        blends[k] = blender(others, places, **({"known": known[k]} if known else {}))
     parts = [blend({name: m.at(ids[of == k]) for name, m in members.items()}) for k, blend in blends.items()]
     return stack(parts).at(ids), blends
 

@@ -108,6 +108,17 @@ def test_nested_weights_are_never_fitted_on_the_places_they_blend(places):
     assert score(honest, places) < score(flattered, places) - 0.1
 
 
+def test_without_a_member_the_temperatures_and_exponents_of_the_others_are_the_same(places):
+    members = {str(seed): member(places, seed, 1.2) for seed in range(3)}
+    fold = {sample_id: n % 3 for n, sample_id in enumerate(places.sample_id("train"))}
+    _, blends = ensemble.nested(members, places, fold)
+    del members["1"]
+    anew, taken = (ensemble.nested(members, places, fold, known=known) for known in (None, blends))
+    assert anew[1] == taken[1] and (anew[0].state_probs == taken[0].state_probs).all()
+    grouped = ensemble.fit(members, places, seeds=[["0", "1"], ["2"]])
+    assert grouped == ensemble.fit(members, places)
+
+
 @pytest.mark.parametrize("name", blenders.OTHERS)
 def test_every_blender_beats_its_members(places, name):
     members = {str(seed): member(places, seed, 1.2) for seed in range(3)}
