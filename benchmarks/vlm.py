@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--data", default="toy,sample")
     parser.add_argument("--environment", default="single,telescoping")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--places", type=int, default=1000, help="training places, a fifth of them held out")
     parser.add_argument("--more", type=json.loads, default={}, help="settings of GRPO in place of the above, as JSON")
     parser.add_argument("--home", help="folder in which runs are kept and resumed; without it they are deleted")
     parser.add_argument("--figure", type=Path, help="file for the curves")
@@ -180,7 +181,7 @@ def main() -> None:
         os.environ["KITLIB_HOME"] = str(home)
         curves, baseline = {}, {}
         for name, environment in product(args.data.split(","), args.environment.split(",")):
-            data = readers.read(drawn(home, name))
+            data = readers.read(drawn(home, name, args.places))
             steps, more = STEPS[name, environment], GRPO[name, environment]
             more, kind = more | args.more, "-".join(["grpo", *(f"{key}{value}" for key, value in args.more.items())])
             print(f"{name}, {environment}: {steps} steps of fine-tuning; GRPO {more}")
@@ -215,15 +216,15 @@ def summarise(each: list[pd.DataFrame], baseline: float) -> None:
     )
 
 
-def drawn(home: Path, name: str) -> Path:
-    """The folder of a data set, drawn on first use."""
+def drawn(home: Path, name: str, places: int = 1000) -> Path:
+    """The folder of a data set, drawn on first use with so many training places."""
     folder = home / name
     path = folder / ("metadata.csv" if name == "toy" else "kaggle_dataset")
     if not path.exists():
         if name == "toy":
-            toy.draw(folder, n_train=1000)
+            toy.draw(folder, n_train=places)
         else:
-            sample.draw(folder, n_train=1000, n_test=20, size=96)
+            sample.draw(folder, n_train=places, n_test=20, size=96)
     return folder if name == "toy" else path
 
 
