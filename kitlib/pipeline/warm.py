@@ -1,8 +1,8 @@
 """Kernels that start warm: one process imports the large libraries once, and each notebook's kernel is forked from it.
 
 Importing torch, timm and Lightning takes 8 seconds of a core, which each notebook of a plan would spend anew. A fork
-after CUDA has been touched is broken, and a training on a GPU does not mind the seconds: there, and where the system is
-not Linux, kernels start as usual.
+after CUDA has been touched is broken, and a training on a GPU does not mind the seconds: there, and on other systems
+than Linux, kernels start as usual.
 
     with warm.server(["torch"]):
         kernel.execute(...)  # forked if the server is ready by then
@@ -29,13 +29,25 @@ from jupyter_client.provisioning import LocalProvisioner
 LIBRARIES = ("timm", "pytorch_lightning", "sklearn.linear_model", "seaborn", "ipykernel.kernelapp")
 TRL = ("trl.trainer.sft_trainer", "trl.trainer.grpo_trainer")
 MODULE = "ipykernel_launcher"  # what a kernel's command starts
+GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, of AMD, of either under WSL
 READY = "ready\n"  # the server's first line; then comes the process of each kernel
+
+
+def possible() -> bool:
+    """Whether kernels can be forked: on Linux, without a GPU, and not in a sandbox that has no handles of processes."""
+    if sys.platform != "linux" or any(Path(device).exists() for device in GPUS):
+        return False
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
 def server(libraries: Sequence[str] = LIBRARIES) -> Iterator[None]:
     """A server that imports `libraries` in the background and starts the kernels of this process in the meantime."""
-    if sys.platform != "linux" or Path("/dev/nvidiactl").exists() or not hasattr(os, "pidfd_open"):
+    if not possible():
         yield
         return
     reply, ours = os.pipe()

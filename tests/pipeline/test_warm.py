@@ -15,7 +15,7 @@ from kitlib.pipeline import kernel, warm
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux" or Path("/dev/nvidiactl").exists(), reason="kernels start as usual"),
+    pytest.mark.skipif(not warm.possible(), reason="kernels start as usual"),
 ]
 
 WHERE = "str(['colorsys' in sys.modules, sys.executable == os.environ['EXPECTED'], N, os.getppid()])"
@@ -65,3 +65,13 @@ def test_a_forked_kernel_is_interrupted_and_a_dead_one_is_noticed(home):
         assert kernel.execute(source, home / "out.ipynb", {}).status == "failed"
         source = notebook(home, "import signal\nos.kill(os.getpid(), signal.SIGKILL)")
         assert "kernel died" in kernel.execute(source, home / "out.ipynb", {}).error
+
+
+def test_a_sandbox_without_handles_of_processes_and_a_gpu_have_no_server(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", lambda pid: os.close(-1))
+        with warm.server([]):
+            assert warm.Forked.replies is None
+    monkeypatch.setattr(warm, "GPUS", (os.devnull,))
+    with warm.server([]):
+        assert warm.Forked.replies is None
