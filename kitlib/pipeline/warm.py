@@ -157,10 +157,10 @@ def _become_kernel(argv: list[str], env: dict[str, str], cwd: str) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
-    os.environ.update(env, JPY_PARENT_PID=str(server))  # a kernel ends when its parent does
+    os.environ.update(env, JPY_PARENT_PID=str(server))
     os.chdir(cwd)
     sys.argv = [MODULE, *argv]
-    IPKernelApp.launch_instance(argv)
+    IPKernelApp.launch_instance(argv, parent_handle=server)  # it ends when its parent does
     atexit._run_exitfuncs()
     os._exit(0)  # at once: taking a thousand modules apart takes 2 s
 

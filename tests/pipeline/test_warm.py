@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import select
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from notebook_helper import code, headline, parameters, prose, write_notebook
 
@@ -65,6 +68,37 @@ def test_a_forked_kernel_is_interrupted_and_a_dead_one_is_noticed(home):
         assert kernel.execute(source, home / "out.ipynb", {}).status == "failed"
         source = notebook(home, "import signal\nos.kill(os.getpid(), signal.SIGKILL)")
         assert "kernel died" in kernel.execute(source, home / "out.ipynb", {}).error
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from kitlib.pipeline import kernel, warm
+with warm.server(["colorsys"]):
+    kernel.execute(Path(sys.argv[1]), Path(sys.argv[2]), {}, heavy=True)
+"""
+
+
+def test_a_forked_kernel_ends_when_the_plan_is_killed(home):
+    source = notebook(home, f"open({str(home / 'who')!r}, 'w').write(str(os.getpid()))\nimport time\ntime.sleep(60)")
+    plan = subprocess.Popen([sys.executable, "-c", PROGRAM, source, home / "out.ipynb"])
+    deadline = time.monotonic() + 60
+    while not (text := (home / "who").read_text() if (home / "who").exists() else ""):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    plan.kill()
+    plan.wait()
+    while not ended(int(text)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended, be it that nobody has asked for its exit code."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_a_sandbox_without_handles_of_processes_and_a_gpu_have_no_server(monkeypatch):
