@@ -142,3 +142,5 @@ class EncoderSession(TorchSession[C], Inputs):
                 drop_path.branches(encoder)
             if settings["gradient_checkpointing"]:
                 encoder.enable_checkpointing()
+        elif unused := [name for name in ("drop_path", "erase") if settings.get(name)]:
+            log.warning("%s: no effect, as the encoder stays frozen", ", ".join(unused))

@@ -330,3 +330,8 @@ def test_no_file_of_a_run_names_a_folder_of_this_machine(home, small_sample, tmp
         parts = [path.read_bytes(), *(inner.read(name) for name in (inner.namelist() if inner else []))]
         assert not [secret for secret in secrets for part in parts if secret.encode() in part], path
     assert len(multiview.predict("run", origin.reload_places(run)).sample_id) == 20
+
+
+def test_settings_of_an_encoder_that_learns_are_without_effect_on_a_frozen_one_and_the_log_says_so(caplog):
+    multiview.Session.check_model(multiview.Config(encoder="tiny", finetune_epochs=0, erase=0.25, drop_path=0.1))
+    assert "drop_path, erase: no effect, as the encoder stays frozen" in caplog.text
